@@ -192,6 +192,18 @@ class MicroConfig:
 
 
 @dataclass(frozen=True)
+class ExperimentsConfig:
+    """The grids of notebooks 07 to 10; training and losses as in the other sections."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    students: tuple[str, ...] = ()  # names like student.model, smallest first
+    # The same sizes before instruction tuning, same order. A name that stands in
+    # `students` too is the same model with start "raw"; empty: no raw starts.
+    raw_students: tuple[str, ...] = ()
+    num_workers: int = 1  # cells trained at the same time; one thread each if several
+
+
+@dataclass(frozen=True)
 class Profile:
     """Every number of one run. Read-only; change it with `resolve` and overrides."""
 
@@ -207,6 +219,7 @@ class Profile:
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     micro: MicroConfig = MicroConfig()
+    experiments: ExperimentsConfig = ExperimentsConfig()
 
 
 SECTIONS = tuple(
