@@ -29,9 +29,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from cotspec import artifacts, losses, training
+from cotspec import artifacts, batching, losses, training
 from cotspec.models import as_student
 from cotspec.profiles import DATA_FORMATS, FormatsConfig, LossConfig, TrainingConfig
+from cotspec.training import __main__ as command_line
+from cotspec.training import log, update
 
 WORDS = [f"w{i}" for i in range(40)]
 CONFIG = TrainingConfig(
@@ -173,7 +175,7 @@ def test_the_loss_falls_and_the_log_has_a_row_per_update(finished):
     _, _, result = finished
     metrics = result.metrics
     assert metrics["step"].tolist() == list(range(1, 13))
-    assert list(metrics.columns) == training.METRICS
+    assert list(metrics.columns) == log.METRICS
     assert metrics["loss"][9:].mean() < 0.8 * metrics["loss"][:3].mean()
     assert (metrics["num_target_tokens"] > 0).all()
 
@@ -234,14 +236,14 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 ):
     config = dataclasses.replace(CONFIG, optimizer=optimizer)
     run(tmp_path / "whole", config)
-    append = training._append_row
+    append = log.append_row
 
-    def append_then_stop(state, row):
-        append(state, row)
+    def append_then_stop(path, row):
+        append(path, row)
         if row["step"] == stop_at:
             raise StopHere
 
-    monkeypatch.setattr(training, "_append_row", append_then_stop)
+    monkeypatch.setattr(log, "append_row", append_then_stop)
     with pytest.raises(StopHere):
         run(tmp_path / "cut", config)
     monkeypatch.undo()
@@ -251,7 +253,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 
 def test_a_finished_run_is_not_trained_again(finished, tmp_path, monkeypatch):
     work_dir, student, _ = finished
-    monkeypatch.setattr(training, "_update", None)
+    monkeypatch.setattr(update, "take_update", None)
     again, result = run(work_dir)
     assert len(result.metrics) == 12
     assert torch.equal(again.model.shared.weight, student.model.shared.weight)
@@ -281,12 +283,12 @@ def test_loss_and_gradients_do_not_depend_on_how_an_update_is_cut(tmp_path):
     student = tiny_student(dropout=0.0)
     _, result = run(tmp_path, config, student)
     fresh = tiny_student(dropout=0.0)
-    encoded = training.batching.encode(
+    encoded = batching.encode(
         make_examples(), fresh.tokenizer, aligned=make_aligned(), max_input_tokens=512
     )
-    stream = training.batching.batch_stream(encoded.lengths(), 160, seed=3)
+    stream = batching.batch_stream(encoded.lengths(), 160, seed=3)
     indices = np.concatenate([next(stream)[1] for _ in range(4)])
-    batch = training.batching.collate(encoded, indices, pad_id=0, pad_left=False)
+    batch = batching.collate(encoded, indices, pad_id=0, pad_left=False)
     loss = training.batch_loss(fresh, fresh.model, batch, LossConfig())
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in fresh.model.parameters()])
@@ -367,10 +369,8 @@ def test_activation_checkpointing_changes_memory_but_no_bit_of_the_result(
 def test_answer_only_examples_train_by_cross_entropy_under_both_losses():
     student = tiny_student(dropout=0.0)
     rows = make_examples().filter(lambda row: row["sample_id"] < 0)
-    encoded = training.batching.encode(rows, student.tokenizer, max_input_tokens=64)
-    batch = training.batching.collate(
-        encoded, np.arange(len(rows)), pad_id=0, pad_left=False
-    )
+    encoded = batching.encode(rows, student.tokenizer, max_input_tokens=64)
+    batch = batching.collate(encoded, np.arange(len(rows)), pad_id=0, pad_left=False)
     matched = [
         training.batch_loss(student, student.model, batch, LossConfig(name=name))
         for name in ("distribution_matching", "sample_matching")
@@ -402,11 +402,9 @@ def test_a_decoder_only_student_takes_the_same_examples(tmp_path, name):
 def test_a_decoder_only_student_is_scored_on_its_targets_only():
     """One example at a time without padding: Hugging Face's own shifted loss."""
     student = tiny_causal_student()
-    encoded = training.batching.encode(
-        make_examples(), student.tokenizer, max_input_tokens=64
-    )
+    encoded = batching.encode(make_examples(), student.tokenizer, max_input_tokens=64)
     chosen = np.array([0, 1, 7])
-    batch = training.batching.collate(encoded, chosen, pad_id=0, pad_left=True)
+    batch = batching.collate(encoded, chosen, pad_id=0, pad_left=True)
     loss = training.batch_loss(
         student, student.model, batch, LossConfig(name="sample_matching")
     )
@@ -468,12 +466,14 @@ def test_inputs_that_were_cut_are_counted_in_the_result(tmp_path):
 
 
 def test_the_command_line_trains_a_profile_on_saved_artifacts(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "load_student", lambda config, seed: tiny_student())
+    monkeypatch.setattr(
+        command_line, "load_student", lambda config, seed: tiny_student()
+    )
     artifacts.write_dataset(tmp_path / "examples.parquet", make_examples())
     artifacts.write_dataset(tmp_path / "aligned.parquet", make_aligned())
     options = "max_steps=2 batch_tokens=160 precision=float32 warmup_steps=2".split()
     overrides = [item for o in options for item in ("--set", f"training.{o}")]
-    result = training.main(
+    result = command_line.main(
         ["smoke", str(tmp_path / "examples.parquet"), str(tmp_path / "out")]
         + ["--aligned", str(tmp_path / "aligned.parquet"), "--seed", "3", *overrides]
     )
@@ -532,7 +532,7 @@ def test_two_processes_leave_the_loss_trace_of_one_with_the_same_global_batch(
     """``accelerate launch`` starts two CPU processes only if told "multi_gpu"."""
     config = dataclasses.replace(SLOW_CONFIG, gradient_accumulation_steps=2)
     _, one = run(tmp_path / "one", config)
-    paths = [str(Path(training.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(training.__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = {
         "PYTHONPATH": os.pathsep.join(paths),
         "OMP_NUM_THREADS": "1",
