@@ -32,6 +32,8 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from datasets.table import InMemoryTable
 
+from cotspec.atomic import write_bytes
+
 SUCCESS = "SUCCESS.json"
 PROVENANCE_PACKAGES = ("torch", "transformers", "datasets", "accelerate", "papermill")
 
@@ -57,28 +59,6 @@ def run_dir(profile_name: str) -> Path:
     """Return ``runs/<profile>``; ``COTSPEC_RUNS`` moves ``runs`` elsewhere."""
     runs = os.environ.get("COTSPEC_RUNS") or repository_root() / "runs"
     return Path(runs).resolve() / profile_name
-
-
-def write_bytes(path: Path, content: bytes) -> Path:
-    """Write a file so that a reader sees the old bytes or the new ones, never a part.
-
-    Parameters
-    ----------
-    path : Path
-        Parents are made as needed.
-    content : bytes
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 def write_json(path: Path, value: object) -> Path:

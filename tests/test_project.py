@@ -14,6 +14,7 @@ PACKAGE = REPOSITORY / "cotspec"
 LAYERS = {
     "cotspec.profiles": 0,
     "cotspec.answers": 0,
+    "cotspec.atomic": 0,
     "cotspec.alignment": 0,
     "cotspec.losses": 0,
     "cotspec.figures": 0,

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
+
+from cotspec import atomic
 
 PNG_DPI = 200
 
@@ -65,7 +65,6 @@ def save_figure(
     if not caption.strip():
         raise ValueError(f"caption: empty for figure {name!r}; say what it shows")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     contents = {
         "png": _rendered(figure, name, "png"),
         "svg": _rendered(figure, name, "svg"),
@@ -76,7 +75,7 @@ def save_figure(
     }
     paths = {suffix: folder / f"{name}.{suffix}" for suffix in contents}
     for suffix, content in contents.items():
-        _write_atomically(paths[suffix], content)
+        atomic.write_bytes(paths[suffix], content)
     return paths
 
 
@@ -104,15 +103,3 @@ def _described(
     }
     text = json.dumps(description, indent=2, sort_keys=True, ensure_ascii=False)
     return (text + "\n").encode()
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
