@@ -383,7 +383,8 @@ class Stage:
         name : str
             A literal, unique in the series.
         value : Dataset, DataFrame, dict, str or Path
-            Parquet, CSV, JSON, Markdown, or a finished folder that is linked in.
+            Parquet, CSV, JSON, Markdown (a page that begins with ``<!doctype html>``:
+            HTML), or a finished folder that is linked in.
         folder : str, optional
             A folder of the run (``"report"``) instead of the stage's own.
         """
@@ -487,7 +488,8 @@ def _store(target: Path, value: object) -> Path:
     if isinstance(value, Path):
         return artifacts.write_folder(target, value)
     if isinstance(value, str):
-        return artifacts.write_bytes(target.with_suffix(".md"), value.encode())
+        suffix = ".html" if value.startswith("<!doctype html>") else ".md"
+        return artifacts.write_bytes(target.with_suffix(suffix), value.encode())
     if isinstance(value, dict):
         return artifacts.write_json(target.with_suffix(".json"), value)
     raise ValueError(

@@ -92,6 +92,15 @@ def test_a_stage_writes_reads_and_finishes(root):
     assert second.read("numbers") == {"a": 1}
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("# A report", "numbers.md"), ("<!doctype html>\n<p>", "numbers.html")],
+)
+def test_text_is_markdown_unless_it_is_a_page(root, text, name):
+    path = stages.open_stage("00_overview", "smoke", 0, {}).write("numbers", text)
+    assert (path.name, path.read_text()) == (name, text)
+
+
 def test_an_unfinished_input_says_what_to_run(root):
     write_notebook(root, "01_next", 'stage.read("numbers")')
     with pytest.raises(ValueError, match="00_overview has not finished.*--only"):
