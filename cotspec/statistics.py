@@ -129,15 +129,13 @@ def _crossed_resamples(
     means = np.empty(num_resamples)
     for start in range(0, num_resamples, 256):
         rows = seeds[start : start + 256] @ values  # (256, P)
-        problems = _weights(num_problems, len(rows), generator)
-        means[start : start + 256] = (rows * problems).sum(axis=1)
+        drawn = generator.integers(num_problems, size=rows.shape, dtype=np.int32)
+        means[start : start + 256] = np.take_along_axis(rows, drawn, axis=1).mean(1)
     return means
 
 
 def _weights(size: int, count: int, generator: np.random.Generator) -> np.ndarray:
     """`count` bootstrap draws as weights of `size` items, each row summing to 1."""
-    if size == 1:
-        return np.ones((count, 1))
     return generator.multinomial(size, np.full(size, 1 / size), size=count) / size
 
 
