@@ -17,8 +17,8 @@ from cotspec.report.claims import (
     MAX_GENERIC_KEPT,
     MIN_GENERIC_ACCURACY,
     MIN_PROBLEMS,
-    Finding,
 )
+from cotspec.report.ledger import Finding
 
 MATH_MODE = "in_context_chain_of_thought"
 
