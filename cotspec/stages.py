@@ -230,6 +230,18 @@ def _source_closure(start: set[str]) -> tuple[str, ...]:
     return tuple(sorted(seen - set(SOURCES_BY_VALUE)))
 
 
+def sources_digest(*modules: str) -> str:
+    """Return the SHA-256 of the sources reachable from modules of the package.
+
+    Parameters
+    ----------
+    modules : str
+        Such as ``"cotspec.training"``.
+    """
+    start = {file for module in modules for file in _module_files(module)}
+    return artifacts.digest_of({m: _file_digest(m) for m in _source_closure(start)})
+
+
 @functools.cache
 def _references(file: str) -> tuple[str, ...]:
     path = _package_root() / file

@@ -185,3 +185,17 @@ def test_a_store_outlives_the_stage_and_follows_its_inputs(root):
         second.finish()
     assert folders[0] == folders[1] != folders[2]
     assert (folders[0] / "x.json").exists()
+
+
+def test_the_digest_of_sources_follows_imports_and_nothing_else(monkeypatch):
+    before = {
+        m: stages.sources_digest(m) for m in ("cotspec.training", "cotspec.prompts")
+    }
+    real = stages._file_digest
+
+    def edited(relative):
+        return "edited" if relative == "cotspec/losses.py" else real(relative)
+
+    monkeypatch.setattr(stages, "_file_digest", edited)
+    assert stages.sources_digest("cotspec.training") != before["cotspec.training"]
+    assert stages.sources_digest("cotspec.prompts") == before["cotspec.prompts"]

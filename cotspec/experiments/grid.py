@@ -1,0 +1,206 @@
+"""Which students are trained and what is measured on them: the grids, by name.
+
+Enters: sections of a profile. Leaves: lists of `Cell`. Nothing is computed here; a cell
+that several grids name is one cell, trained once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from cotspec.profiles import (
+    DATA_FORMATS,
+    AlignmentConfig,
+    ExperimentsConfig,
+    FormatsConfig,
+    LossConfig,
+    StudentConfig,
+)
+
+ALIGNMENTS = ("offsets", "dtw")
+TAILS = ("bucket", "renormalized", "paper")
+SPLITS = ("validation", "test")
+STEPS = ("last", "first_and_last", "all")
+
+# What a student may be trained on, as the column `data_formats` names it.
+FORMAT_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "all": DATA_FORMATS,
+        "in_context": tuple(f for f in DATA_FORMATS if f.startswith("in_context")),
+        "zero_shot": tuple(f for f in DATA_FORMATS if f.startswith("zero_shot")),
+        "answer_only": tuple(f for f in DATA_FORMATS if f.endswith("answer_only")),
+        "chain_of_thought": tuple(
+            f for f in DATA_FORMATS if f.endswith("chain_of_thought")
+        ),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One student to be trained once.
+
+    Attributes
+    ----------
+    model, start : str
+        As in `profiles.StudentConfig`.
+    seed : int
+        Of batches and dropout, and of random weights.
+    data_formats : tuple of str
+        Which training examples are used; kept in the order of `DATA_FORMATS`.
+    loss : LossConfig
+    alignment : str
+        Which aligned targets are used: ``offsets`` or ``dtw``.
+    """
+
+    model: str
+    start: str
+    seed: int
+    data_formats: tuple[str, ...] = DATA_FORMATS
+    loss: LossConfig = LossConfig()
+    alignment: str = "offsets"
+
+    def __post_init__(self) -> None:
+        _check("alignment", [self.alignment], ALIGNMENTS)
+        _check("data_formats", self.data_formats, DATA_FORMATS)
+        ordered = tuple(f for f in DATA_FORMATS if f in self.data_formats)
+        object.__setattr__(self, "data_formats", ordered)
+
+    @property
+    def formats_name(self) -> str:
+        """A key of `FORMAT_SETS`, or the formats joined with commas."""
+        names = {formats: name for name, formats in FORMAT_SETS.items()}
+        return names.get(self.data_formats, ",".join(self.data_formats))
+
+    def __str__(self) -> str:
+        parts = [self.model, self.start, f"seed {self.seed}", self.formats_name]
+        parts.append(self.loss.name)
+        if self.loss.name == "distribution_matching":
+            parts += [f"tail {self.loss.tail}", self.loss.divergence, self.alignment]
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is decoded of which checkpoints.
+
+    Attributes
+    ----------
+    split : str
+        ``validation`` or ``test``.
+    tasks : tuple of str
+    prompt_modes : tuple of str
+        Math modes for math tasks, generic ones for generic tasks.
+    steps : str
+        ``last``; ``first_and_last``, where the first is step 0, the base model; or
+        ``all``, the base model and every checkpoint.
+    models : tuple of str
+        Students that are measured; empty: all.
+    """
+
+    split: str
+    tasks: tuple[str, ...]
+    prompt_modes: tuple[str, ...]
+    steps: str = "last"
+    models: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check("split", [self.split], SPLITS)
+        _check("steps", [self.steps], STEPS)
+        for name in ("tasks", "prompt_modes"):
+            if not getattr(self, name):
+                raise ValueError(f"measurement: {name} is empty. Allowed: at least one")
+
+
+def _check(field: str, values: Iterable[str], allowed: Sequence[str]) -> None:
+    values = tuple(values)
+    wrong = [value for value in values if value not in allowed]
+    if wrong or not values:
+        raise ValueError(f"{field}: {wrong or 'empty'}. Allowed: {', '.join(allowed)}")
+
+
+def base_cells(
+    student: StudentConfig,
+    experiments: ExperimentsConfig,
+    *,
+    formats: FormatsConfig,
+    loss: LossConfig,
+    alignment: AlignmentConfig,
+) -> list[Cell]:
+    """Return the profile's own student, one cell per seed; it is in all four grids."""
+    return [
+        Cell(
+            model=student.model,
+            start=student.start,
+            seed=seed,
+            data_formats=formats.data_formats,
+            loss=loss,
+            alignment=alignment.method,
+        )
+        for seed in experiments.seeds
+    ]
+
+
+def ability_grid(base: Sequence[Cell]) -> list[Cell]:
+    """Notebook 07: the profile's own student; what counts is its many checkpoints."""
+    return list(base)
+
+
+def format_grid(base: Sequence[Cell]) -> list[Cell]:
+    """Notebook 08: `base`, and the same student trained on some of the formats."""
+    parts = [formats for name, formats in FORMAT_SETS.items() if name != "all"]
+    return [*base, *(_with(cell, data_formats=f) for f in parts for cell in base)]
+
+
+def loss_grid(
+    base: Sequence[Cell], *, extra: Sequence[Mapping[str, object]] = ()
+) -> list[Cell]:
+    """Notebook 09: `base`, and the same student with other losses and targets.
+
+    Parameters
+    ----------
+    base : sequence of Cell
+    extra : sequence of mapping
+        More variants of distribution matching: fields of `LossConfig`, such as
+        ``{"divergence": "reverse_kl"}``. Each adds one cell per seed.
+    """
+    cells = list(base)
+    for name in ("distribution_matching", "sample_matching"):
+        cells += [_with_loss(cell, name=name) for cell in base]
+    variants = [{"tail": tail} for tail in TAILS] + list(extra)
+    matching = {"name": "distribution_matching"}
+    cells += [_with_loss(cell, **matching | v) for v in variants for cell in base]
+    cells += [
+        _with(_with_loss(cell, **matching), alignment=method)
+        for method in ALIGNMENTS
+        for cell in base
+    ]
+    return list(dict.fromkeys(cells))
+
+
+def scaling_grid(base: Sequence[Cell], experiments: ExperimentsConfig) -> list[Cell]:
+    """Notebook 10: `base`, and the other sizes from both starts.
+
+    Parameters
+    ----------
+    base : sequence of Cell
+    experiments : ExperimentsConfig
+        Its ``students`` and ``raw_students``.
+    """
+    named = [(model, "instruction_tuned") for model in experiments.students]
+    named += [(model, "raw") for model in experiments.raw_students]
+    others = [
+        _with(c, model=model, start=start) for model, start in named for c in base
+    ]
+    return list(dict.fromkeys([*base, *others]))
+
+
+def _with(cell: Cell, **changes: object) -> Cell:
+    return dataclasses.replace(cell, **changes)
+
+
+def _with_loss(cell: Cell, **changes: object) -> Cell:
+    return _with(cell, loss=dataclasses.replace(cell.loss, **changes))

@@ -1,0 +1,241 @@
+"""The work of one process: train a cell, decode what is measured on it.
+
+Enters: a `Job`, the artifacts of earlier notebooks and the profile's sections. Leaves,
+in the job's folder::
+
+    cell.json                           written last: the training is finished
+    metrics.csv                         the training's log
+    checkpoints/step-20/                model.safetensors, no optimiser state
+    predictions/step-20/*.parquet       one file per split, task and prompt mode
+    training/                           only while it trains; a killed run resumes there
+
+Every file is whole or absent, so a job can be killed at any moment and run again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+
+from cotspec import artifacts, evaluation, models, selection, training
+from cotspec.experiments.grid import Cell
+from cotspec.profiles import (
+    EvaluationConfig,
+    ExperimentsConfig,
+    FormatsConfig,
+    StudentConfig,
+    TrainingConfig,
+)
+
+DONE = "cell.json"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What earlier notebooks wrote.
+
+    Attributes
+    ----------
+    examples : Dataset
+        Training examples in all formats.
+    aligned : mapping of str to Dataset
+        Aligned targets by alignment method.
+    problems : Dataset
+        With ``split`` and ``task``.
+    demonstrations : Dataset
+        From `selection.select_demonstrations`.
+    micro_dir : Path, optional
+        As in `models.load_student`.
+    """
+
+    examples: Dataset
+    aligned: Mapping[str, Dataset]
+    problems: Dataset
+    demonstrations: Dataset
+    micro_dir: Path | None = None
+
+    def problems_of(self, split: str, task: str) -> Dataset:
+        """Return one task's problems of one split."""
+        is_split = np.array(self.problems["split"]) == split
+        is_task = np.array(self.problems["task"]) == task
+        return self.problems.select(np.flatnonzero(is_split & is_task))
+
+    def examples_of(self, cell: Cell) -> Dataset:
+        """Return the training examples in the cell's formats."""
+        wanted = np.isin(self.examples["data_format"], cell.data_formats)
+        return self.examples.select(np.flatnonzero(wanted))
+
+    def aligned_of(self, cell: Cell) -> Dataset | None:
+        """Return the targets that the cell learns from; none for sample matching."""
+        if cell.loss.name == "sample_matching":
+            return None
+        if cell.alignment not in self.aligned:
+            raise ValueError(
+                f"inputs.aligned: no targets by {cell.alignment!r} for cell {cell}. "
+                f"Allowed: {', '.join(self.aligned)}"
+            )
+        return self.aligned[cell.alignment]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The sections of a profile that all cells share."""
+
+    formats: FormatsConfig
+    training: TrainingConfig
+    evaluation: EvaluationConfig
+    experiments: ExperimentsConfig
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One task in one prompt mode: a file of predictions per checkpoint.
+
+    `digest` changes with all that its rows depend on but the weights; `is_every` asks
+    for every checkpoint instead of the last.
+    """
+
+    split: str
+    task: str
+    prompt_mode: str
+    digest: str
+    is_every: bool = False
+
+    def path(self, folder: Path, step: int) -> Path:
+        """Return where the predictions of a checkpoint are kept."""
+        task = self.task.replace("/", "-")
+        name = f"{self.split}.{task}.{self.prompt_mode}.{self.digest[:16]}.parquet"
+        return folder / "predictions" / f"step-{step}" / name
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell to train and measure, or (`is_base`) a base model to measure."""
+
+    cell: Cell
+    folder: Path
+    units: tuple[Unit, ...]
+    size: int
+    is_base: bool = False
+
+    def __str__(self) -> str:
+        base = f"{self.cell.model}, {self.cell.start}, before training"
+        return base if self.is_base else str(self.cell)
+
+    def checkpoints(self) -> list[tuple[int, Path | None]]:
+        """Return ``(step, folder)``; step 0 without folder for a base model."""
+        return [(0, None)] if self.is_base else training.list_checkpoints(self.folder)
+
+    def is_trained(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.is_base or (self.folder / DONE).exists()
+
+    def files(self) -> Iterator[tuple[int, Path | None, Unit, Path]]:
+        """Yield ``(step, checkpoint, unit, file)`` of a trained job's predictions."""
+        steps = self.checkpoints()
+        for step, checkpoint in steps:
+            for unit in self.units:
+                if unit.is_every or step == steps[-1][0]:
+                    yield step, checkpoint, unit, unit.path(self.folder, step)
+
+    def is_finished(self) -> bool:
+        """Whether it is trained and every prediction is there."""
+        return self.is_trained() and all(path.exists() for *_, path in self.files())
+
+
+def run_job(job: Job, *, inputs: Inputs, settings: Settings) -> None:
+    """Train and decode whatever of the job is missing.
+
+    Raises
+    ------
+    Exception
+        Whatever training or decoding raises; finished files stay.
+    """
+    with _alone_in(job.folder):
+        if not job.is_trained():
+            _train(job, inputs, settings)
+        _sweep(job.folder)
+        _decode(job, inputs, settings)
+
+
+def load_base(cell: Cell, inputs: Inputs) -> models.Student:
+    """Load the student that a cell starts from."""
+    config = StudentConfig(model=cell.model, start=cell.start)
+    return models.load_student(config, seed=cell.seed, micro_dir=inputs.micro_dir)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process works in the folder: notebooks share the store."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what only training needed, and what a killed run was writing."""
+    shutil.rmtree(folder / "training", ignore_errors=True)
+    for torn in folder.rglob(".*.*"):
+        torn.unlink()
+
+
+def _train(job: Job, inputs: Inputs, settings: Settings) -> None:
+    cell, folder = job.cell, job.folder
+    result = training.train(
+        load_base(cell, inputs),
+        inputs.examples_of(cell),
+        settings.training,
+        work_dir=folder / "training",
+        aligned=inputs.aligned_of(cell),
+        loss=cell.loss,
+        formats=settings.formats,
+        seed=cell.seed,
+    )
+    training.export_weights(result, folder)
+    artifacts.write_bytes(folder / "metrics.csv", result.metrics_path.read_bytes())
+    artifacts.write_json(folder / DONE, dataclasses.asdict(cell))
+
+
+def _decode(job: Job, inputs: Inputs, settings: Settings) -> None:
+    missing: dict[tuple[int, Path | None], list[tuple[Unit, Path]]] = {}
+    for step, checkpoint, unit, path in job.files():
+        if not path.exists():
+            missing.setdefault((step, checkpoint), []).append((unit, path))
+    if not missing:
+        return
+    base = load_base(job.cell, inputs)
+    for (step, checkpoint), units in missing.items():
+        student = training.load_checkpoint(base, checkpoint) if checkpoint else base
+        student.model.to(models.device())
+        for unit, path in units:
+            table = _predictions(student, unit, f"step-{step}", inputs, settings)
+            artifacts.write_dataset(path, table)
+
+
+def _predictions(
+    student: models.Student,
+    unit: Unit,
+    checkpoint: str,
+    inputs: Inputs,
+    settings: Settings,
+) -> Dataset:
+    problems = inputs.problems_of(unit.split, unit.task)
+    table = inputs.demonstrations
+    return evaluation.evaluate(
+        student,
+        {unit.task: problems},
+        (unit.prompt_mode,),
+        settings.evaluation,
+        demonstrations=selection.demonstrations_by_task(table, problems),
+        descriptions=selection.descriptions_by_task(table),
+        checkpoint=checkpoint,
+    )

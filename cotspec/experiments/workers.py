@@ -1,0 +1,124 @@
+"""Run jobs one after the other, or several at a time in processes of their own.
+
+Enters: jobs and the function that does one. Leaves: the errors of those that failed;
+the others are finished whatever happens to one of them, be it killed for its memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+
+import torch
+from tqdm import tqdm
+
+from cotspec.experiments.jobs import Job
+
+Work = Callable[[Job], None]
+
+
+def run_jobs(jobs: Sequence[Job], work: Work, *, num_workers: int) -> dict[str, str]:
+    """Do all jobs; return the traceback of each that failed, by its name.
+
+    Parameters
+    ----------
+    jobs : sequence of Job
+        Begun in this order.
+    work : callable
+        Importable by name, or a partial of such a function.
+    num_workers : int
+        1: in this process, with all of torch's threads. More: one process a job, so
+        many at a time, each with one thread; what they compute does not depend on how
+        many there are.
+    """
+    run = _in_turn if num_workers == 1 else _side_by_side
+    failed = {}
+    with tqdm(total=len(jobs), desc="cells", unit="cell", disable=not jobs) as bar:
+        for job, error in run(jobs, work, num_workers):
+            bar.update()
+            if error:
+                failed[str(job)] = error
+                bar.write(f"failed: {job}: {error.strip().splitlines()[-1]}")
+    return failed
+
+
+def _in_turn(
+    jobs: Sequence[Job], work: Work, _: int
+) -> Iterator[tuple[Job, str | None]]:
+    for job in jobs:
+        yield job, _error_of(work, job)
+
+
+def _error_of(work: Work, job: Job) -> str | None:
+    try:
+        work(job)
+    except Exception:
+        return traceback.format_exc()
+    return None
+
+
+def _side_by_side(
+    jobs: Sequence[Job], work: Work, num_workers: int
+) -> Iterator[tuple[Job, str | None]]:
+    # A server that has imported everything once forks a process for every job.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "cotspec.experiments.jobs"])
+    waiting = list(jobs)
+    running: dict[Connection, tuple[Job, multiprocessing.Process]] = {}
+    with _killed_at_the_end(running):
+        while waiting or running:
+            while waiting and len(running) < num_workers:
+                job = waiting.pop(0)
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(target=_serve, args=(sender, work, job))
+                process.start()
+                sender.close()
+                running[receiver] = job, process
+            for receiver in wait(list(running)):
+                job, process = running.pop(receiver)
+                yield job, _outcome(receiver, process)
+
+
+@contextlib.contextmanager
+def _killed_at_the_end(running: dict) -> Iterator[None]:
+    """Leave no process behind when the caller is interrupted."""
+    try:
+        yield
+    finally:
+        for _, process in running.values():
+            process.kill()
+            process.join()
+
+
+def _outcome(receiver: Connection, process: multiprocessing.Process) -> str | None:
+    with receiver:
+        try:
+            error = receiver.recv()
+        except EOFError:
+            error = "died"
+        process.join()
+    return f"the process ended with {process.exitcode}" if error == "died" else error
+
+
+def _serve(sender: Connection, work: Work, job: Job) -> None:
+    """Do one job in a process of its own, and send its error or None."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    # Bars of several processes would write over each other; the parent has one.
+    tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
+    sender.send(_error_of(work, job))
+    sender.close()
+
+
+def _end_with_parent() -> None:
+    """Stop when the parent was killed: nobody is left to use the result."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

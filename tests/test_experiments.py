@@ -1,0 +1,432 @@
+"""Grids on a tiny T5: what is trained once, kept, resumed, and named when it fails."""
+
+import dataclasses
+import functools
+import multiprocessing
+import os
+import signal
+import time
+
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from test_training import make_aligned, make_examples, tiny_student
+
+from cotspec import artifacts, experiments, profiles
+from cotspec.experiments import Cell, Inputs, Measurement, Settings, jobs, workers
+from cotspec.profiles import (
+    AlignmentConfig,
+    EvaluationConfig,
+    ExperimentsConfig,
+    FormatsConfig,
+    LossConfig,
+    StudentConfig,
+    TrainingConfig,
+)
+
+TASK = "micro/math"
+MODE = "zero_shot_chain_of_thought"
+SETTINGS = Settings(
+    FormatsConfig(),
+    TrainingConfig(
+        learning_rate=1e-2,
+        max_steps=4,
+        warmup_steps=1,
+        batch_tokens=160,
+        precision="float32",
+        checkpoint_every=2,
+    ),
+    EvaluationConfig(
+        num_demonstrations=1,
+        max_input_tokens=64,
+        max_new_tokens=8,
+        batch_tokens=1024,
+        precision="float32",
+    ),
+    ExperimentsConfig(seeds=(0, 1)),
+)
+MEASUREMENTS = [
+    Measurement("validation", (TASK,), (MODE,), steps="all"),
+    Measurement("test", (TASK,), (MODE,), steps="first_and_last"),
+]
+CELL_FIELDS = {"model": "m", "start": "instruction_tuned", "seed": 0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """As the workers have: only then are floats the same in both ways of running."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A student's folder, loaded like any other model."""
+    folder, student = tmp_path_factory.mktemp("models") / "tiny", tiny_student()
+    student.model.save_pretrained(folder)
+    student.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    problems = [
+        {"problem_id": f"{split}/{i}", "task": TASK, "split": split}
+        | {"question": f"w{i} w{i + 1}", "answer": str(i)}
+        for split in ("validation", "test")
+        for i in range(3)
+    ]
+    shown = {"task": TASK, "description": "", "question": "w1", "rationale": "w2"}
+    return Inputs(
+        make_examples(),
+        {"offsets": make_aligned(), "dtw": make_aligned(mass=0.8)},
+        Dataset.from_list(problems),
+        Dataset.from_list([shown | {"answer": "1"}]),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(model, inputs, tmp_path_factory):
+    """Two seeds, run once: (cells, store, predictions)."""
+    store = tmp_path_factory.mktemp("store")
+    cells = [Cell(model, "instruction_tuned", seed) for seed in (0, 1)]
+    return cells, store, run(cells, inputs, store)
+
+
+def run(cells, inputs, store, settings=SETTINGS, measurements=MEASUREMENTS):
+    options = {"inputs": inputs, "settings": settings, "work_dir": store}
+    return experiments.run(cells, measurements, **options)
+
+
+def states(cells, inputs, store, settings=SETTINGS, measurements=MEASUREMENTS):
+    options = {"inputs": inputs, "settings": settings, "work_dir": store}
+    return experiments.plan(cells, measurements, **options)["state"].tolist()
+
+
+def contents(store):
+    """Every file of a store but the locks, by relative name."""
+    return {
+        str(path.relative_to(store)): path.read_bytes()
+        for path in sorted(store.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+# --- Grids -----------------------------------------------------------------------
+
+BASE = experiments.base_cells(
+    StudentConfig(model="base"),
+    ExperimentsConfig(seeds=(0, 1)),
+    formats=FormatsConfig(),
+    loss=LossConfig(),
+    alignment=AlignmentConfig(),
+)
+
+
+def test_the_base_cells_are_in_every_grid():
+    sizes = ExperimentsConfig(students=("small", "base"), raw_students=("small",))
+    grids = [
+        experiments.ability_grid(BASE),
+        experiments.format_grid(BASE),
+        experiments.loss_grid(BASE),
+        experiments.scaling_grid(BASE, sizes),
+    ]
+    assert [len(grid) for grid in grids] == [2, 10, 10, 6]
+    assert all(set(BASE) <= set(grid) for grid in grids)
+    assert len(set().union(*grids)) == 2 + 8 + 8 + 4
+
+
+def test_the_format_grid_names_its_five_training_sets():
+    names = [cell.formats_name for cell in experiments.format_grid(BASE)[::2]]
+    expected = "all in_context zero_shot answer_only chain_of_thought".split()
+    assert names == expected
+
+
+def test_the_loss_grid_varies_one_thing_at_a_time():
+    seen = {
+        (c.loss.name, c.loss.tail, c.alignment) for c in experiments.loss_grid(BASE)
+    }
+    assert seen == {
+        ("distribution_matching", "bucket", "offsets"),
+        ("distribution_matching", "renormalized", "offsets"),
+        ("distribution_matching", "paper", "offsets"),
+        ("distribution_matching", "bucket", "dtw"),
+        ("sample_matching", "bucket", "offsets"),
+    }
+
+
+def test_an_extra_loss_adds_one_cell_per_seed():
+    extra = [{"divergence": "reverse_kl"}, {"tail": "paper"}]
+    added = set(experiments.loss_grid(BASE, extra=extra)) - set(
+        experiments.loss_grid(BASE)
+    )
+    assert {(c.seed, c.loss.divergence) for c in added} == {
+        (0, "reverse_kl"),
+        (1, "reverse_kl"),
+    }
+
+
+def test_a_grid_without_other_sizes_is_the_base():
+    assert experiments.scaling_grid(BASE, ExperimentsConfig()) == BASE
+
+
+def test_the_order_of_formats_makes_no_other_cell():
+    formats = profiles.DATA_FORMATS
+    assert Cell(**CELL_FIELDS, data_formats=formats[::-1]) == Cell(**CELL_FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    (
+        (lambda: Cell(**CELL_FIELDS, alignment="x"), "alignment: .*offsets, dtw"),
+        (lambda: Cell(**CELL_FIELDS, data_formats=()), "data_formats: empty"),
+        (lambda: Measurement("train", ("t",), ("m",)), "split: .*validation, test"),
+        (lambda: Measurement("test", ("t",), ("m",), "some"), "steps: .*first_and"),
+        (lambda: Measurement("test", (), ("m",)), "tasks is empty"),
+    ),
+)
+def test_a_wrong_field_names_itself_and_what_is_allowed(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+# --- Running ---------------------------------------------------------------------
+
+
+def test_predictions_have_a_row_per_cell_step_and_problem(finished):
+    _, _, predictions = finished
+    assert list(predictions.columns) == experiments.COLUMNS
+    counts = predictions.groupby(["split", "seed", "step"]).size().to_dict()
+    every = {("validation", seed, step): 3 for seed in (0, 1) for step in (0, 2, 4)}
+    ends = {("test", seed, step): 3 for seed in (0, 1) for step in (0, 4)}
+    assert counts == every | ends
+    assert set(predictions["data_formats"]) == {"all"}
+    assert predictions["size"].nunique() == 1
+
+
+def test_the_store_keeps_weights_and_no_optimiser_state(finished):
+    _, store, _ = finished
+    names = {path.name for path in store.rglob("*") if path.is_file()}
+    assert "optimizer.safetensors" not in names
+    assert {"model.safetensors", "metrics.csv", "cell.json"} <= names
+    assert not list(store.rglob("training"))
+
+
+def test_the_base_is_decoded_once_for_all_seeds(finished):
+    _, store, predictions = finished
+    assert len(list((store / "bases").iterdir())) == 1
+    before = predictions[predictions["step"] == 0]
+    columns = ["split", "problem_id", "predicted_answer"]
+    seeds = [before.loc[before["seed"] == s, columns].to_numpy() for s in (0, 1)]
+    assert (seeds[0] == seeds[1]).all()
+
+
+def test_a_second_run_trains_and_decodes_nothing(finished, inputs, monkeypatch):
+    cells, store, predictions = finished
+    assert predictions.attrs == {"cells": 2, "trained": 2, "decoded": 8}
+    assert states(cells, inputs, store) == ["finished", "finished"]
+    monkeypatch.setattr(jobs.training, "train", None)
+    monkeypatch.setattr(jobs.evaluation, "evaluate", None)
+    again = run(cells, inputs, store)
+    assert again.attrs == {"cells": 2, "trained": 0, "decoded": 0}
+    pd.testing.assert_frame_equal(again, predictions)
+
+
+def test_a_tweak_of_one_cell_trains_only_this_cell(finished, model, inputs):
+    cells, store, _ = finished
+    before = contents(store)
+    tweaked = dataclasses.replace(cells[1], loss=LossConfig(tail="paper"))
+    predictions = run([cells[0], tweaked], inputs, store)
+    assert predictions.attrs["trained"] == 1
+    assert predictions.attrs["decoded"] == 3  # of its two checkpoints, no base's
+    after = contents(store)
+    assert {name: after[name] for name in before} == before
+
+
+def test_what_cannot_change_a_result_computes_nothing(finished, inputs):
+    cells, store, _ = finished
+    evaluation = dataclasses.replace(SETTINGS.evaluation, confidence=0.9)
+    settings = dataclasses.replace(SETTINGS, evaluation=evaluation)
+    assert states(cells, inputs, store, settings) == ["finished"] * 2
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "state"),
+    (
+        ("training", {"learning_rate": 2e-2}, "to train"),
+        ("formats", {"max_input_tokens": 16}, "to train"),
+        ("evaluation", {"max_new_tokens": 9}, "to decode"),
+        ("evaluation", {"num_demonstrations": 2}, "to decode"),
+    ),
+)
+def test_what_changes_a_result_is_stale(finished, inputs, section, change, state):
+    cells, store, _ = finished
+    config = dataclasses.replace(getattr(SETTINGS, section), **change)
+    settings = dataclasses.replace(SETTINGS, **{section: config})
+    assert states(cells, inputs, store, settings) == [state] * 2
+
+
+def test_other_data_or_other_weights_are_stale(finished, inputs, tmp_path):
+    cells, store, _ = finished
+    fewer = dataclasses.replace(inputs, examples=inputs.examples.select(range(40)))
+    assert states(cells, fewer, store) == ["to train"] * 2
+    other = dataclasses.replace(inputs, aligned={"offsets": make_aligned(mass=0.7)})
+    assert states(cells, other, store) == ["to train"] * 2
+    student = tiny_student()
+    student.model.shared.weight.data[3] += 1
+    student.model.save_pretrained(tmp_path / "tiny")
+    student.tokenizer.save_pretrained(tmp_path / "tiny")
+    moved = [dataclasses.replace(c, model=str(tmp_path / "tiny")) for c in cells]
+    assert states(moved, inputs, store) == ["to train"] * 2
+
+
+def test_sample_matching_depends_on_no_target_distribution(model, inputs):
+    keys = experiments.running.Keys(inputs, SETTINGS)
+    cell = Cell(model, "raw", 0, loss=LossConfig(name="sample_matching"))
+    other = dataclasses.replace(
+        cell, alignment="dtw", loss=dataclasses.replace(cell.loss, tail="paper")
+    )
+    assert keys.cell(cell, "base") == keys.cell(other, "base")
+    matching = dataclasses.replace(other, loss=LossConfig())
+    assert keys.cell(matching, "base") != keys.cell(
+        dataclasses.replace(matching, alignment="offsets"), "base"
+    )
+
+
+def test_a_measurement_of_some_models_leaves_the_others_alone(finished, inputs):
+    cells, store, _ = finished
+    extra = dataclasses.replace(
+        MEASUREMENTS[1], prompt_modes=("zero_shot_answer_only",), models=("other",)
+    )
+    measurements = [*MEASUREMENTS, extra]
+    assert states(cells, inputs, store, measurements=measurements) == ["finished"] * 2
+
+
+def test_missing_problems_and_targets_are_said_before_anything_is_trained(
+    model, inputs, tmp_path
+):
+    cell = Cell(model, "raw", 0)
+    none = Measurement("test", ("gsm8k",), (MODE,))
+    with pytest.raises(ValueError, match="no test problems of task 'gsm8k'.*test of"):
+        run([cell], inputs, tmp_path, measurements=[none])
+    lacking = dataclasses.replace(inputs, aligned={"dtw": make_aligned()})
+    with pytest.raises(ValueError, match="no targets by 'offsets' for cell.*dtw"):
+        run([cell], lacking, tmp_path)
+    with pytest.raises(ValueError, match="cells: none"):
+        run([], inputs, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failing_cell_is_named_and_the_others_are_finished(
+    finished, inputs, tmp_path, monkeypatch
+):
+    cells, _, predictions = finished
+    train = jobs.training.train
+
+    def fail_for_seed_0(*arguments, seed, **options):
+        if seed == 0:
+            raise FloatingPointError("loss is nan at step 3")
+        return train(*arguments, seed=seed, **options)
+
+    monkeypatch.setattr(jobs.training, "train", fail_for_seed_0)
+    with pytest.raises(experiments.CellsFailed) as failure:
+        run(cells, inputs, tmp_path)
+    assert str(cells[0]) in str(failure.value)
+    assert str(cells[1]) not in str(failure.value)
+    assert "loss is nan at step 3" in str(failure.value)
+    assert states(cells, inputs, tmp_path) == ["to train", "finished"]
+    monkeypatch.undo()
+    again = run(cells, inputs, tmp_path)
+    assert again.attrs["trained"] == 1
+    pd.testing.assert_frame_equal(again, predictions)
+
+
+# --- Processes -------------------------------------------------------------------
+
+TWO_WORKERS = dataclasses.replace(
+    SETTINGS, experiments=ExperimentsConfig(seeds=(0, 1), num_workers=2)
+)
+
+
+def test_two_workers_leave_the_same_bytes_as_one(finished, inputs, tmp_path):
+    cells, store, predictions = finished
+    beside = run(cells, inputs, tmp_path, TWO_WORKERS)
+    pd.testing.assert_frame_equal(beside, predictions)
+    alone = contents(store)
+    assert {name: alone[name] for name in contents(tmp_path)} == contents(tmp_path)
+
+
+def write_then_break(job, folder):
+    """Module-level, so that a process can import it."""
+    if job.cell.seed == 1:
+        raise ValueError("a bad cell")
+    if job.cell.seed == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    (folder / f"{job.cell.seed} {torch.get_num_threads()}").touch()
+
+
+def test_a_process_that_fails_or_is_killed_costs_only_its_own_cell(tmp_path):
+    listed = [
+        jobs.Job(Cell(**CELL_FIELDS | {"seed": seed}), tmp_path, (), 1)
+        for seed in range(4)
+    ]
+    work = functools.partial(write_then_break, folder=tmp_path)
+    failed = workers.run_jobs(listed, work, num_workers=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0 1", "3 1"]
+    assert set(failed) == {str(listed[1]), str(listed[2])}
+    assert failed[str(listed[1])].endswith("ValueError: a bad cell\n")
+    assert failed[str(listed[2])] == "the process ended with -9"
+
+
+def run_elsewhere(cells, inputs, store, settings):
+    torch.set_num_threads(1)
+    run(cells, inputs, store, settings)
+
+
+def start_elsewhere(*arguments):
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=run_elsewhere, args=arguments)
+    process.start()
+    return process
+
+
+@pytest.mark.parametrize("settings", (SETTINGS, TWO_WORKERS), ids=("one", "two"))
+@pytest.mark.parametrize("seen", ("*/training/checkpoints/step-*", "predictions/*"))
+def test_a_killed_run_resumes_and_ends_with_the_same_bytes(
+    finished, inputs, tmp_path, settings, seen
+):
+    cells, store, predictions = finished
+    process = start_elsewhere(cells, inputs, tmp_path, settings)
+    while process.is_alive() and not list(tmp_path.rglob(seen)):
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    resumed = run(cells, inputs, tmp_path, settings)
+    assert resumed.attrs["decoded"] > 0
+    pd.testing.assert_frame_equal(resumed, predictions)
+    whole = contents(store)
+    assert {name: whole[name] for name in contents(tmp_path)} == contents(tmp_path)
+
+
+def test_two_runs_at_once_in_one_store_do_not_disturb_each_other(
+    finished, inputs, tmp_path
+):
+    cells, store, _ = finished
+    processes = [start_elsewhere(cells, inputs, tmp_path, SETTINGS) for _ in range(2)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    whole = contents(store)
+    assert {name: whole[name] for name in contents(tmp_path)} == contents(tmp_path)
+
+
+def test_predictions_survive_the_way_into_an_artifact(finished, tmp_path):
+    _, _, predictions = finished
+    table = Dataset.from_pandas(predictions, preserve_index=False)
+    artifacts.write_dataset(tmp_path / "x.parquet", table)
+    again = artifacts.read_dataset(tmp_path / "x.parquet").to_pandas()
+    pd.testing.assert_frame_equal(again, predictions, check_dtype=False)
