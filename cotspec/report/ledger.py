@@ -47,6 +47,27 @@ class Finding:
     reason: str = ""
 
 
+def measured(
+    change: statistics.Difference,
+    ours: str,
+    *,
+    is_met: bool,
+    is_opposite: bool,
+    reason: str = "",
+    p_value: float | None = None,
+) -> Finding:
+    """Return a finding with a change as its effect.
+
+    Parameters
+    ----------
+    p_value : float, optional
+        Where the rule asks for more than this change; default the change's own.
+    """
+    p_value = change.p_value if p_value is None else p_value
+    effect = (change.estimate, change.ci_low, change.ci_high)
+    return Finding(ours, *effect, p_value, is_met, is_opposite, reason)
+
+
 def cannot_judge(reason: str, ours: str = "") -> Finding:
     """Return the finding of a claim without an effect, and why there is none."""
     return Finding(ours, *[math.nan] * 4, False, False, reason)
