@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MARK = "▁"  # how SentencePiece writes a space
 NO_TOKEN = -1
+_MODEL_KEY = ',"model":'  # inside a string its quotes would be escaped
 
 
 class Interner(dict):
@@ -111,7 +112,7 @@ def _open(tokenizer: PreTrainedTokenizerBase, size: int) -> Student:
     backend = Tokenizer.from_str(raw)
     backend.no_padding()
     backend.no_truncation()
-    spec = json.loads(raw) | {"padding": None, "truncation": None}
+    spec, model = _without_model(raw)
     is_byte_level = _is_byte_level(spec, tokenizer)
     vocabulary = tokenizer.get_vocab()
     tokens = [""] * (1 + max(vocabulary.values()))
@@ -127,7 +128,8 @@ def _open(tokenizer: PreTrainedTokenizerBase, size: int) -> Student:
     is_byte_token = np.array([_byte_of(token) is not None for token in tokens])
     by_rank = sorted(ordinary, key=lambda i: (is_byte_token[i], i), reverse=True)
     exact = {spelled[i]: i for i in by_rank}  # the last one of equal spelling stays
-    continuation = Tokenizer.from_str(json.dumps(_without_dummy_prefix(spec)))
+    unprefixed = json.dumps(_without_dummy_prefix(spec)).removesuffix("}")
+    continuation = Tokenizer.from_str(unprefixed + _MODEL_KEY + model)
     return Student(
         backend=backend,
         continuation=continuation,
@@ -146,6 +148,16 @@ def _open(tokenizer: PreTrainedTokenizerBase, size: int) -> Student:
         is_byte_token=is_byte_token,
         memory=memory,
     )
+
+
+def _without_model(raw: str) -> tuple[dict, str]:
+    """Return a tokenizer's JSON without its model, and the model as it is written.
+
+    To parse and to write tens of thousands of entries again takes as long as to align
+    hundreds of solutions.
+    """
+    head, _, model = raw.partition(_MODEL_KEY)  # the last key, as tokenizers writes it
+    return json.loads(head + "}") | {"padding": None, "truncation": None}, model
 
 
 def _is_byte_level(spec: dict, tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -197,7 +209,8 @@ def _whole_text(spec: dict) -> re.Pattern | None:
     if not steps or steps[0]["type"] != "WhitespaceSplit":
         return None
     opening = {entry["content"][0] for entry in spec["added_tokens"]}
-    return re.compile(f"[^\\t\\n\\r -~]|[{re.escape(''.join(sorted(opening)))}\0]")
+    trusted = {*"\t\n\r", *map(chr, range(32, 127))} - opening
+    return re.compile(f"[^{re.escape(''.join(sorted(trusted)))}]")
 
 
 @functools.cache
