@@ -56,7 +56,10 @@ class TeacherConfig:
     max_new_tokens: int = 256
     num_demonstrations: int = 4
     batch_size: int = 8  # solutions decoded at once (backend huggingface)
-    precision: str = "float32"
+    # "auto": bfloat16 where the machine multiplies in it. Tiny models gain nothing.
+    precision: str = field(
+        default="float32", metadata={"choices": ("auto", "bfloat16", "float32")}
+    )
     path: str | None = None  # recorded traces or the authors' release
     base_urls: tuple[str, ...] = ()  # OpenAI-compatible servers
     api: str = field(
@@ -65,6 +68,10 @@ class TeacherConfig:
     max_in_flight: int = 16  # concurrent requests per run
     samples_per_request: int = 8
     max_total_tokens: int | None = None  # budget: prompts and completions
+    # Notebook 01's study: a few questions at each temperature.
+    study_temperatures: tuple[float, ...] = (0.2, 0.5, 1.0, 1.5)
+    study_questions: int = 16
+    study_samples: int = 8
 
 
 @dataclass(frozen=True)
@@ -321,6 +328,10 @@ def _rehearsal() -> Profile:
             num_samples=4,
             max_new_tokens=128,
             batch_size=48,
+            precision="auto",
+            study_temperatures=(0.2, 0.5, 1.0),
+            study_questions=8,
+            study_samples=4,
         ),
         student=StudentConfig(model="random:google/flan-t5-small", start="random"),
         training=TrainingConfig(max_steps=40, batch_tokens=4096, checkpoint_every=20),
@@ -339,7 +350,9 @@ def _flan_t5(size: str, batch_tokens: int, **training: typing.Any) -> Profile:
             out_of_distribution_tasks=("multiarith", "asdiv", "svamp"),
             generic_tasks=BBH_TASKS,
         ),
-        teacher=TeacherConfig(backend="openai", model="code-davinci-002"),
+        teacher=TeacherConfig(
+            backend="openai", model="code-davinci-002", precision="auto"
+        ),
         student=StudentConfig(model=f"google/flan-t5-{size}"),
         # Measured: 512 tokens rarely hold four GSM8K CoT demonstrations.
         formats=FormatsConfig(max_input_tokens=1024),
@@ -469,7 +482,7 @@ def _convert_one(value: object, option: object) -> object:
 
 _POSITIVE = (
     "num_samples top_k max_new_tokens num_demonstrations batch_size max_in_flight "
-    "samples_per_request max_total_tokens "
+    "study_questions study_samples samples_per_request max_total_tokens "
     "learning_rate max_grad_norm num_epochs max_steps batch_tokens checkpoint_every "
     "gradient_accumulation_steps patience max_input_tokens num_train num_validation "
     "num_test_math num_test_generic max_solutions_per_question"
