@@ -1,6 +1,7 @@
 """One compact file of traces."""
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from test_teacher_store import completion
@@ -66,7 +67,15 @@ def test_a_foreign_parquet_file_is_refused(tmp_path):
         TraceFile(tmp_path / "foreign.parquet")
 
 
-def test_a_mapped_table_holds_what_was_written(tmp_path):
+def test_a_mapped_table_holds_what_was_written_and_takes_no_memory(tmp_path):
+    before = pa.total_allocated_bytes()
+    mapped = write_mapped(iter(rows(40, 8)), tmp_path / "traces.arrow")
+    assert pa.total_allocated_bytes() - before < mapped.data.nbytes / 10
+    assert mapped.to_list() == as_dataset(rows(40, 8)).to_list()
+
+
+def test_a_filtered_table_leaves_no_file_beside_the_samples(tmp_path):
     mapped = write_mapped(iter(rows()), tmp_path / "traces.arrow")
-    assert mapped.to_list() == as_dataset(rows()).to_list()
-    assert mapped.cache_files
+    assert len(mapped.filter(lambda row: row["sample_id"] == 0)) == 3
+    assert len(mapped.map(lambda row: {"length": len(row["completion"])})) == 6
+    assert [file.name for file in tmp_path.iterdir()] == ["traces.arrow"]

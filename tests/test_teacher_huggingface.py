@@ -1,5 +1,6 @@
 """The decode loop against plain forward passes of tiny random models."""
 
+import copy
 import dataclasses
 import logging
 
@@ -21,6 +22,7 @@ from transformers import (
 
 from cotspec import teacher
 from cotspec.models import Teacher
+from cotspec.profiles import TeacherConfig
 from cotspec.prompts import Demonstration
 from cotspec.teacher import decoding, huggingface, shared_prefix
 from cotspec.teacher.token_bytes import byte_level_alphabet
@@ -282,3 +284,61 @@ def test_a_question_beyond_the_window_is_named_before_anything_is_sampled(llama)
     backend = huggingface.HuggingFaceBackend(llama)
     with pytest.raises(ValueError, match=rf"'p/4'.*{window} that"):
         teacher.sample(table, backend, num_samples=1, temperature=1.0, seed=0)
+
+
+def machine(monkeypatch, *, cuda=None, amx=False, avx512=False) -> None:
+    """Pretend to be a machine; `cuda` says whether its GPU has bfloat16."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda is not None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: cuda)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ({"cuda": True}, "bfloat16"),
+        ({"cuda": False, "amx": True}, "float32"),  # the GPU computes, not the CPU
+        ({"amx": True}, "bfloat16"),
+        ({"avx512": True}, "bfloat16"),
+        ({}, "float32"),
+    ],
+)
+def test_auto_is_bfloat16_where_the_machine_multiplies_in_it(
+    monkeypatch, parts, expected
+):
+    machine(monkeypatch, **parts)
+    assert huggingface.resolve_precision("auto") == expected
+    assert huggingface.resolve_precision("float32") == "float32"
+    assert huggingface.resolve_precision("bfloat16") == "bfloat16"
+
+
+def test_auto_loads_the_model_in_that_precision_and_names_it(
+    monkeypatch, llama, tmp_path
+):
+    machine(monkeypatch, avx512=True)
+    llama.model.save_pretrained(tmp_path)
+    llama.tokenizer.save_pretrained(tmp_path)
+    config = TeacherConfig(
+        backend="huggingface", model=str(tmp_path), precision="auto", max_new_tokens=8
+    )
+    backend = teacher.load_backend(config)
+    assert backend.teacher.model.dtype == torch.bfloat16
+    assert backend.model == f"{tmp_path} (bfloat16)"
+    plain = dataclasses.replace(config, precision="float32")
+    assert teacher.load_backend(plain).model == str(tmp_path)
+
+
+def test_bfloat16_samples_have_logprobs_near_those_of_a_forward_pass(llama):
+    """Its eight bits of mantissa, not the sharing of prompts, set the distance."""
+    model = copy.deepcopy(llama.model).bfloat16()
+    source = dataclasses.replace(llama, model=model)
+    traces = draw(huggingface.HuggingFaceBackend(source, 5, max_new_tokens=12))
+    requests = teacher.build_requests(problems(), DEMONSTRATIONS)
+    distances = []
+    for index, row in enumerate(traces):
+        expected = plain_logprobs(source, requests[index // 3].prompt, row["token_ids"])
+        chosen = expected[range(len(expected)), row["token_ids"]]
+        distances += (torch.tensor(row["token_logprobs"]) - chosen).abs().tolist()
+    assert len(distances) > 50
+    assert sum(distances) / len(distances) < 0.05

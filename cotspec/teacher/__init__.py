@@ -51,13 +51,11 @@ def load_backend(config: TeacherConfig, *, micro_dir: Path | None = None) -> Bac
     ValueError
         Unknown backend, or a model, file or server that is not there.
     """
-    limits = {"max_new_tokens": config.max_new_tokens, "top_k": config.top_k}
     if config.backend == "huggingface":
-        from cotspec.models import load_teacher
-        from cotspec.teacher.huggingface import HuggingFaceBackend
+        from cotspec.teacher import huggingface
 
-        teacher = load_teacher(config, micro_dir=micro_dir)
-        return HuggingFaceBackend(teacher, config.batch_size, **limits)
+        return huggingface.load(config, micro_dir=micro_dir)
+    limits = {"max_new_tokens": config.max_new_tokens, "top_k": config.top_k}
     if config.backend == "openai":
         from cotspec.teacher.openai import OpenAIBackend
 
@@ -168,7 +166,8 @@ def _draw(
     with tqdm(
         total=len(keys), initial=len(keys) - wanted, unit="solution", desc="sampling"
     ) as bar:
-        for batch in backend.complete(requests, options, missing) if wanted else ():
+        batches = backend.complete(requests, options, missing, samples.folder)
+        for batch in batches if wanted else ():
             samples.append((keys[i, sample_id], done) for i, sample_id, done in batch)
             bar.update(len(batch))
     logger.info(

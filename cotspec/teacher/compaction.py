@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
+from datasets.table import InMemoryTable
 
 from cotspec.teacher.records import FEATURES, as_dataset
 
@@ -70,7 +71,11 @@ def compact(rows: Iterable[Mapping[str, object]] | Dataset, path: Path | str) ->
 
 
 def write_mapped(rows: Iterable[Mapping[str, object]], path: Path) -> Dataset:
-    """Write traces as they come to an Arrow file and map it; memory stays flat."""
+    """Write traces as they come to an Arrow file and map it; memory stays flat.
+
+    The table has no cache files: what ``filter`` and ``map`` make of it does not settle
+    beside the samples.
+    """
     part = path.with_name(f".{path.name}.part")  # a later call overwrites it
     schema = FEATURES.arrow_schema
     with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
@@ -79,7 +84,20 @@ def write_mapped(rows: Iterable[Mapping[str, object]], path: Path) -> Dataset:
             columns = {name: [row[name] for row in batch] for name in schema.names}
             stream.write_table(pa.table(columns, schema=schema))
     os.replace(part, path)
-    return Dataset.from_file(str(path))
+    return _mapped(path)
+
+
+def _mapped(path: Path) -> Dataset:
+    """Map an Arrow file into memory; only what is read is loaded."""
+    table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+    return Dataset(InMemoryTable(table), fingerprint=_fingerprint(path))
+
+
+def _fingerprint(path: Path, part: str = "") -> str:
+    """Name a file's state; `datasets` would hash all of its contents instead."""
+    state = path.stat()
+    identity = f"{path.resolve()}\0{state.st_mtime_ns}\0{state.st_size}\0{part}"
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
 
 
 def _by_question(
@@ -138,8 +156,7 @@ class TraceFile:
         """Return one question's traces, with log-probabilities as float32."""
         # One thread and a fingerprint of our own: either default costs more than this.
         table = self._file.read_row_group(self._groups[problem_id], use_threads=False)
-        identity = f"{self.path.resolve()}\0{problem_id}".encode()
-        fingerprint = hashlib.sha256(identity).hexdigest()[:16]
+        fingerprint = _fingerprint(self.path, problem_id)
         return Dataset(table.cast(FEATURES.arrow_schema), fingerprint=fingerprint)
 
     def dataset(self) -> Dataset:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 from urllib.request import getproxies, proxy_bypass
 
+import httpcore
 import httpx
 
 from cotspec.teacher.replies import InvalidReply
@@ -31,6 +32,12 @@ logger = logging.getLogger(__name__)
 MAX_DELAY = 60.0  # seconds between two tries, unless the server asks for more
 _PATHS = {"completions": "/completions", "chat": "/chat/completions"}
 _LOOKS_LIKE_A_KEY = re.compile(r"\b(?:sk|pk|hf|Bearer)[-_ ][\w*.-]{4,}")
+_BROKEN = (
+    httpcore.TimeoutException,
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.ProxyError,
+)
 T = TypeVar("T")
 
 
@@ -42,11 +49,12 @@ class ServerError(RuntimeError):
 class Connection:
     """The servers, taken in turn, and counts of what happened."""
 
-    urls: list[httpx.URL]
-    lanes: list[httpx.AsyncHTTPTransport] = field(repr=False)
-    headers: dict[str, str] = field(repr=False)
+    urls: list[httpcore.URL]
+    # One per request in flight: a shared pool costs more, the larger it is.
+    lanes: list[httpcore.AsyncConnectionPool] = field(repr=False)
+    headers: list[tuple[str, str]] = field(repr=False)
     key: str = field(repr=False)
-    timeout: float
+    timeout: float  # seconds
     max_retries: int
     backoff: float
     counts: Counter = field(default_factory=Counter)
@@ -57,17 +65,14 @@ class Connection:
     async def open(cls, backend) -> AsyncIterator[Connection]:
         """Open a backend's servers; the key comes from the environment."""
         key = os.environ.get(backend.key_variable, "")
-        headers = {"Content-Type": "application/json"}
-        headers |= {"Authorization": f"Bearer {key}"} if key else {}
+        headers = [("Content-Type", "application/json")]
+        headers += [("Authorization", f"Bearer {key}")] if key else []
         bases = [url.rstrip("/") + _PATHS[backend.api] for url in backend.base_urls]
-        urls = [httpx.URL(url) for url in bases]
-        # One lane per request in flight: a shared pool costs more, the larger it is.
-        context = httpx.create_ssl_context()
-        limits = httpx.Limits(max_connections=len(urls))
-        options = {"verify": context, "limits": limits, "proxy": _proxy(urls[0])}
-        lanes = [
-            httpx.AsyncHTTPTransport(**options) for _ in range(backend.max_in_flight)
-        ]
+        urls = [httpcore.URL(url) for url in bases]
+        proxy, context = _proxy(httpx.URL(bases[0])), httpx.create_ssl_context()
+        options = {"ssl_context": context, "max_connections": len(urls)}
+        options["network_backend"] = _Network()
+        lanes = [_lane(proxy, **options) for _ in range(backend.max_in_flight)]
         limits = (backend.timeout, backend.max_retries, backend.backoff)
         async with AsyncExitStack() as stack:
             for lane in lanes:
@@ -93,15 +98,16 @@ class Connection:
             wait = 0.0
             try:
                 response = await self._send(url, content)
-                if response.is_success:
+                if 200 <= response.status < 300:
                     return read(response.content)
-                reason = f"status {response.status_code}"
-                if not _is_transient(response.status_code):
+                reason = f"status {response.status}"
+                if not _is_transient(response.status):
+                    text = response.content.decode(errors="replace")
                     raise ServerError(
-                        f"{url}: {reason}: {self._cleaned(response.text)}"
+                        f"{_address(url)}: {reason}: {self._cleaned(text)}"
                     )
-                wait = retry_after(response.headers.get("Retry-After"))
-            except httpx.TransportError as error:
+                wait = retry_after(_retry_after_header(response))
+            except _BROKEN as error:
                 reason = type(error).__name__
             except InvalidReply as error:
                 reason = str(error)
@@ -111,31 +117,33 @@ class Connection:
             if attempt < self.max_retries:
                 await asyncio.sleep(max(wait, delay * random.uniform(0.5, 1)))
         raise ServerError(
-            f"{url}: {self._cleaned(reason)}, {self.max_retries + 1} times. What came "
-            "before is stored; the same call goes on from there"
+            f"{_address(url)}: {self._cleaned(reason)}, {self.max_retries + 1} times. "
+            "What came before is stored; the same call goes on from there"
         )
 
-    async def _send(self, url: httpx.URL, content: bytes) -> httpx.Response:
+    async def _send(self, url: httpcore.URL, content: bytes) -> httpcore.Response:
         """Send by a free lane and read the reply whole."""
-        timeout = httpx.Timeout(self.timeout).as_dict()
-        extensions = {"timeout": timeout}
-        request = httpx.Request(
-            "POST", url, headers=self.headers, content=content, extensions=extensions
-        )
+        waits = dict.fromkeys(("connect", "read", "write", "pool"), self.timeout)
         lane = self.lanes.pop()
         try:
-            response = await lane.handle_async_request(request)
-            try:
-                await response.aread()
-            finally:
-                await response.aclose()
+            return await lane.request(
+                "POST",
+                url,
+                headers=[*self.headers, ("Content-Length", str(len(content)))],
+                content=content,
+                extensions={"timeout": waits},
+            )
         finally:
             self.lanes.append(lane)
-        return response
 
     def counts_as_text(self) -> str:
         """Return the counts, such as ``sent 12, status 429 2``."""
         return ", ".join(f"{name} {count}" for name, count in self.counts.items())
+
+    def without_key(self, content: bytes) -> bytes:
+        """Return a reply without the key, should the server have repeated it."""
+        key = self.key.encode()
+        return content.replace(key, b"[key]") if key else content
 
     def _cleaned(self, text: str) -> str:
         """Shorten a reply and take out what is, or looks like, a key."""
@@ -143,11 +151,64 @@ class Connection:
         return _LOOKS_LIKE_A_KEY.sub("[key]", text)[:300]
 
 
-def _proxy(url: httpx.URL) -> str | None:
+class _Network(httpcore.AnyIOBackend):
+    """Connections that send a request's head and body together, at half the cost."""
+
+    async def connect_tcp(self, *args, **kwargs) -> httpcore.AsyncNetworkStream:
+        return _Stream(await super().connect_tcp(*args, **kwargs))
+
+
+class _Stream(httpcore.AsyncNetworkStream):
+    """What is written leaves before the next read."""
+
+    def __init__(self, inner: httpcore.AsyncNetworkStream):
+        self._inner = inner
+        self._written = b""
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._written += buffer
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if self._written:
+            written, self._written = self._written, b""
+            await self._inner.write(written, timeout)
+        return await self._inner.read(max_bytes, timeout)
+
+    async def start_tls(self, *args, **kwargs) -> httpcore.AsyncNetworkStream:
+        return _Stream(await self._inner.start_tls(*args, **kwargs))
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    def get_extra_info(self, info: str) -> object:
+        return self._inner.get_extra_info(info)
+
+
+def _lane(proxy: httpx.Proxy | None, **options) -> httpcore.AsyncConnectionPool:
+    """Return connections to the servers, at most one request in flight."""
+    if proxy is None:
+        return httpcore.AsyncConnectionPool(**options)
+    url = httpcore.URL(str(proxy.url))
+    return httpcore.AsyncHTTPProxy(url, proxy_auth=proxy.raw_auth, **options)
+
+
+def _proxy(url: httpx.URL) -> httpx.Proxy | None:
     """Return the environment's proxy for `url`; none for this machine."""
     if url.host in ("127.0.0.1", "localhost", "::1") or proxy_bypass(url.host):
         return None
-    return getproxies().get(url.scheme)
+    address = getproxies().get(url.scheme)
+    return httpx.Proxy(address) if address else None
+
+
+def _address(url: httpcore.URL) -> str:
+    return bytes(url).decode()
+
+
+def _retry_after_header(response: httpcore.Response) -> str | None:
+    for name, value in response.headers:
+        if name.lower() == b"retry-after":
+            return value.decode("latin-1")
+    return None
 
 
 def _is_transient(status: int) -> bool:

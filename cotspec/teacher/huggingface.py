@@ -7,13 +7,19 @@ run, each question once for its samples, and many questions are decoded together
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
+
+from cotspec import models
 from cotspec.models import Teacher
+from cotspec.profiles import TeacherConfig
 from cotspec.teacher.decoding import Decoder, decode
 from cotspec.teacher.records import Request, Sample, SamplingOptions, sample_seed
 from cotspec.teacher.shared_prefix import (
@@ -25,6 +31,42 @@ from cotspec.teacher.stopping import find_end
 from cotspec.teacher.token_bytes import vocabulary_bytes
 
 logger = logging.getLogger(__name__)
+
+
+def load(config: TeacherConfig, *, micro_dir: Path | None = None) -> HuggingFaceBackend:
+    """Return the backend of a model on this machine, on its accelerator if it has one.
+
+    Raises
+    ------
+    ValueError
+        See `models.load_teacher`.
+    """
+    config = dataclasses.replace(config, precision=resolve_precision(config.precision))
+    teacher = models.load_teacher(config, micro_dir=micro_dir)
+    teacher.model.to(models.device())
+    limits = {"max_new_tokens": config.max_new_tokens, "top_k": config.top_k}
+    return HuggingFaceBackend(teacher, config.batch_size, **limits)
+
+
+def resolve_precision(precision: str) -> str:
+    """Return what ``teacher.precision`` "auto" means here; other values as they are.
+
+    bfloat16 where the machine multiplies in it: a GPU from Ampere on, a CPU with AMX or
+    AVX512-BF16. Elsewhere it is emulated, slower than float32.
+    """
+    if precision != "auto":
+        return precision
+    return "bfloat16" if _has_bfloat16() else "float32"
+
+
+def _has_bfloat16() -> bool:
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    amx, avx512 = (
+        getattr(torch.cpu, f"_is_{name}_supported", lambda: False)
+        for name in ("amx_tile", "avx512_bf16")
+    )
+    return amx() or avx512()
 
 
 @dataclass(frozen=True)
@@ -43,13 +85,18 @@ class HuggingFaceBackend:
 
     @property
     def model(self) -> str:
-        return self.teacher.name
+        """The teacher's name and, below float32, its precision: other numbers."""
+        dtype = getattr(self.teacher.model, "dtype", torch.float32)
+        precision = str(dtype).removeprefix("torch.")
+        name = self.teacher.name
+        return name if dtype == torch.float32 else f"{name} ({precision})"
 
     def complete(
         self,
         requests: Sequence[Request],
         options: SamplingOptions,
         missing: Mapping[int, set[int]],
+        folder: Path | None = None,
     ) -> Iterator[list[Sample]]:
         """Yield the missing samples batch by batch, see `Backend`.
 

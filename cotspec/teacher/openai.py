@@ -11,12 +11,16 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 
 from cotspec.prompts import STOP_STRINGS
+from cotspec.teacher.archive import ReplyArchive
 from cotspec.teacher.connection import Connection
 from cotspec.teacher.probing import probe
 from cotspec.teacher.records import (
@@ -31,6 +35,7 @@ from cotspec.teacher.replies import read_reply
 logger = logging.getLogger(__name__)
 
 APIS = ("completions", "chat")
+LINGER = 0.01  # seconds; waking the reader for every reply would cost more than reading
 
 
 @dataclass(frozen=True)
@@ -82,15 +87,18 @@ class OpenAIBackend:
         requests: Sequence[Request],
         options: SamplingOptions,
         missing: Mapping[int, set[int]],
+        folder: Path | None = None,
     ) -> Iterator[list[Sample]]:
         """Probe the servers, then yield the missing samples as they arrive.
+
+        The replies they were read from are kept in `folder`, see `archive`.
 
         Raises
         ------
         ServerError
             A server that fails the probe, refuses a request, or keeps failing.
         """
-        run = _Run(self, requests, options, missing)
+        run = _Run(self, requests, options, missing, folder)
         worker = threading.Thread(target=run.work, daemon=True)
         worker.start()  # an event loop of its own: notebooks have one running
         try:
@@ -144,6 +152,7 @@ class _Run:
     requests: Sequence[Request]
     options: SamplingOptions
     missing: Mapping[int, set[int]]
+    folder: Path | None
     stopped: threading.Event = field(default_factory=threading.Event)
     spent: int = 0
 
@@ -152,20 +161,24 @@ class _Run:
         self.results: queue.Queue = queue.Queue(4 * self.backend.max_in_flight)
 
     def batches(self) -> Iterator[list[Sample]]:
-        """Yield whatever has arrived; raise what the thread could not handle."""
+        """Yield what has arrived; raise what the thread could not handle."""
         while True:
-            item = self.results.get()
-            if item is None:
+            arrived = [self.results.get()]
+            time.sleep(LINGER)
+            while not self.results.empty():
+                arrived.append(self.results.get())
+            yield [s for item in arrived if isinstance(item, list) for s in item]
+            if isinstance(arrived[-1], BaseException):
+                raise arrived[-1]
+            if arrived[-1] is None:
                 return
-            if isinstance(item, BaseException):
-                raise item
-            yield item
 
     def work(self) -> None:
         """Run the event loop to the end and leave the result in the queue."""
         outcome: BaseException | None = None
         try:
-            asyncio.run(self._run())
+            with ReplyArchive(self.folder) if self.folder else nullcontext() as archive:
+                asyncio.run(self._run(archive))
         except BaseException as error:
             outcome = error
         while not self.stopped.is_set():
@@ -174,8 +187,8 @@ class _Run:
             except queue.Full:
                 continue
 
-    async def _run(self) -> None:
-        backend = self.backend
+    async def _run(self, archive: ReplyArchive | None) -> None:
+        backend, self.archive = self.backend, archive
         async with Connection.open(backend) as connection:
             takes_n = await probe(connection, backend, self.options)
             size = backend.samples_per_request if takes_n else 1
@@ -233,6 +246,9 @@ class _Run:
         chat = self.backend.api == "chat"
 
         def read(content: bytes) -> dict[int, Completion]:
+            if self.archive:
+                kept = connection.without_key(content)
+                self.archive.append(request.problem_id, sample_ids, kept)
             return read_reply(content, chat=chat, top_k=self.options.top_k)
 
         choices = await connection.post(body, read)

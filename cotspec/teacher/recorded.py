@@ -53,6 +53,7 @@ class RecordedBackend:
         requests: Sequence[Request],
         options: SamplingOptions,
         missing: Mapping[int, set[int]],
+        folder: Path | None = None,
     ) -> Iterator[list[Sample]]:
         """Yield what the file has of each request, see `Backend`."""
         places = places_by_question(self.traces)

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from datasets import Dataset, Features, List, Value
@@ -106,10 +107,12 @@ class Backend(Protocol):
         requests: Sequence[Request],
         options: SamplingOptions,
         missing: Mapping[int, set[int]],
+        folder: Path | None = None,
     ) -> Iterator[list[Sample]]:
         """Yield, in batches, the missing sample ids of each request (by index).
 
         All requests are given, wanted or not: a resumed run plans the same batches.
+        In `folder`, the store's, a backend may keep more than the samples.
         """
         ...
 

@@ -22,6 +22,8 @@ SHARDS = "shard-*.jsonl"
 class MemoryStore(dict[str, Completion]):
     """Samples of a run that keeps nothing on disk."""
 
+    folder = None
+
     def append(self, samples: Iterable[tuple[str, Completion]]) -> None:
         """Add samples under their keys."""
         self.update(samples)
@@ -41,7 +43,8 @@ class SampleStore:
         self.num_duplicates = 0
         self.num_torn = 0
         self._places: dict[str, tuple[Path, int]] = {}
-        for shard in sorted(self.folder.glob(SHARDS)):
+        self._shards = sorted(self.folder.glob(SHARDS))
+        for shard in self._shards:
             self._read_keys(shard)
 
     def __contains__(self, key: str) -> bool:
@@ -62,26 +65,28 @@ class SampleStore:
 
     def append(self, samples: Iterable[tuple[str, Completion]]) -> None:
         """Append samples in one write; keys already there are counted and left out."""
-        lines, places = [], []
-        shard = self._open_shard()
-        offset = shard.stat().st_size if shard.exists() else 0
+        lines: dict[str, bytes] = {}
         for key, completion in samples:
-            if key in self._places:
+            if key in self._places or key in lines:
                 self.num_duplicates += 1
-                continue
-            line = encode_line(key, completion)
-            lines.append(line)
-            places.append((key, (shard, offset)))
-            offset += len(line)
+            else:
+                lines[key] = encode_line(key, completion)
+        shard, offset = self._end()
         with shard.open("ab", buffering=0) as file:
-            _write_all(file, b"".join(lines))
-        self._places.update(places)
+            _write_all(file, b"".join(lines.values()))
+        for key, line in lines.items():
+            self._places[key] = (shard, offset)
+            offset += len(line)
 
-    def _open_shard(self) -> Path:
-        shards = sorted(self.folder.glob(SHARDS))
-        if shards and shards[-1].stat().st_size < SHARD_BYTES:
-            return shards[-1]
-        return self.folder / f"shard-{len(shards):05d}.jsonl"
+    def _end(self) -> tuple[Path, int]:
+        """Return the shard to write to, and its size."""
+        size = os.path.getsize(self._shards[-1]) if self._shards else SHARD_BYTES
+        if size >= SHARD_BYTES:
+            name = f"shard-{len(self._shards):05d}.jsonl"
+            self._shards.append(self.folder / name)
+            self._shards[-1].touch()
+            size = 0
+        return self._shards[-1], size
 
     def _read_keys(self, shard: Path) -> None:
         """Index a shard; cut it at the first line that is not whole."""
