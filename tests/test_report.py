@@ -7,58 +7,42 @@ import pytest
 
 from cotspec import profiles, report
 from cotspec.report import tables
+from cotspec.report.pairing import TRAINING
 
 DATA = profiles.DataConfig(
     train_task="gsm8k",
     out_of_distribution_tasks=("multiarith", "svamp"),
     generic_tasks=("bbh/navigate",),
 )
-MATH, COT, ANSWER = "in_context_chain_of_thought", "chain_of_thought", "answer_only"
-STEPS = ("step-0", "step-60")
+MATH, COT = "in_context_chain_of_thought", "chain_of_thought"
+GROUPS = report.task_groups(DATA)
 PUBLISHED = report.load_published()
 
 
-def predictions(task, mode, before, after, n=200):
+def predictions(task, mode, before, after, *, n=200, seeds=(0,), **cell):
     """`n` problems, of which the first `before` (`after`) are right."""
-    rows = [
-        {
-            "problem_id": f"{task}/{i}",
-            "task": task,
-            "prompt_mode": mode,
-            "checkpoint": checkpoint,
-            "is_correct": i < right,
-        }
-        for checkpoint, right in zip(STEPS, (before, after), strict=True)
-        for i in range(n)
-    ]
-    return pd.DataFrame(rows)
-
-
-def findings(*parts):
-    return report.specialization_findings(
-        pd.concat(parts), DATA, seed=0, checkpoints=STEPS
+    fixed = dict.fromkeys(TRAINING, "x") | {"model": "s", "size": 1, "split": "test"}
+    fixed |= {"start": "instruction_tuned", "data_formats": "all"} | cell
+    return pd.DataFrame(
+        [
+            fixed
+            | {"step": step, "seed": seed, "task": task, "prompt_mode": mode}
+            | {"problem_id": f"{task}/{i:03}", "is_correct": i < right}
+            for step, right in ((0, before), (60, after))
+            for seed in seeds
+            for i in range(n)
+        ]
     )
+
+
+def table_of(*parts):
+    students = report.students_table(pd.concat(parts), GROUPS, seed=0)
+    return report.main_table(students, PUBLISHED)
 
 
 def verdicts(found, **options):
     table = report.claims_table(found, PUBLISHED, scale="here", **options)
     return dict(zip(table["claim"], table["verdict"], strict=True))
-
-
-def result(task, step, accuracy, *, mode=MATH, seed=0, n=100):
-    return {
-        "student": "s",
-        "start": "instruction_tuned",
-        "size": 1,
-        "step": step,
-        "seed": seed,
-        "task": task,
-        "prompt_mode": mode,
-        "n": n,
-        "accuracy": accuracy,
-        "ci_low": accuracy - 0.1,
-        "ci_high": accuracy + 0.1,
-    }
 
 
 def finding(**changes):
@@ -71,80 +55,6 @@ def test_there_are_eight_claims_each_with_a_rule_and_a_source_notebook():
     assert [claim.id for claim in report.CLAIMS] == [f"C{i}" for i in range(1, 9)]
     assert all(claim.rule.startswith("Reproduced if") for claim in report.CLAIMS)
     assert all(claim.notebook[:2].isdigit() for claim in report.CLAIMS)
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "verdict"),
-    [
-        (20, 80, "reproduced"),
-        (80, 20, "opposite"),
-        (50, 52, "not reproduced"),
-    ],
-)
-def test_a_lift_is_judged_by_its_paired_interval(before, after, verdict):
-    found = findings(predictions("gsm8k", MATH, before, after))
-    assert found["C1"].effect == pytest.approx((after - before) / 200)
-    assert found["C1"].ci_low <= found["C1"].effect <= found["C1"].ci_high
-    assert verdicts(found)["C1"] == verdict
-
-
-def test_fewer_problems_than_the_rule_needs_are_not_judged():
-    found = findings(predictions("gsm8k", MATH, 10, 90, n=99))
-    assert "99 problems; the rule needs 100" in found["C1"].reason
-    assert verdicts(found)["C1"] == "not testable at this scale"
-
-
-def test_out_of_distribution_problems_are_pooled():
-    found = findings(
-        predictions("multiarith", MATH, 0, 60, n=60),
-        predictions("svamp", MATH, 0, 0, n=60),
-    )
-    assert found["C2"].effect == pytest.approx(0.5)
-    assert "(n = 120)" in found["C2"].ours
-
-
-def test_a_lift_must_hold_at_every_size():
-    small = predictions("gsm8k", MATH, 20, 80).assign(size="small")
-    large = predictions("gsm8k", MATH, 20, 21).assign(size="large")
-    found = findings(small, large)
-    assert found["C1"].effect == pytest.approx(1 / 200)
-    assert verdicts(found)["C1"] == "not reproduced"
-    assert "small 10.0% → 40.0%" in found["C1"].ours
-
-
-@pytest.mark.parametrize(
-    ("chain_of_thought", "answer_only", "verdict"),
-    [
-        ((100, 0), (80, 40), "reproduced"),
-        ((100, 20), (80, 40), "reproduced"),
-        ((100, 40), (80, 40), "not reproduced"),  # CoT keeps more than a fifth
-        ((100, 0), (80, 79), "not reproduced"),  # answer-only hardly falls
-        ((100, 0), (40, 80), "opposite"),
-        ((8, 0), (80, 40), "not testable at this scale"),  # nothing to lose
-    ],
-)
-def test_the_price_needs_both_generic_modes_to_fall(
-    chain_of_thought, answer_only, verdict
-):
-    found = findings(
-        predictions("bbh/navigate", COT, *chain_of_thought),
-        predictions("bbh/navigate", ANSWER, *answer_only),
-    )
-    assert verdicts(found)["C3"] == verdict
-
-
-def test_a_mode_that_was_not_tested_leaves_its_claim_untested():
-    found = findings(predictions("bbh/navigate", COT, 100, 0))
-    assert found == {}
-    assert set(verdicts(found).values()) == {"not testable at this scale"}
-
-
-def test_unpaired_predictions_are_an_error_naming_the_counts():
-    pairs = predictions("gsm8k", MATH, 20, 80)
-    with pytest.raises(ValueError, match="not paired.*'step-0': 200, 'step-60': 199"):
-        findings(pairs.drop(index=pairs.index[-1]))
-    with pytest.raises(ValueError, match="predictions: empty"):
-        findings(pairs.head(0))
 
 
 def test_verdicts_are_corrected_for_the_number_of_claims():
@@ -197,78 +107,57 @@ def test_the_papers_effects_are_known_where_both_sides_are():
     assert effects["C2"] == pytest.approx(0.255)
 
 
-def test_the_main_table_pairs_before_and_after():
-    changes = report.paired_changes(
-        predictions("gsm8k", MATH, 20, 80), seed=0, checkpoints=STEPS
-    )
-    table = report.main_table(
-        pd.DataFrame([result("gsm8k", 0, 0.1)]),
-        pd.DataFrame([result("gsm8k", 60, 0.4)]),
-        PUBLISHED,
-        changes=changes,
-    )
+def test_the_main_table_has_our_students_before_and_after():
+    table = table_of(predictions("gsm8k", MATH, 20, 80))
     ours = table[table["kind"] == "ours"].iloc[0]
-    assert (ours["before"], ours["after"]) == (0.1, 0.4)
+    assert (ours["before"], ours["after"], ours["n"]) == (0.1, 0.4, 200)
     assert ours["change"] == pytest.approx(0.3)
     assert ours["change_low"] < 0.3 < ours["change_high"]
+    assert ours["before_low"] == pytest.approx(0.0659, abs=1e-3)  # Wilson, 20 of 200
     assert ours["mcnemar_p"] < 1e-9
 
 
-def test_published_models_keep_before_and_after_in_one_row_and_holes_empty():
-    table = report.main_table(
-        pd.DataFrame([result("gsm8k", 0, 0.1)]),
-        pd.DataFrame([result("gsm8k", 60, 0.4)]),
-        PUBLISHED,
+def test_seeds_are_averaged_and_sizes_and_starts_kept_apart():
+    table = table_of(
+        predictions("gsm8k", MATH, 20, 80, seeds=(0, 1), size=2, model="large"),
+        predictions("gsm8k", MATH, 20, 40),
+        predictions("gsm8k", MATH, 0, 10, start="raw", model="raw"),
     )
+    ours = table[table["kind"] == "ours"]
+    assert ours["model"].tolist() == ["raw", "s", "large"]
+    assert ours["num_seeds"].tolist() == [1, 1, 2]
+    assert ours["mcnemar_p"].isna().tolist() == [False, False, True]
+
+
+def test_published_models_keep_before_and_after_in_one_row_and_holes_empty():
+    table = table_of(predictions("gsm8k", MATH, 20, 80))
     paper = table[(table["model"] == "FlanT5") & (table["task"] == "gsm8k")].iloc[0]
     assert (paper["before"], paper["after"]) == (0.161, 0.271)
     palm = table[table["model"] == "PaLM"].iloc[0]
     assert math.isnan(palm["before"]) and math.isnan(palm["after"])
 
 
-def test_groups_are_pooled_by_problem_and_seeds_are_averaged():
-    before = [result("multiarith", 0, 0.1, n=100), result("svamp", 0, 0.4, n=300)]
-    after = [
-        result(task, 60, accuracy, seed=seed)
-        for seed, accuracy in ((0, 0.5), (1, 0.7))
-        for task in ("multiarith", "svamp")
-    ]
-    table = report.main_table(
-        pd.DataFrame(before),
-        pd.DataFrame(after),
-        PUBLISHED,
-        groups=report.task_groups(DATA),
+def test_groups_pool_their_problems():
+    table = table_of(
+        predictions("multiarith", MATH, 0, 60, n=60),
+        predictions("svamp", MATH, 0, 0, n=180),
     )
-    pooled = table[table["task"] == "all out of distribution"].iloc[0]
-    assert pooled["before"] == pytest.approx((10 + 120) / 400)
-    assert pooled["after"] == pytest.approx(0.6)
+    ours = table[table["kind"] == "ours"].set_index("task")["change"]
+    assert ours.to_dict() == {
+        "multiarith": 1.0,
+        "svamp": 0.0,
+        "all out of distribution": 0.25,
+    }
 
 
-def test_a_set_tested_on_one_side_only_is_an_error():
-    with pytest.raises(ValueError, match="results: .*svamp.* on one side only"):
-        report.main_table(
-            pd.DataFrame([result("gsm8k", 0, 0.1)]),
-            pd.DataFrame([result("gsm8k", 60, 0.4), result("svamp", 60, 0.4)]),
-            PUBLISHED,
-        )
-
-
-def test_changes_of_groups_pool_their_problems():
-    both = pd.concat(
-        [
-            predictions("multiarith", MATH, 0, 60, n=60),
-            predictions("svamp", MATH, 0, 0, n=180),
-        ]
+def test_the_summary_has_one_line_a_student_and_empty_cells_for_the_unmeasured():
+    table = table_of(
+        predictions("gsm8k", MATH, 20, 80), predictions("bbh/navigate", COT, 100, 0)
     )
-    changes = report.paired_changes(
-        both, seed=0, checkpoints=STEPS, groups=report.task_groups(DATA)
-    )
-    assert changes["task"].tolist() == [
-        "multiarith",
-        "svamp",
-        "all out of distribution",
-    ]
-    assert changes["change"].tolist() == [1.0, 0.0, 0.25]
+    line = tables.summary_rows(table, GROUPS).iloc[0]
+    assert line["in-distribution"].startswith("10.0 → 40.0 (+30.0 [+2")
+    assert line["generic, CoT"].startswith("50.0 → 0.0 (-50.0")
+    assert line["out of distribution"] == line["generic, answer-only"] == ""
 
 
 @pytest.mark.parametrize("name", profiles.PROFILES)
@@ -285,41 +174,39 @@ def test_only_scales_that_can_decide_do():
         report.scale_of("mega")
 
 
-def report_of(profile, folder):
-    main = report.main_table(
-        pd.DataFrame([result("gsm8k", 0, 0.1)]),
-        pd.DataFrame([result("gsm8k", 60, 0.4)]),
-        PUBLISHED,
-    )
-    found = findings(predictions("gsm8k", MATH, 20, 80))
+def report_of(profile):
+    rows = predictions("gsm8k", MATH, 20, 80)
+    found = report.specialization_findings(rows, DATA, seed=0)
     claims = report.claims_table(found, PUBLISHED, scale=report.scale_of(profile).name)
-    return report.write_report(folder, profile, main, claims, facts={"seed": 0})
+    facts = {"seed": 0}
+    return report.report_text(
+        profile, table_of(rows), claims, groups=GROUPS, facts=facts
+    )
 
 
-def test_the_written_report_is_three_files_with_the_same_bytes(tmp_path):
-    first = report_of("micro", tmp_path / "one")
-    second = report_of("micro", tmp_path / "two")
-    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == [
-        "REPORT.md",
-        "claims.csv",
-        "main_table.csv",
-    ]
-    for name, path in first.items():
-        assert path.read_bytes() == second[name].read_bytes()
+def test_the_same_input_gives_the_same_text():
+    assert report_of("micro") == report_of("micro")
 
 
-def test_micro_numbers_never_stand_in_one_table_with_the_papers(tmp_path):
-    text = report_of("micro", tmp_path)["report"].read_text()
+def test_micro_numbers_never_stand_in_one_table_with_the_papers():
+    text = report_of("micro")
     ours = text.split("## Our students")[1].split("## ")[0]
     published = text.split("## Published numbers")[1].split("## ")[0]
-    assert "10.0 [0.0, 20.0]" in ours and "FlanT5" not in ours
+    assert "10.0 → 40.0" in ours and "FlanT5" not in ours
     assert "cannot be compared number by number" in published
     assert "What it cannot prove:** the paper's numbers" in text
 
 
-def test_the_report_states_every_rule(tmp_path):
-    text = report_of("smoke", tmp_path)["report"].read_text()
+def test_the_report_states_every_rule():
+    text = report_of("smoke")
     assert all(claim.rule in text for claim in report.CLAIMS)
+
+
+def test_the_page_has_the_reports_tables_and_needs_nothing_beside_it():
+    page = report.report_page(report_of("micro"), title="a < b")
+    assert page.startswith("<!doctype html>") and "<title>a &lt; b</title>" in page
+    assert page.count("<table>") == report_of("micro").count("| --- |\n") == 5
+    assert "src=" not in page and "<script" not in page
 
 
 def test_markdown_cells_escape_bars_and_leave_missing_empty():

@@ -5,15 +5,15 @@ Leaves: findings, ``main_table.csv``, ``claims.csv`` and the report's text and p
 """
 
 from cotspec.report.claims import CLAIMS, Claim
-from cotspec.report.document import report_text, write_report
-from cotspec.report.findings import paired_changes
+from cotspec.report.curves import loss_curves, size_curves, variant_names
+from cotspec.report.document import report_page, report_text
 from cotspec.report.formats import format_findings, format_matrix
 from cotspec.report.ledger import Finding, claims_table, load_published, paper_effects
 from cotspec.report.losses import loss_findings
 from cotspec.report.scales import Scale, scale_of
 from cotspec.report.scaling import scaling_findings, size_slopes
 from cotspec.report.specialization import before_and_after, specialization_findings
-from cotspec.report.tables import main_table, task_groups
+from cotspec.report.tables import main_table, students_table, task_groups
 from cotspec.report.tradeoff import (
     abilities_of_choices,
     ability_curves,
@@ -34,16 +34,19 @@ __all__ = [
     "format_findings",
     "format_matrix",
     "load_published",
+    "loss_curves",
     "loss_findings",
     "main_table",
-    "paired_changes",
     "paper_effects",
+    "report_page",
     "report_text",
     "scale_of",
     "scaling_findings",
+    "size_curves",
     "size_slopes",
     "specialization_findings",
+    "students_table",
     "task_groups",
     "tradeoff_findings",
-    "write_report",
+    "variant_names",
 ]

@@ -1,20 +1,34 @@
-"""REPORT.md: what the run can show, its table, the ledger, and the rules behind it.
+"""The report: what the run can show, its tables, the ledger, and the rules behind it.
 
 Enters: the main table, the claims table and the profile's name. Leaves: the report as
-Markdown text, and the three files of the report folder. Same input, same bytes.
+Markdown text and as an HTML page. Same input, same text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+import html
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from cotspec import artifacts
 from cotspec.report.claims import CLAIMS, SIGNIFICANCE, VERDICTS
 from cotspec.report.scales import Scale, scale_of
-from cotspec.report.tables import markdown_table, our_rows, percent, published_rows
+from cotspec.report.tables import (
+    markdown_table,
+    our_rows,
+    percent,
+    published_rows,
+    summary_rows,
+)
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto;
+       padding: 0 1rem; color: #222; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .85rem; }
+td, th { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #ddd;
+         vertical-align: top; }
+"""
 
 
 def report_text(
@@ -22,6 +36,7 @@ def report_text(
     main: pd.DataFrame,
     claims: pd.DataFrame,
     *,
+    groups: Mapping[str, Sequence[str]],
     facts: Mapping[str, object] | None = None,
 ) -> str:
     """Return the report as Markdown.
@@ -31,6 +46,8 @@ def report_text(
     profile_name : str
     main, claims : DataFrame
         From `main_table` and `claims_table`.
+    groups : mapping
+        From `task_groups`.
     facts : mapping, optional
         Shown as a list under the title (seed, teacher, student). Leave times out where
         equal runs must give equal bytes.
@@ -42,9 +59,10 @@ def report_text(
         f"**What this run proves:** {scale.proves}",
         f"**What it cannot prove:** {scale.cannot}",
         _claims_section(claims),
-        _ours_section(main, scale),
+        _ours_section(main, scale, groups),
         _published_section(main, scale),
         _rules_section(),
+        _details_section(main),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -68,11 +86,24 @@ def _claims_section(claims: pd.DataFrame) -> str:
     return f"## The claims\n\n{summary}.\n\n{markdown_table(shown)}"
 
 
-def _ours_section(main: pd.DataFrame, scale: Scale) -> str:
+def _ours_section(
+    main: pd.DataFrame, scale: Scale, groups: Mapping[str, Sequence[str]]
+) -> str:
     return (
         f"## Our students ({scale.name})\n\n"
-        "Accuracy with 95% Wilson intervals; changes are paired by problem, with 95% "
-        "bootstrap intervals.\n\n" + markdown_table(our_rows(main))
+        "Accuracy in percent before → after specialization (the change in points with "
+        "its 95% interval), the mean over the seeds. Math is asked in context with "
+        "chain of thought, out of distribution and generic sets are pooled; an empty "
+        "cell was not measured.\n\n" + markdown_table(summary_rows(main, groups))
+    )
+
+
+def _details_section(main: pd.DataFrame) -> str:
+    return (
+        "## Every set and prompt\n\n"
+        "Accuracies are means over the seeds with 95% Wilson intervals; changes are "
+        "paired by problem and seed, with 95% bootstrap intervals over both.\n\n"
+        + markdown_table(our_rows(main))
     )
 
 
@@ -107,19 +138,20 @@ def _rules_section() -> str:
     )
 
 
-def write_report(
-    folder: str | Path,
-    profile_name: str,
-    main: pd.DataFrame,
-    claims: pd.DataFrame,
-    *,
-    facts: Mapping[str, object] | None = None,
-) -> dict[str, Path]:
-    """Write ``REPORT.md``, ``main_table.csv`` and ``claims.csv``, each atomically."""
-    folder = Path(folder)
-    text = report_text(profile_name, main, claims, facts=facts)
-    return {
-        "report": artifacts.write_bytes(folder / "REPORT.md", text.encode()),
-        "main_table": artifacts.write_frame(folder / "main_table.csv", main),
-        "claims": artifacts.write_frame(folder / "claims.csv", claims),
-    }
+def report_page(text: str, *, title: str) -> str:
+    """Return the report as an HTML page that needs nothing beside it.
+
+    Parameters
+    ----------
+    text : str
+        From `report_text`.
+    title : str
+    """
+    from nbconvert.filters import markdown2html
+
+    body = markdown2html(text).replace("<table>", '<div class="wide"><table>')
+    body = body.replace("</table>", "</table></div>")
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8">'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style>{body}</html>\n"
+    )

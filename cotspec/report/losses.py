@@ -57,7 +57,8 @@ def loss_findings(
     """
     require_rows(predictions)
     rows = predictions[predictions["alignment"] == alignment.method]
-    is_variant = (rows["tail"] == loss.tail) & (rows["divergence"] == loss.divergence)
+    fields = ("tail", "divergence", "cross_entropy_weight")
+    is_variant = (rows[list(fields)] == [getattr(loss, f) for f in fields]).all(axis=1)
     sides = (
         rows[rows["loss"] == "sample_matching"],
         rows[(rows["loss"] == "distribution_matching") & is_variant],

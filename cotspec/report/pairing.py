@@ -20,7 +20,10 @@ from cotspec.report.claims import MIN_PROBLEMS
 MATH_MODE = "in_context_chain_of_thought"
 GENERIC_MODES = ("chain_of_thought", "answer_only")
 # What tells one training from another in the predictions.
-TRAINING = ("model start size seed data_formats loss tail divergence alignment").split()
+TRAINING = (
+    "model start size seed data_formats loss tail divergence cross_entropy_weight "
+    "alignment"
+).split()
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,12 @@ def pair(first: pd.DataFrame, second: pd.DataFrame) -> tuple[np.ndarray, np.ndar
 
 
 def compare(
-    first: pd.DataFrame, second: pd.DataFrame, *, seed: int, label: str = ""
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    *,
+    seed: int,
+    label: str = "",
+    num_resamples: int = 10_000,
 ) -> Comparison:
     """Compare the accuracies of two systems, given by their rows.
 
@@ -150,12 +158,20 @@ def compare(
         Of the bootstrap.
     label : str
         Kept for the words.
+    num_resamples : int
     """
-    return compare_arrays(*pair(first, second), seed=seed, label=label)
+    return compare_arrays(
+        *pair(first, second), seed=seed, label=label, num_resamples=num_resamples
+    )
 
 
 def compare_arrays(
-    first: np.ndarray, second: np.ndarray, *, seed: int, label: str = ""
+    first: np.ndarray,
+    second: np.ndarray,
+    *,
+    seed: int,
+    label: str = "",
+    num_resamples: int = 10_000,
 ) -> Comparison:
     """Compare two arrays, shape (seeds, problems): right answers or means of them."""
     return Comparison(
@@ -164,7 +180,9 @@ def compare_arrays(
         second=float(second.mean()),
         num_problems=first.shape[1],
         num_seeds=first.shape[0],
-        change=statistics.paired_bootstrap(first, second, seed=seed),
+        change=statistics.paired_bootstrap(
+            first, second, seed=seed, num_resamples=num_resamples
+        ),
     )
 
 

@@ -1,7 +1,7 @@
 """C1 to C3: every student before and after its specialization.
 
-Enters: predictions of the trainings on all formats, at the start and at the last step.
-Leaves: the findings that the ledger judges.
+Enters: predictions of the profile's own specialization, at the start and at the last
+step. Leaves: the findings that the ledger judges.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from cotspec.report.pairing import (
 
 
 def before_and_after(*frames: pd.DataFrame) -> pd.DataFrame:
-    """Return what several notebooks measured of the trainings on all formats.
+    """Return what several notebooks measured of the profile's own specialization.
 
     Parameters
     ----------
     frames : DataFrame
-        Predictions of notebooks 07, 08 and 10. One training may be in several of them.
+        Predictions of notebooks 07, 08 and 10. One training may be in several of them;
+        trained on other formats than are in all of them, it is left out.
 
     Returns
     -------
@@ -42,7 +43,8 @@ def before_and_after(*frames: pd.DataFrame) -> pd.DataFrame:
         Test rows of each training's start and last step, every answer once.
     """
     rows = pd.concat(frames, ignore_index=True)
-    rows = rows[(rows["split"] == "test") & (rows["data_formats"] == "all")]
+    shared = set.intersection(*(set(frame["data_formats"]) for frame in frames))
+    rows = rows[(rows["split"] == "test") & rows["data_formats"].isin(shared)]
     rows = rows.drop_duplicates(
         [*TRAINING, "step", "task", "prompt_mode", "problem_id"]
     )

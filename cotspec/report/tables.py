@@ -1,24 +1,32 @@
-"""The main table: our student before and after, the published numbers apart.
+"""The main table: our students before and after, the published numbers apart.
 
-Enters: tidy results (artifact 9), paired changes and the published numbers. Leaves: one
-table for ``main_table.csv`` and Markdown tables for the report; fractions in the first,
-percent in the second.
+Enters: predictions before and after, and the published numbers. Leaves: one table for
+``main_table.csv`` and Markdown tables for the report; fractions in the first, percent
+in the second.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from cotspec import statistics
 from cotspec.profiles import DataConfig
+from cotspec.report.pairing import MATH_MODE, at_last_step, at_start, compare, pair
 
 COLUMNS = (
-    "kind model start size task prompt_mode n before before_low before_high "
+    "kind model start size task prompt_mode n num_seeds before before_low before_high "
     "after after_low after_high change change_low change_high mcnemar_p source"
 ).split()
-_KEYS = ["student", "start", "size", "task", "prompt_mode"]
+NUM_RESAMPLES = 2_000  # per row; the claims are judged with more
+_SUMMARY = (
+    ("in-distribution", "in-distribution", MATH_MODE),
+    ("out of distribution", "out of distribution", MATH_MODE),
+    ("generic, CoT", "generic ability", "chain_of_thought"),
+    ("generic, answer-only", "generic ability", "answer_only"),
+)
 
 
 def task_groups(data: DataConfig) -> dict[str, list[str]]:
@@ -30,90 +38,92 @@ def task_groups(data: DataConfig) -> dict[str, list[str]]:
     }
 
 
-def main_table(
-    results_before: pd.DataFrame,
-    results_after: pd.DataFrame,
-    published: pd.DataFrame,
-    *,
-    changes: pd.DataFrame | None = None,
-    groups: Mapping[str, Sequence[str]] | None = None,
+def pooled_name(group: str, tasks: Sequence[str]) -> str:
+    """Return how the table names all problems of a group."""
+    return tasks[0] if len(tasks) == 1 else f"all {group}"
+
+
+def students_table(
+    predictions: pd.DataFrame, groups: Mapping[str, Sequence[str]], *, seed: int
 ) -> pd.DataFrame:
+    """Return every student before and after, per set and prompt mode.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        From `before_and_after`.
+    groups : mapping
+        From `task_groups`: groups of several tasks get a row, their problems pooled.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    DataFrame
+        Our rows of the main table, smallest student first. Accuracies are means over
+        the seeds; their ends are 95% Wilson intervals, averaged too, which is wider
+        than the interval of the mean. Changes are paired by problem and seed, with 95%
+        bootstrap intervals; the exact McNemar p-value is uncorrected and there with one
+        seed only. Fractions.
+
+    Raises
+    ------
+    ValueError
+        Problems that were answered on one side only.
+    """
+    sets = {task: [task] for tasks in groups.values() for task in tasks}
+    sets |= {pooled_name(name, tasks): tasks for name, tasks in groups.items()}
+    rows = []
+    for key, student in predictions.groupby(["size", "model", "start"]):
+        size, model, start = key
+        for task, tasks in sets.items():
+            picked = student[student["task"].isin(tasks)]
+            for mode, asked in picked.groupby("prompt_mode", sort=False):
+                row = {"kind": "ours", "model": model, "start": start, "size": size}
+                row |= {"task": task, "prompt_mode": mode, "source": "this run"}
+                rows.append(row | _change(asked, seed))
+    return pd.DataFrame(rows).reindex(columns=COLUMNS)
+
+
+def _change(rows: pd.DataFrame, seed: int) -> dict[str, float]:
+    sides = at_start(rows), at_last_step(rows)
+    one = compare(*sides, seed=seed, num_resamples=NUM_RESAMPLES)
+    before, after = pair(*sides)
+    row = {"n": one.num_problems, "num_seeds": one.num_seeds}
+    for name, answers in (("before", before), ("after", after)):
+        row[name] = answers.mean()
+        row[f"{name}_low"], row[f"{name}_high"] = _interval(answers)
+    row |= {"change": one.change.estimate}
+    row |= {"change_low": one.change.ci_low, "change_high": one.change.ci_high}
+    if one.num_seeds == 1:
+        row["mcnemar_p"] = statistics.mcnemar(before[0], after[0])
+    return row
+
+
+def _interval(answers: np.ndarray) -> np.ndarray:
+    """The Wilson interval of each seed's accuracy, averaged."""
+    n = answers.shape[1]
+    ends = [statistics.wilson_interval(int(right), n) for right in answers.sum(axis=1)]
+    return np.mean(ends, axis=0)
+
+
+def main_table(students: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     """Return published models and our students, before and after.
 
     Parameters
     ----------
-    results_before, results_after : DataFrame
-        Tidy results. Several seeds are averaged; their intervals' ends too, which is
-        wider than the interval of the average.
+    students : DataFrame
+        From `students_table`.
     published : DataFrame
         From `load_published`; a number that is not known stays empty.
-    changes : DataFrame, optional
-        From `paired_changes`; without it the change has no interval.
-    groups : mapping, optional
-        From `task_groups`: groups of several tasks get a row with the pooled accuracy.
 
     Returns
     -------
     DataFrame
         Published rows first, then ``kind == "ours"``; fractions.
-
-    Raises
-    ------
-    ValueError
-        A task and prompt mode that only one of the two sides has.
     """
-    before = _averaged(results_before, groups or {})
-    after = _averaged(results_after, groups or {})
-    if set(before.index) != set(after.index):
-        only = sorted(set(before.index) ^ set(after.index))
-        raise ValueError(f"results: {only[0]} was tested on one side only")
-    ours = before.add_prefix("before_").join(after.add_prefix("after_")).reset_index()
-    ours = ours.rename(
-        columns={
-            "student": "model",
-            "before_n": "n",
-            "before_accuracy": "before",
-            "after_accuracy": "after",
-            "before_ci_low": "before_low",
-            "before_ci_high": "before_high",
-            "after_ci_low": "after_low",
-            "after_ci_high": "after_high",
-        }
-    )
-    ours = ours.assign(
-        kind="ours", source="this run", change=ours["after"] - ours["before"]
-    )
-    if changes is not None:
-        ends = changes.drop(columns="change")
-        ours = ours.merge(ends, on=["task", "prompt_mode"], how="left")
-    table = pd.concat([_published_rows(published), ours], ignore_index=True)
+    table = pd.concat([_published_rows(published), students], ignore_index=True)
     return table.reindex(columns=COLUMNS)
-
-
-def _averaged(
-    results: pd.DataFrame, groups: Mapping[str, Sequence[str]]
-) -> pd.DataFrame:
-    parts = [results]
-    for name, tasks in groups.items():
-        rows = results[results["task"].isin(tasks)]
-        if rows["task"].nunique() > 1:
-            parts.append(_pooled(rows).assign(task=f"all {name}"))
-    values = ["n", "accuracy", "ci_low", "ci_high"]
-    return pd.concat(parts).groupby(_KEYS, sort=False, dropna=False)[values].mean()
-
-
-def _pooled(rows: pd.DataFrame) -> pd.DataFrame:
-    """All problems of several tasks as one set, with its Wilson interval."""
-    counted = rows.assign(correct=rows["accuracy"] * rows["n"])
-    keys = ["student", "start", "size", "seed", "prompt_mode"]
-    pooled = counted.groupby(keys, sort=False)[["n", "correct"]].sum().reset_index()
-    pooled["accuracy"] = pooled["correct"] / pooled["n"]
-    ends = [
-        statistics.wilson_interval(round(row.correct), int(row.n))
-        for row in pooled.itertuples()
-    ]
-    pooled[["ci_low", "ci_high"]] = ends
-    return pooled
 
 
 def _published_rows(published: pd.DataFrame) -> pd.DataFrame:
@@ -153,6 +163,41 @@ def percent(value: float, low: float, high: float, *, signed: bool = False) -> s
     return f"{text} [{form.format(100 * low)}, {form.format(100 * high)}]"
 
 
+def summary_rows(
+    table: pd.DataFrame, groups: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """Return one line per student: each ability before → after, and the change.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `main_table`.
+    groups : mapping
+        From `task_groups`.
+
+    Returns
+    -------
+    DataFrame
+        Text, in percent and points; empty where a student was not tested.
+    """
+    ours = table[table["kind"] == "ours"].set_index(["task", "prompt_mode"])
+    lines = []
+    for key, student in ours.groupby(["model", "start", "size"], sort=False):
+        line = {"student": key[0], "start": key[1].replace("_", " ")}
+        line["parameters"] = f"{int(key[2]):,}"
+        for column, group, mode in _SUMMARY:
+            place = (pooled_name(group, groups[group]), mode)
+            known = place in student.index
+            line[column] = _before_after(student.loc[place]) if known else ""
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def _before_after(row: pd.Series) -> str:
+    change = percent(row["change"], row["change_low"], row["change_high"], signed=True)
+    return f"{100 * row['before']:.1f} → {100 * row['after']:.1f} ({change})"
+
+
 def our_rows(table: pd.DataFrame) -> pd.DataFrame:
     """Return our rows of the main table as a reader sees them, in percent."""
     rows = table[table["kind"] == "ours"]
@@ -163,6 +208,7 @@ def our_rows(table: pd.DataFrame) -> pd.DataFrame:
             "set": rows["task"],
             "prompt": rows["prompt_mode"].str.replace("_", " "),
             "n": rows["n"].astype(int).map("{:,}".format),
+            "seeds": rows["num_seeds"].astype(int),
             "before, %": _cells(rows, "before"),
             "after, %": _cells(rows, "after"),
             "change, points": _cells(rows, "change", signed=True),
