@@ -6,6 +6,7 @@ pyplot's global state, and with `save_figure` its PNG, SVG, CSV and caption.
 
 from cotspec.figures.aligned_text import token_alignment
 from cotspec.figures.charts import funnel, length_histogram, loss_curves, rule_shares
+from cotspec.figures.curves import accuracy_curves, size_curves
 from cotspec.figures.formats_text import example_parts, four_formats
 from cotspec.figures.ledger import VERDICT_STYLES, claim_effects
 from cotspec.figures.results import accuracy_bars, pass_at_k
@@ -23,8 +24,15 @@ from cotspec.figures.style import (
     Style,
 )
 from cotspec.figures.teacher_text import probability_strip, top_alternatives
+from cotspec.figures.tradeoff import (
+    ABILITY_STYLES,
+    TRAINED_ON,
+    ability_curves,
+    format_matrix,
+)
 
 __all__ = [
+    "ABILITY_STYLES",
     "FORMAT_STYLES",
     "LOSS_STYLES",
     "MODEL_STYLES",
@@ -33,12 +41,16 @@ __all__ = [
     "PROMPT_STYLES",
     "RULE_STYLES",
     "SPLIT_STYLES",
+    "TRAINED_ON",
     "VERDICT_STYLES",
     "Chart",
     "Style",
+    "ability_curves",
     "accuracy_bars",
+    "accuracy_curves",
     "claim_effects",
     "example_parts",
+    "format_matrix",
     "four_formats",
     "funnel",
     "length_histogram",
@@ -47,6 +59,7 @@ __all__ = [
     "probability_strip",
     "rule_shares",
     "save_figure",
+    "size_curves",
     "token_alignment",
     "top_alternatives",
 ]
