@@ -24,12 +24,14 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     T5Config,
-    T5ForConditionalGeneration,
     T5Tokenizer,
 )
 from transformers.utils import logging
 
+from cotspec.micro import shipped
+from cotspec.micro import tokenizers as micro_tokenizers
 from cotspec.profiles import StudentConfig, TeacherConfig
+from cotspec.t5 import new_t5
 
 # Published configurations of google/flan-t5-* (T5 v1.1: gated GELU, untied head).
 # (d_model, d_kv, d_ff, num_layers, num_heads); vocabulary 32,128 in all of them.
@@ -41,6 +43,8 @@ FLAN_T5_SHAPES = {
     "google/flan-t5-xxl": (4096, 64, 10240, 24, 64),
 }
 RANDOM_PREFIX = "random:"
+MICRO_PREFIX = "micro-"
+MICRO_TEACHER = "micro-teacher"
 
 logging.disable_progress_bar()  # loading takes seconds; long steps have their own bar
 
@@ -103,8 +107,9 @@ def load_student(
     ----------
     config : StudentConfig
         ``model`` is a hub name or folder; ``random:google/flan-t5-small`` (or base,
-        large, xl, xxl) for the exact architecture with random weights; ``micro`` for
-        the micro-world's base of ``config.start``.
+        large, xl, xxl) for the exact architecture with random weights; ``micro-small``
+        (or base, large, xl) for the micro-world's shipped base of ``config.start``;
+        ``micro`` for the one that was built in `micro_dir`.
     seed : int
         Seeds random weights; unused for pretrained ones.
     micro_dir : Path, optional
@@ -118,6 +123,9 @@ def load_student(
     if config.model.startswith(RANDOM_PREFIX):
         model = _random_flan_t5(config.model.removeprefix(RANDOM_PREFIX), seed)
         tokenizer = load_t5_tokenizer(config.tokenizer)
+    elif config.model.startswith(MICRO_PREFIX):
+        size = config.model.removeprefix(MICRO_PREFIX)
+        model, tokenizer = shipped.load_student(size, config.start)
     else:
         source = _micro_student_dir(config, micro_dir)
         model = _load_seq2seq(source, config.revision)
@@ -140,6 +148,10 @@ def as_student(
             f"model embeds {rows}; they do not belong together"
         )
     size = sum(p.numel() for p in model.parameters())
+    if model.config.model_type == "t5" and not torch.cuda.is_available():
+        # On CPUs T5's position bias keeps PyTorch's fused attention off its fast path:
+        # a training step takes 1.5 times as long with it.
+        model.set_attn_implementation("eager")
     return Student(name, model.eval(), tokenizer, start, size)
 
 
@@ -152,20 +164,6 @@ def _micro_student_dir(config: StudentConfig, micro_dir: Path | None) -> str:
     if not folder.exists():
         raise ValueError(f"student.start: no micro-world base in {folder}")
     return str(folder)
-
-
-def new_t5(config: T5Config) -> T5ForConditionalGeneration:
-    """Return a T5 v1.1 with random weights and an output layer of its own.
-
-    transformers 5 ties the output layer to the embedding in every T5 made from a
-    configuration, whatever ``tie_word_embeddings`` says, and unties it only when a
-    checkpoint holds both. FlanT5's are two matrices.
-    """
-    model = T5ForConditionalGeneration(config)
-    weight = torch.empty(config.vocab_size, config.d_model)
-    torch.nn.init.normal_(weight, std=config.initializer_factor * config.d_model**-0.5)
-    model.lm_head.weight = torch.nn.Parameter(weight)
-    return model
 
 
 def _random_flan_t5(name: str, seed: int) -> PreTrainedModel:
@@ -221,6 +219,8 @@ def load_student_tokenizer(
     """Load a student's tokenizer without its weights; see `load_student`."""
     if config.model.startswith(RANDOM_PREFIX):
         return load_t5_tokenizer(config.tokenizer)
+    if config.model.startswith(MICRO_PREFIX):
+        return micro_tokenizers.load_student()
     source = config.tokenizer or _micro_student_dir(config, micro_dir)
     return load_tokenizer(source, config.revision)
 
@@ -248,6 +248,8 @@ def load_teacher(config: TeacherConfig, *, micro_dir: Path | None = None) -> Tea
         model = AutoModelForCausalLM.from_pretrained(folder, **options)
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
         return Teacher("SmolLM2-135M-Instruct", model.eval(), tokenizer)
+    if config.model == MICRO_TEACHER:
+        return Teacher(config.model, *shipped.load_teacher())
     source = config.model
     if source == "micro":
         if micro_dir is None:

@@ -180,22 +180,44 @@ class MicroConfig:
     """The micro-world, and how its models are trained when none are shipped."""
 
     is_easy: bool = False  # one-step problems, small numbers: tasks micro/easy_*
-    num_demonstrations: int = 4  # at most, in a pretraining example
+    num_demonstrations: int = 2  # at most, in a student's pretraining example
     pool_size: int = 20_000  # training items per math family, a quarter per generic
     teacher_steps: int = 0
     teacher_hidden: int = 128
     teacher_layers: int = 4
+    teacher_demonstrations: int = 4  # at most, in a teacher's document
+    teacher_batch_size: int = 16
     teacher_out_of_distribution_share: float = 0.0  # of its documents
     starts: tuple[str, ...] = ("instruction_tuned",)
     raw_steps: int = 0  # span corruption before instruction tuning
     student_steps: int = 0
     student_hidden: int = 128
     student_layers: int = 2
+    # Of the math problems of one, two and three steps: how many students see.
+    num_steps_shares: tuple[float, ...] = (1.0, 1.0, 1.0)
     generic_share: float = 0.6  # of instruction examples
     out_of_distribution_share: float = 0.4  # of instruction examples in math
+    in_context_share: float = 0.5  # of instruction examples
+    chain_of_thought_share: float = 0.7  # chains are longer to learn than answers
     batch_size: int = 64
     learning_rate: float = 2e-3
     checkpoint_every: int = 200
+
+
+MICRO_STARTS = ("raw", "instruction_tuned")
+# Hidden sizes of the shipped students micro-small … micro-xl.
+MICRO_SIZES = types.MappingProxyType({"small": 48, "base": 80, "large": 128, "xl": 208})
+SHIPPED_MICRO = MicroConfig(
+    teacher_steps=450,
+    raw_steps=1000,
+    student_steps=7000,
+    batch_size=32,
+    num_steps_shares=(1.0, 0.5, 0.15),
+    generic_share=0.75,
+    out_of_distribution_share=0.5,
+    in_context_share=0.4,
+    checkpoint_every=500,
+)
 
 
 @dataclass(frozen=True)
@@ -300,6 +322,8 @@ def _smoke() -> Profile:
             teacher_steps=300,
             teacher_hidden=96,
             teacher_layers=2,
+            teacher_demonstrations=1,
+            teacher_batch_size=32,
             student_steps=250,
             student_hidden=96,
             batch_size=32,

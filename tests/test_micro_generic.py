@@ -91,9 +91,9 @@ def test_item_i_is_the_same_however_many_are_asked_for(family):
 
 
 @pytest.mark.parametrize("family", generic.FAMILIES)
-def test_demonstrations_are_three_of_their_own_split(family):
+def test_demonstrations_are_two_of_their_own_split(family):
     shown = generic.demonstrations(family)
-    assert [item["split"] for item in shown] == ["demonstrations"] * 3
+    assert [item["split"] for item in shown] == ["demonstrations"] * 2
 
 
 def test_an_unknown_family_is_named():

@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
+from transformers import T5ForConditionalGeneration
 
-from cotspec import models
+from cotspec import models, t5
 from cotspec.profiles import StudentConfig, TeacherConfig
 
 # Parameters of the published checkpoints (untied T5 v1.1 heads).
@@ -21,7 +22,7 @@ PUBLISHED_SIZES = {
 @pytest.mark.parametrize("name", PUBLISHED_SIZES)
 def test_a_random_flan_t5_has_the_published_number_of_parameters(name):
     with torch.device("meta"):
-        model = models.new_t5(models.flan_t5_config(name))
+        model = t5.new_t5(models.flan_t5_config(name))
     assert sum(p.numel() for p in model.parameters()) == PUBLISHED_SIZES[name]
 
 
@@ -37,9 +38,9 @@ def test_an_untied_t5_survives_saving_and_loading(tmp_path):
         tie_word_embeddings=False,
         decoder_start_token_id=0,
     )
-    model = models.new_t5(config).eval()
+    model = t5.new_t5(config).eval()
     model.save_pretrained(tmp_path)
-    loaded = models.T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
+    loaded = T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
     ids = torch.tensor([[5, 6, 1]])
     expected = model(input_ids=ids, decoder_input_ids=ids).logits
     assert torch.equal(loaded(input_ids=ids, decoder_input_ids=ids).logits, expected)
@@ -81,7 +82,7 @@ def test_a_folder_without_a_model_says_what_to_set(tmp_path, monkeypatch):
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused(data_dir):
     tokenizer = models.load_tokenizer(str(data_dir / "t5"))
-    model = models.T5ForConditionalGeneration(
+    model = T5ForConditionalGeneration(
         models.T5Config(vocab_size=100, d_model=8, d_kv=4, d_ff=8, num_layers=1)
     )
     with pytest.raises(ValueError, match="32100 entries.*embeds 100"):

@@ -316,8 +316,8 @@ def test_the_micro_world_loads_in_the_same_schema():
     assert splits == {"train": 4, "validation": 4, "test": 4}
 
 
-def test_micro_demonstrations_are_three_for_generic_and_four_for_math():
-    assert len(tasks.demonstrations("micro/word_sorting")) == 3
+def test_micro_demonstrations_are_two_for_generic_and_four_for_math():
+    assert len(tasks.demonstrations("micro/word_sorting")) == 2
     assert len(tasks.demonstrations("micro/svamp")) == 4
     shown = {d.question for d in tasks.demonstrations("micro/math")}
     assert not shown & set(tasks.load("micro/math", num=200)["question"])

@@ -1,6 +1,6 @@
-"""Command line of the micro-world: ``python -m cotspec.micro build|tokenizers``.
+"""Command line of the micro-world: ``python -m cotspec.micro build|pack|tokenizers``.
 
-Enters: a profile's name and a folder. Leaves: trained models, or the two tokenizer
+Enters: a folder. Leaves: trained models, the package's weights, or the two tokenizer
 files.
 """
 
@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cotspec import profiles
 from cotspec.micro import corpus, tokenizers
 
 
@@ -29,14 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cotspec.micro")
     commands = parser.add_subparsers(required=True)
-    build = commands.add_parser("build", help="train teacher and students; resumes")
-    build.add_argument("--profile", default=profiles.DEFAULT_PROFILE)
+    build = commands.add_parser("build", help="train the shipped models; resumes")
     build.add_argument("--out", type=Path, default=Path("runs/micro_build"))
     build.add_argument("--seed", type=int, default=0)
     build.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides"
+        "--only", action="append", metavar="NAME", help="teacher, small-raw, …"
     )
     build.set_defaults(run=_build)
+    pack = commands.add_parser("pack", help="write built models into the package")
+    pack.add_argument("--out", type=Path, default=Path("runs/micro_build"))
+    pack.set_defaults(run=_pack)
     make = commands.add_parser("tokenizers", help="make the tokenizer files again")
     make.add_argument("--out", type=Path, default=tokenizers.FOLDER)
     make.set_defaults(run=_tokenizers)
@@ -44,13 +45,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(options: argparse.Namespace) -> None:
-    from cotspec.micro import build
+    from cotspec.micro import build, shipped
 
-    pairs = (override.partition("=") for override in options.overrides)
-    overrides = {f"micro.{field}": value for field, _, value in pairs}
-    config = profiles.resolve(options.profile, overrides).micro
-    for role, folder in build.build(config, options.out, seed=options.seed).items():
-        print(f"{role}: {folder}")
+    for name in options.only or shipped.names():
+        print(build.make(name, options.out, seed=options.seed))
+
+
+def _pack(options: argparse.Namespace) -> None:
+    from cotspec.micro import build, shipped
+
+    print(f"{build.pack(options.out) / 1e6:.1f} MB in {shipped.FOLDER}")
 
 
 def _tokenizers(options: argparse.Namespace) -> None:

@@ -8,36 +8,30 @@ the same weights.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 from tqdm import tqdm
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import PreTrainedModel, T5ForConditionalGeneration
 
-from cotspec.micro import corpus, tokenizers
-from cotspec.models import new_t5
-from cotspec.profiles import MicroConfig
+from cotspec.micro import corpus, shipped, tokenizers
+from cotspec.micro.architectures import new_model
+from cotspec.profiles import SHIPPED_MICRO, MicroConfig
 
 logger = logging.getLogger(__name__)
-_HEAD_SIZE = 32
 _WARMUP_STEPS = 50
-_MAX_POSITIONS = 2048
 _DONE = "done.json"
+FACTS = "facts.json"  # what the training took
 _CHECKPOINT = "checkpoint"
 _EXAMPLES = {
     "teacher": corpus.teacher_example,
@@ -71,10 +65,7 @@ def build(
     ValueError
         If `out_dir` holds models of another configuration.
     """
-    items = corpus.training_items(config, seed=seed)
-    run = partial(
-        _train_and_save, config=config, items=items, seed=seed, show=show_progress
-    )
+    run = partial(train_model, config=config, seed=seed, show=show_progress)
     out_dir = Path(out_dir)
     folders = {"teacher": out_dir / "teacher"}
     run(folders["teacher"], "teacher")
@@ -89,74 +80,117 @@ def build(
     return folders
 
 
-def new_teacher(config: MicroConfig, tokenizer: PreTrainedTokenizerBase):
-    """Return a Llama with random weights (torch's global generator)."""
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.teacher_hidden,
-            intermediate_size=config.teacher_hidden * 3,
-            num_hidden_layers=config.teacher_layers,
-            num_attention_heads=config.teacher_hidden // _HEAD_SIZE,
-            max_position_embeddings=_MAX_POSITIONS,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
-def new_student(config: MicroConfig, tokenizer: PreTrainedTokenizerBase):
-    """Return a FlanT5-shaped T5 with random weights (torch's global generator)."""
-    return new_t5(
-        T5Config(
-            vocab_size=len(tokenizer),
-            d_model=config.student_hidden,
-            d_kv=_HEAD_SIZE,
-            d_ff=config.student_hidden * 2,
-            num_layers=config.student_layers,
-            num_heads=config.student_hidden // _HEAD_SIZE,
-            feed_forward_proj="gated-gelu",
-            dropout_rate=0.0,
-            tie_word_embeddings=False,
-            decoder_start_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
-def _train_and_save(
+def train_model(
     folder: Path,
     kind: str,
     *,
     config: MicroConfig,
-    items: corpus.Items,
     seed: int,
-    show: bool,
+    show: bool = True,
     source: Path | None = None,
 ) -> None:
+    """Train one model, or finish it, or do nothing if it is done.
+
+    Parameters
+    ----------
+    folder : Path
+        Gets weights, tokenizer, the recipe and what it took.
+    kind : str
+        ``teacher``, ``raw`` or ``instruction_tuned``.
+    source : Path, optional
+        A folder whose weights the training starts from.
+
+    Raises
+    ------
+    ValueError
+        If `folder` holds a model of another configuration.
+    """
     recipe = _recipe(kind, config, seed)
     if _is_done(folder, recipe):
         return
     is_teacher = kind == "teacher"
     tokenizer = (tokenizers.load_teacher if is_teacher else tokenizers.load_student)()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        new = new_teacher if is_teacher else new_student
-        model = new(config, tokenizer)
+    model = new_model(kind, config, tokenizer, seed=seed)
     if source is not None:
         model = T5ForConditionalGeneration.from_pretrained(source)
+    items = corpus.training_items(config, seed=seed)
+    if not is_teacher:
+        items = corpus.student_items(items, config, seed=seed)
     data = partial(
         corpus.batches,
         partial(_EXAMPLES[kind], items=items, config=config, tokenizer=tokenizer),
         partial(corpus.collate, pad_id=tokenizer.pad_token_id),
-        batch_size=config.batch_size,
+        batch_size=config.teacher_batch_size if is_teacher else config.batch_size,
         seed=seed,
     )
-    _train(model, data, recipe, folder, show=show)
-    _save(model, tokenizer, recipe, folder)
+    seconds = _train(model, data, recipe, folder, show=show)
+    facts = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": recipe["steps"],
+        "seconds": round(seconds),
+        "device": _device_name(),
+    }
+    _save(model, tokenizer, recipe, facts, folder)
+
+
+def make(name: str, out_dir: Path, *, seed: int = 0, show: bool = True) -> Path:
+    """Train one of the shipped models, and the raw one that it starts from.
+
+    Parameters
+    ----------
+    name : str
+        One of `shipped.names`.
+    out_dir : Path
+        Gets a folder `name`; complete ones are kept, interrupted ones resumed.
+    seed : int
+        Of weights and data.
+    show : bool
+        A progress bar on stderr.
+
+    Raises
+    ------
+    ValueError
+        Unknown name, or `out_dir` holds a model of another configuration.
+    """
+    if name not in shipped.names():
+        raise ValueError(f"name: {name!r}. Allowed: {', '.join(shipped.names())}")
+    if name == shipped.TEACHER:
+        config, kind, source = SHIPPED_MICRO, shipped.TEACHER, None
+    else:
+        size, kind = name.split("-")
+        config, source = shipped.config_of(size), None
+        if kind != "raw":
+            source = make(f"{size}-raw", out_dir, seed=seed, show=show)
+    folder = Path(out_dir) / name
+    train_model(folder, kind, config=config, seed=seed, show=show, source=source)
+    return folder
+
+
+def pack(out_dir: Path, folder: Path = shipped.FOLDER) -> int:
+    """Write the models that `make` left in `out_dir` as float16, and the manifest.
+
+    Returns
+    -------
+    int
+        Bytes of all weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = {}
+    for name in shipped.names():
+        weights = load((Path(out_dir) / name / "model.safetensors").read_bytes())
+        packed = save({key: tensor.half() for key, tensor in weights.items()})
+        (folder / f"{name}.safetensors").write_bytes(packed)
+        facts = json.loads((Path(out_dir) / name / FACTS).read_text())
+        checksum = {"sha256": hashlib.sha256(packed).hexdigest(), "bytes": len(packed)}
+        manifest[name] = checksum | facts
+    (folder / shipped.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    return sum(entry["bytes"] for entry in manifest.values())
+
+
+def _device_name() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} CPU threads"
 
 
 def _recipe(kind: str, config: MicroConfig, seed: int) -> dict:
@@ -188,15 +222,19 @@ def _is_done(folder: Path, recipe: dict) -> bool:
 
 def _train(
     model: PreTrainedModel, data, recipe: dict, folder: Path, *, show: bool
-) -> None:
-    """Run the loop: AdamW, warm-up and cosine, clip 1, bfloat16 where it helps."""
+) -> float:
+    """Run the loop: AdamW, warm-up and cosine, clip 1, bfloat16; return its seconds."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).train()
+    if device.type == "cpu" and model.config.is_encoder_decoder:
+        # T5's position bias keeps PyTorch's fused attention off its fast path.
+        model.set_attn_implementation("eager")
     steps, peak = recipe["steps"], recipe["learning_rate"]
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01
     )
-    first = _resume(model, optimizer, folder)
+    first, seconds = _resume(model, optimizer, folder)
+    began = time.monotonic() - seconds
     progress = tqdm(
         total=steps, initial=first, desc=f"{recipe['kind']}", disable=not show
     )
@@ -212,12 +250,13 @@ def _train(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if (step + 1) % recipe["checkpoint_every"] == 0 and step + 1 < steps:
-            _checkpoint(model, optimizer, step + 1, folder)
+            _checkpoint(model, optimizer, step + 1, time.monotonic() - began, folder)
         if step % 20 == 0:
             progress.set_postfix(loss=f"{loss.item():.3f}")
         progress.update()
     progress.close()
     model.to("cpu").eval()
+    return time.monotonic() - began
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -229,7 +268,7 @@ def _schedule(step: int, steps: int) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _checkpoint(model, optimizer, step: int, folder: Path) -> None:
+def _checkpoint(model, optimizer, step: int, seconds: float, folder: Path) -> None:
     """Write weights, AdamW's moments and the step in one atomic file."""
     names = [name for name, _ in model.named_parameters()]
     tensors = {f"model/{n}": p.detach() for n, p in model.named_parameters()}
@@ -240,15 +279,15 @@ def _checkpoint(model, optimizer, step: int, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{_CHECKPOINT}.safetensors"
     temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"step": str(step)})
+    save_file(tensors, temporary, metadata={"step": str(step), "seconds": str(seconds)})
     os.replace(temporary, path)
 
 
-def _resume(model, optimizer, folder: Path) -> int:
-    """Load the last checkpoint, if there is one; return the step it was made at."""
+def _resume(model, optimizer, folder: Path) -> tuple[int, float]:
+    """Load the last checkpoint, if there is one; return its step and seconds."""
     path = folder / f"{_CHECKPOINT}.safetensors"
     if not path.exists():
-        return 0
+        return 0, 0.0
     tensors = load_file(path)
     with open(path, "rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -263,16 +302,18 @@ def _resume(model, optimizer, folder: Path) -> int:
         }
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return int(header["__metadata__"]["step"])
+    made = header["__metadata__"]
+    return int(made["step"]), float(made["seconds"])
 
 
-def _save(model, tokenizer, recipe: dict, folder: Path) -> None:
+def _save(model, tokenizer, recipe: dict, facts: dict, folder: Path) -> None:
     """Save in a temporary folder and rename, so that a folder is whole or absent."""
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     (temporary / _DONE).write_text(json.dumps(recipe, indent=1, sort_keys=True))
+    (temporary / FACTS).write_text(json.dumps(facts, indent=1))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)
     logger.info("saved %s", folder)

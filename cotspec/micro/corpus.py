@@ -16,13 +16,10 @@ from transformers import PreTrainedTokenizerBase
 
 from cotspec import prompts
 from cotspec.micro import generic, tokenizers, world
-from cotspec.profiles import DATA_FORMATS, MicroConfig
+from cotspec.profiles import MicroConfig
 
 IGNORE = -100
 _POOL_BATCHES = 16  # drawn at once and sorted by length, so that padding is rare
-_GENERIC_DEMONSTRATIONS = 3  # what generic prompts show
-# Chains are longer to learn than answers: drawn twice as often.
-_CHAIN_OF_THOUGHT_AGAIN = tuple(f for f in DATA_FORMATS if f.endswith("of_thought"))
 _CORRUPTED_SHARE = 0.15  # T5's, with spans of three tokens on average
 _MEAN_SPAN = 3
 
@@ -41,6 +38,23 @@ def training_items(config: MicroConfig, *, seed: int) -> Items:
         family: generic.generate(family, "train", size // 4, seed=seed)
         for family in generic.FAMILIES
     }
+
+
+def student_items(items: Items, config: MicroConfig, *, seed: int) -> Items:
+    """Keep `config.num_steps_shares` of the math problems of one, two … steps.
+
+    The students' pretraining has few problems of several steps, as FlanT5's has; what
+    they gain from specialization is mostly there.
+    """
+    rng = Random(f"{seed}/num_steps")
+    kept = dict(items)
+    for family in _math_families(config):
+        kept[family] = [
+            item
+            for item in items[family]
+            if rng.random() < config.num_steps_shares[item["num_steps"] - 1]
+        ]
+    return kept
 
 
 def _math_families(config: MicroConfig) -> tuple[str, ...]:
@@ -77,7 +91,7 @@ def teacher_example(
     Learning to write questions would take most of a small model's capacity.
     """
     family = _draw_family(rng, config, config.teacher_out_of_distribution_share)
-    num = rng.randint(0, config.num_demonstrations)
+    num = rng.randint(0, config.teacher_demonstrations)
     *shown, asked = rng.sample(items[family], num + 1)
     prompt = prompts.teacher_prompt(
         asked["question"], [_demonstration(item) for item in shown]
@@ -104,12 +118,13 @@ def instruction_example(
     """Draw a problem of any family in one of the four data formats."""
     if rng.random() < config.generic_share:
         family = rng.choice(generic.FAMILIES)
-        max_shown = _GENERIC_DEMONSTRATIONS
     else:
         family = _draw_family(rng, config, config.out_of_distribution_share)
-        max_shown = config.num_demonstrations
-    mode = rng.choice((*DATA_FORMATS, *_CHAIN_OF_THOUGHT_AGAIN))
-    num = rng.randint(1, max_shown) if mode.startswith("in_context") else 0
+    is_in_context = rng.random() < config.in_context_share
+    is_chain_of_thought = rng.random() < config.chain_of_thought_share
+    shown_as = "in_context" if is_in_context else "zero_shot"
+    mode = f"{shown_as}_{'chain_of_thought' if is_chain_of_thought else 'answer_only'}"
+    num = rng.randint(1, config.num_demonstrations) if is_in_context else 0
     *shown, asked = rng.sample(items[family], num + 1)
     inputs = prompts.build_inputs(
         asked["question"], mode, [_demonstration(item) for item in shown]

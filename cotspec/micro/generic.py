@@ -51,7 +51,7 @@ def generate(family: str, split: str, n: int, *, seed: int) -> list[dict]:
     return splits.draw_items(_DRAWS[family], family, split, n, seed=seed)
 
 
-def demonstrations(family: str, n: int = 3) -> list[dict]:
+def demonstrations(family: str, n: int = 2) -> list[dict]:
     """Return fixed worked problems for prompts, from a split of their own."""
     return generate(family, "demonstrations", n, seed=0)
 
@@ -83,7 +83,7 @@ def _so_option(rng: Random, choices: list[str], answer: str) -> str:
 
 
 def _last_letters(rng: Random) -> dict:
-    words = rng.sample(list(NAMES) + WORDS, rng.choice((2, 3)))
+    words = rng.sample(list(NAMES) + WORDS, 3)
     steps = [f"The last letter of {word} is {word[-1]}." for word in words]
     question = f"Put together the last letters of these words: {' '.join(words)}"
     return _item(question, steps, "".join(w[-1] for w in words), words)
@@ -109,8 +109,10 @@ def _object_counting(rng: Random) -> dict:
     for count, text in zip(counts[1:], listed[1:], strict=True):
         steps.append(f"Add {text}: {total} + {count} = {total + count}.")
         total += count
-    question = f"I have {', '.join(listed[:-1])} and {listed[-1]}."
-    return _item(f"{question} How many animals do I have?", steps, str(total), counts)
+    who = rng.choice(NAMES)
+    question = f"{who} has {', '.join(listed[:-1])} and {listed[-1]}."
+    question += f" How many animals does {who} have?"
+    return _item(question, steps, str(total), counts)
 
 
 def _boolean_expressions(rng: Random) -> dict:
@@ -143,9 +145,10 @@ def _navigate(rng: Random) -> dict:
             break
     pair = rng.choice((("left", "right"), ("back", "forward"), ("down", "up")))
     sides = dict(zip((-1, 1), pair, strict=True))
+    who = rng.choice(NAMES)
     told, steps, place = [], ["Start at 0."], 0
     for sign, count in moves:
-        told.append(f"Take {count} steps {sides[sign]}.")
+        told.append(f"{who} takes {count} steps {sides[sign]}.")
         place += sign * count
         where = f"{abs(place)} {sides[1 if place > 0 else -1]}" if place else "0"
         steps.append(f"{count} {sides[sign]}: now at {where}.")
@@ -153,7 +156,7 @@ def _navigate(rng: Random) -> dict:
     if not returns:
         endings = ("That is not the start.", "We are not back.")
     steps.append(rng.choice(endings))
-    question = " ".join([*told, "Do you return to the start?"])
+    question = " ".join([*told, f"Does {who} return to the start?"])
     return _item(question, steps, "Yes" if returns else "No", moves)
 
 

@@ -32,7 +32,7 @@ def micro_problems(name: str, split: str | None, num: int | None) -> list[dict]:
 
 
 def micro_demonstrations(name: str) -> list[dict]:
-    """Return three worked problems of a split of their own; four for math."""
+    """Return two worked problems of a split of their own; four for math."""
     family = name.removeprefix("micro/")
     if family in world.FAMILIES:
         is_easy = family in world.EASY_FAMILIES
