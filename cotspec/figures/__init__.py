@@ -10,6 +10,11 @@ from cotspec.figures.curves import accuracy_curves, size_curves
 from cotspec.figures.formats_text import example_parts, four_formats
 from cotspec.figures.ledger import VERDICT_STYLES, claim_effects
 from cotspec.figures.results import accuracy_bars, pass_at_k
+from cotspec.figures.sampling import (
+    KIND_STYLES,
+    failures_by_steps,
+    temperature_study,
+)
 from cotspec.figures.saving import save_figure
 from cotspec.figures.style import (
     FORMAT_STYLES,
@@ -34,6 +39,7 @@ from cotspec.figures.tradeoff import (
 __all__ = [
     "ABILITY_STYLES",
     "FORMAT_STYLES",
+    "KIND_STYLES",
     "LOSS_STYLES",
     "MODEL_STYLES",
     "OKABE_ITO",
@@ -50,6 +56,7 @@ __all__ = [
     "accuracy_curves",
     "claim_effects",
     "example_parts",
+    "failures_by_steps",
     "format_matrix",
     "four_formats",
     "funnel",
@@ -60,6 +67,7 @@ __all__ = [
     "rule_shares",
     "save_figure",
     "size_curves",
+    "temperature_study",
     "token_alignment",
     "top_alternatives",
 ]

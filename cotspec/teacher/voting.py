@@ -65,9 +65,7 @@ def vote_curves(marked: Dataset) -> pd.DataFrame:
 
     Source: `statistics.pass_at_k`, `statistics.majority_at_k`.
     """
-    columns = ["problem_id", "answer", "predicted_answer", "is_correct"]
-    frame = marked.select_columns(columns).to_pandas()
-    questions = [_votes(group) for _, group in frame.groupby("problem_id", sort=False)]
+    questions = votes_by_question(marked)
     largest = min(len(votes) for votes, _ in questions)
     rows = []
     for k in range(1, largest + 1):
@@ -77,6 +75,16 @@ def vote_curves(marked: Dataset) -> pd.DataFrame:
         won = [statistics.majority_at_k(v, gold, k) for v, gold in questions]
         rows += [_point("pass@k", k, passed), _point("majority@k", k, won)]
     return pd.DataFrame(rows)
+
+
+def votes_by_question(marked: Dataset) -> list[tuple[list[str | None], str]]:
+    """Return each math question's predicted answers and its gold, spelled alike.
+
+    A sample without an answer is None.
+    """
+    columns = ["problem_id", "answer", "predicted_answer", "is_correct"]
+    frame = marked.select_columns(columns).to_pandas()
+    return [_votes(group) for _, group in frame.groupby("problem_id", sort=False)]
 
 
 def _votes(group: pd.DataFrame) -> tuple[list[str | None], str]:
