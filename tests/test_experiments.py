@@ -296,11 +296,13 @@ def test_sample_matching_depends_on_no_target_distribution(model, inputs):
     )
 
 
-def test_a_measurement_of_some_models_leaves_the_others_alone(finished, inputs):
+@pytest.mark.parametrize("others", ({"models": ("other",)}, {"starts": ("raw",)}))
+def test_a_measurement_of_some_students_leaves_the_others_alone(
+    finished, inputs, others
+):
     cells, store, _ = finished
-    extra = dataclasses.replace(
-        MEASUREMENTS[1], prompt_modes=("zero_shot_answer_only",), models=("other",)
-    )
+    modes = {"prompt_modes": ("zero_shot_answer_only",)}
+    extra = dataclasses.replace(MEASUREMENTS[1], **modes | others)
     measurements = [*MEASUREMENTS, extra]
     assert states(cells, inputs, store, measurements=measurements) == ["finished"] * 2
 

@@ -95,3 +95,58 @@ def test_two_sizes_have_no_fit():
     curves = report.size_curves(sized({100: 4, 200: 8}), DATA, seed=0)
     assert curves[["fit", "fit_low", "fit_high"]].isna().all(axis=None)
     assert curves["accuracy"].notna().all()
+
+
+def test_the_loss_table_says_how_fast_and_how_far():
+    validation = [
+        rows(right, step=step, split="validation", loss=loss)
+        for loss, rights in (
+            ("distribution_matching", (0, 5, 8)),
+            ("sample_matching", (0, 2, 6)),
+        )
+        for step, right in zip((0, 20, 40), rights, strict=True)
+    ]
+    tests = [
+        rows(right, step=40, loss=loss)
+        for loss, right in (("distribution_matching", 7), ("sample_matching", 3))
+    ]
+    table = report.loss_table(
+        pd.concat(validation + tests), DATA, seed=0, **PROFILE
+    ).set_index("series")
+    matching, sample = table.loc["distribution_matching"], table.loc["sample_matching"]
+    assert matching[:3].tolist() == pytest.approx([0.65, 20, 0.8])
+    assert sample[:3].tolist() == pytest.approx([0.4, 40, 0.6])
+    assert (matching["test"], sample["test"]) == (0.7, 0.3)
+    assert matching["test_low"] < 0.7 < matching["test_high"]
+
+
+def test_a_loss_that_never_gets_half_way_says_nan():
+    predictions = pd.concat(
+        rows(right, step=step, split=split, loss=loss)
+        for loss, last in (("distribution_matching", 8), ("sample_matching", 1))
+        for split, step, right in (
+            ("validation", 0, 0),
+            ("validation", 20, last),
+            ("test", 20, last),
+        )
+    )
+    table = report.loss_table(predictions, DATA, seed=0, **PROFILE)
+    assert table["half_way"].fillna(-1).tolist() == [20, -1]
+
+
+def test_the_slopes_of_every_start_stand_before_and_after():
+    tuned = sized({100: 4, 200: 8, 400: 12})
+    raw = sized({100: 2, 200: 4}, start="raw")
+    slopes = report.slopes_table(pd.concat([tuned, raw]), DATA, seed=0)
+    assert slopes[["start", "stage", "term"]].to_numpy().tolist() == [
+        ["instruction_tuned", stage, term]
+        for stage in ("before", "after")
+        for term in ("slope", "kink")
+    ]
+    np.testing.assert_allclose(slopes["per_doubling"], [0.2, 0, 0.2, 0], atol=1e-9)
+
+
+def test_too_few_sizes_leave_an_empty_table_of_slopes():
+    slopes = report.slopes_table(sized({100: 4, 200: 8}), DATA, seed=0)
+    assert slopes.empty
+    assert "per_doubling" in slopes

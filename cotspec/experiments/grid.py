@@ -97,7 +97,7 @@ class Measurement:
     steps : str
         ``last``; ``first_and_last``, where the first is step 0, the base model; or
         ``all``, the base model and every checkpoint.
-    models : tuple of str
+    models, starts : tuple of str
         Students that are measured; empty: all.
     """
 
@@ -106,6 +106,7 @@ class Measurement:
     prompt_modes: tuple[str, ...]
     steps: str = "last"
     models: tuple[str, ...] = ()
+    starts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check("split", [self.split], SPLITS)
@@ -113,6 +114,11 @@ class Measurement:
         for name in ("tasks", "prompt_modes"):
             if not getattr(self, name):
                 raise ValueError(f"measurement: {name} is empty. Allowed: at least one")
+
+    def concerns(self, cell: Cell) -> bool:
+        """Whether the cell's student is measured."""
+        is_model = not self.models or cell.model in self.models
+        return is_model and (not self.starts or cell.start in self.starts)
 
 
 def _check(field: str, values: Iterable[str], allowed: Sequence[str]) -> None:

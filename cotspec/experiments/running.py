@@ -167,7 +167,7 @@ def _units(
     """What is decoded of a cell, or of its base model; nothing twice."""
     found: dict[tuple[str, str, str], Unit] = {}
     for measurement in measurements:
-        if measurement.models and cell.model not in measurement.models:
+        if not measurement.concerns(cell):
             continue
         if is_base and measurement.steps == "last":
             continue

@@ -5,7 +5,13 @@ Leaves: findings, ``main_table.csv``, ``claims.csv`` and the report's text and p
 """
 
 from cotspec.report.claims import CLAIMS, Claim
-from cotspec.report.curves import loss_curves, size_curves, variant_names
+from cotspec.report.curves import (
+    loss_curves,
+    loss_table,
+    size_curves,
+    slopes_table,
+    variant_names,
+)
 from cotspec.report.document import report_page, report_text
 from cotspec.report.formats import format_findings, format_matrix
 from cotspec.report.ledger import Finding, claims_table, load_published, paper_effects
@@ -13,7 +19,13 @@ from cotspec.report.losses import loss_findings
 from cotspec.report.scales import Scale, scale_of
 from cotspec.report.scaling import scaling_findings, size_slopes
 from cotspec.report.specialization import before_and_after, specialization_findings
-from cotspec.report.tables import main_table, students_table, task_groups
+from cotspec.report.tables import (
+    main_table,
+    published_rows,
+    students_table,
+    summary_rows,
+    task_groups,
+)
 from cotspec.report.tradeoff import (
     abilities_of_choices,
     ability_curves,
@@ -36,16 +48,20 @@ __all__ = [
     "load_published",
     "loss_curves",
     "loss_findings",
+    "loss_table",
     "main_table",
     "paper_effects",
+    "published_rows",
     "report_page",
     "report_text",
     "scale_of",
     "scaling_findings",
     "size_curves",
     "size_slopes",
+    "slopes_table",
     "specialization_findings",
     "students_table",
+    "summary_rows",
     "task_groups",
     "tradeoff_findings",
     "variant_names",

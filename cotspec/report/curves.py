@@ -12,14 +12,18 @@ import pandas as pd
 
 from cotspec import statistics
 from cotspec.profiles import AlignmentConfig, DataConfig, LossConfig
+from cotspec.report.claims import MIN_SIZES
 from cotspec.report.pairing import (
     MATH_MODE,
     at_last_step,
     at_start,
+    math_tasks,
     pick,
     right_answers,
 )
+from cotspec.report.scaling import size_slopes
 
+SLOPE_COLUMNS = "term per_doubling ci_low ci_high p_value".split()
 NUM_RESAMPLES = 2000  # of each interval drawn; verdicts use more
 
 
@@ -57,6 +61,47 @@ def loss_curves(
         found.append((name, step, *answers.shape, *ends))
     columns = "series step n num_seeds accuracy low high".split()
     return pd.DataFrame(found, columns=columns)
+
+
+def loss_table(
+    predictions: pd.DataFrame,
+    data: DataConfig,
+    *,
+    loss: LossConfig,
+    alignment: AlignmentConfig,
+    seed: int,
+) -> pd.DataFrame:
+    """Return how fast and how far each loss gets, one row a series.
+
+    Parameters
+    ----------
+    predictions, data, loss, alignment
+        As for `loss_curves`.
+    seed : int
+        Of the bootstrap, over seeds and problems.
+
+    Returns
+    -------
+    DataFrame
+        ``series``; ``mean_validation``, over the checkpoints; ``half_way``, the first
+        update at which the mean over the seeds is half way from the start to the best
+        of all series (NaN: never); ``last_validation``; ``test, test_low, test_high``
+        of the last checkpoint with a 95% interval.
+    """
+    curves = loss_curves(predictions, data, loss=loss, alignment=alignment)
+    start = curves.loc[curves["step"] == 0, "accuracy"].mean()
+    half = (start + curves["accuracy"].max()) / 2
+    tests = at_last_step(pick(predictions, [data.train_task], MATH_MODE))
+    names = variant_names(tests, loss=loss, alignment=alignment)
+    found = []
+    for name, curve in curves[curves["step"] > 0].groupby("series", sort=False):
+        reached = curve.loc[curve["accuracy"] >= half, "step"].min()
+        answers = right_answers(tests[names == name]).to_numpy().T
+        accuracy = curve.sort_values("step")["accuracy"]
+        values = (accuracy.mean(), reached, accuracy.iloc[-1])
+        found.append((name, *values, *_mean(answers, seed)))
+    columns = "series mean_validation half_way last_validation test test_low test_high"
+    return pd.DataFrame(found, columns=columns.split())
 
 
 def variant_names(
@@ -119,6 +164,32 @@ def size_curves(
     return table[first + [name for name in table if name not in first]]
 
 
+def slopes_table(
+    predictions: pd.DataFrame, data: DataConfig, *, seed: int
+) -> pd.DataFrame:
+    """Return slope and kink in log size of all math problems, before and after.
+
+    Parameters
+    ----------
+    predictions, data, seed
+        As for `size_curves`.
+
+    Returns
+    -------
+    DataFrame
+        ``start, stage``, then the columns of `size_slopes`; no rows for a start with
+        too few sizes.
+    """
+    rows = pick(predictions, math_tasks(data), MATH_MODE)
+    tables = [pd.DataFrame(columns=["start", "stage", *SLOPE_COLUMNS])]
+    for start, group in rows.groupby("start", sort=False):
+        for stage, ends in (("before", at_start), ("after", at_last_step)):
+            if group["size"].nunique() >= MIN_SIZES:
+                slopes = size_slopes(ends(group), seed=seed)
+                tables.append(slopes.assign(start=start, stage=stage))
+    return pd.concat(tables[1:] or tables)[list(tables[0])]
+
+
 def _fitted(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Accuracy and the line's height at every size."""
     sizes = sorted(rows["size"].unique())
@@ -131,7 +202,7 @@ def _fitted(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
         _, num_seeds, n = answers.shape
         point = _mean(answers[index], seed)
         line = (math.nan,) * 3
-        if len(sizes) > 2:
+        if len(sizes) >= MIN_SIZES:
             line = _mean(np.tensordot(heights[index], answers, axes=1), seed)
         found.append((size, n, num_seeds, *point, *line))
     columns = "size n num_seeds accuracy ci_low ci_high fit fit_low fit_high".split()
