@@ -329,6 +329,7 @@ def _smoke() -> Profile:
             batch_size=32,
             learning_rate=4e-3,
         ),
+        experiments=ExperimentsConfig(seeds=(0,), num_workers=2),
     )
 
 
@@ -365,7 +366,11 @@ def _rehearsal() -> Profile:
     )
 
 
+FLAN_T5_SIZES = ("small", "base", "large", "xl", "xxl")
+
+
 def _flan_t5(size: str, batch_tokens: int, **training: typing.Any) -> Profile:
+    up_to_this = FLAN_T5_SIZES[: FLAN_T5_SIZES.index(size) + 1]
     return Profile(
         name=f"flan-t5-{size}",
         summary=f"the paper with google/flan-t5-{size}, on GPUs",
@@ -381,6 +386,10 @@ def _flan_t5(size: str, batch_tokens: int, **training: typing.Any) -> Profile:
         # Measured: 512 tokens rarely hold four GSM8K CoT demonstrations.
         formats=FormatsConfig(max_input_tokens=1024),
         training=TrainingConfig(batch_tokens=batch_tokens, **training),
+        experiments=ExperimentsConfig(
+            students=tuple(f"google/flan-t5-{s}" for s in up_to_this),
+            raw_students=tuple(f"google/t5-v1_1-{s}" for s in up_to_this),
+        ),
     )
 
 
@@ -509,7 +518,7 @@ _POSITIVE = (
     "study_questions study_samples samples_per_request max_total_tokens "
     "learning_rate max_grad_norm num_epochs max_steps batch_tokens checkpoint_every "
     "gradient_accumulation_steps patience max_input_tokens num_train num_validation "
-    "num_test_math num_test_generic max_solutions_per_question"
+    "num_test_math num_test_generic max_solutions_per_question num_workers"
 ).split()
 
 
