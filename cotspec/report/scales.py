@@ -44,10 +44,12 @@ _REHEARSAL = Scale(
 )
 _MICRO = Scale(
     name="micro-world",
-    proves="directions and effect sizes of the claims in a small invented world: real "
-    "T5 students of a few hundred thousand to a few million parameters, a teacher "
-    "that errs, two tokenizers, sets in and out of distribution, generic tasks.",
-    cannot="the paper's numbers. Micro-world accuracies are no GSM8K accuracies, and a "
+    proves="directions and effect sizes of all eight claims in a small invented world: "
+    "real T5 students of several sizes up to a few million parameters, raw and "
+    "instruction-tuned, several seeds each, a teacher that errs, two tokenizers, sets "
+    "in and out of distribution, generic tasks.",
+    cannot="the paper's numbers. Micro-world accuracies are no GSM8K accuracies, a "
+    "line through four tiny sizes says nothing about billions of parameters, and a "
     "claim reproduced here is reproduced at this scale only.",
 )
 
@@ -69,10 +71,9 @@ def scale_of(profile_name: str) -> Scale:
     size = profile_name.removeprefix("flan-t5-")
     return Scale(
         name=f"FlanT5-{size}",
-        proves=f"the paper's experiment with google/flan-t5-{size} on its own test "
+        proves=f"the paper's experiment up to google/flan-t5-{size} on its own test "
         "sets; the numbers may stand beside the paper's.",
-        cannot="more than this one size, unless the scaling notebook ran too; a "
-        "teacher other than code-davinci-002, which is retired, is a difference from "
-        "the paper.",
+        cannot="more than the sizes that notebook 10 trained; a teacher other than "
+        "code-davinci-002, which is retired, is a difference from the paper.",
         is_paper=True,
     )
