@@ -35,24 +35,43 @@ def random_batch(seed=0, shape=(2, 3), vocabulary=11, k=4, dtype=torch.float64):
     }, teacher
 
 
+@pytest.fixture
+def batch():
+    """Six positions with four of eleven tokens known; see `random_batch`."""
+    return random_batch()[0]
+
+
+def loss_of(candidates, **options):
+    """Nats of one position under a student that says ``exp(LOG_Q)``."""
+    return losses.distribution_matching(**one_position(candidates), **options).item()
+
+
+def divergence_of(*outcomes):
+    """KL of outcomes ``(p, q)``, written out."""
+    return sum(p * math.log(p / q) for p, q in outcomes)
+
+
+def dense_kl(batch, teacher):
+    """KL of all V tokens per position, torch's own."""
+    log_q, p = batch["logits"].log_softmax(-1), teacher.softmax(-1)
+    return F.kl_div(log_q, p, reduction="sum") / batch["labels"].numel()
+
+
 def test_bucket_counts_the_tail_as_one_more_outcome():
-    loss = losses.distribution_matching(**one_position({0: 0.6, 2: 0.1}))
-    by_hand = 0.6 * math.log(0.6 / 0.5) + 0.1 * math.log(0.1 / 0.2)
-    by_hand += 0.3 * math.log(0.3 / (0.2 + 0.1))
-    assert loss.item() == pytest.approx(by_hand, abs=1e-12)
+    by_hand = divergence_of((0.6, 0.5), (0.1, 0.2), (0.3, 0.2 + 0.1))
+    assert loss_of({0: 0.6, 2: 0.1}) == pytest.approx(by_hand, abs=1e-12)
 
 
 def test_renormalized_divides_by_the_mass_and_ignores_the_tail():
-    batch = one_position({0: 0.6, 2: 0.2})
-    loss = losses.distribution_matching(**batch, tail="renormalized")
-    by_hand = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.2)
-    assert loss.item() == pytest.approx(by_hand, abs=1e-12)
+    loss = loss_of({0: 0.6, 2: 0.2}, tail="renormalized")
+    by_hand = divergence_of((0.75, 0.5), (0.25, 0.2))
+    assert loss == pytest.approx(by_hand, abs=1e-12)
 
 
 def test_paper_ignores_the_tail_without_renormalizing():
-    batch = one_position({0: 0.6, 2: 0.2})
-    loss = losses.distribution_matching(**batch, tail="paper")
-    assert loss.item() == pytest.approx(0.6 * math.log(0.6 / 0.5), abs=1e-12)
+    loss = loss_of({0: 0.6, 2: 0.2}, tail="paper")
+    by_hand = divergence_of((0.6, 0.5), (0.2, 0.2))
+    assert loss == pytest.approx(by_hand, abs=1e-12)
 
 
 def test_paper_does_not_saturate_where_the_student_is_sure_of_another_token():
@@ -63,8 +82,9 @@ def test_paper_does_not_saturate_where_the_student_is_sure_of_another_token():
 
 
 @pytest.mark.parametrize("divergence", losses.DIVERGENCES)
-def test_bucket_is_zero_with_zero_gradient_where_student_equals_teacher(divergence):
-    batch, _ = random_batch()
+def test_bucket_is_zero_with_zero_gradient_where_student_equals_teacher(
+    batch, divergence
+):
     logits = batch["logits"].requires_grad_()
     probs, ids = logits.detach().softmax(-1).topk(4)
     batch |= {"teacher_ids": ids, "teacher_probs": probs}
@@ -87,10 +107,7 @@ def test_other_tails_push_away_from_a_student_that_equals_the_teacher(tail):
 def test_with_all_tokens_as_candidates_it_is_the_dense_kl(tail, dtype):
     batch, teacher = random_batch(k=11, dtype=dtype)
     loss = losses.distribution_matching(**batch, tail=tail)
-    dense = F.kl_div(
-        batch["logits"].log_softmax(-1), teacher.softmax(-1), reduction="sum"
-    )
-    torch.testing.assert_close(loss, dense / 6, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(loss, dense_kl(batch, teacher), rtol=1e-5, atol=1e-6)
 
 
 def test_bucket_is_a_lower_bound_of_the_dense_kl_that_grows_with_k():
@@ -98,16 +115,12 @@ def test_bucket_is_a_lower_bound_of_the_dense_kl_that_grows_with_k():
     for k in range(1, 12):
         batch, teacher = random_batch(k=k)
         values.append(losses.distribution_matching(**batch).item())
-    dense = F.kl_div(
-        batch["logits"].log_softmax(-1), teacher.softmax(-1), reduction="sum"
-    )
     assert values == sorted(values)
-    assert values[4] < values[-1] == pytest.approx(dense.item() / 6)
+    assert values[4] < values[-1] == pytest.approx(dense_kl(batch, teacher).item())
 
 
 @pytest.mark.parametrize("tail", losses.TAILS)
-def test_one_hot_teacher_equals_cross_entropy_in_value_and_gradient(tail):
-    batch, _ = random_batch()
+def test_one_hot_teacher_equals_cross_entropy_in_value_and_gradient(batch, tail):
     batch["teacher_ids"] = F.pad(batch["labels"].unsqueeze(-1), (0, 3))
     batch["teacher_probs"] = torch.eye(4, dtype=torch.float64)[0].expand(2, 3, 4)
     logits = batch["logits"].requires_grad_()
@@ -121,38 +134,32 @@ def test_one_hot_teacher_equals_cross_entropy_in_value_and_gradient(tail):
 
 @pytest.mark.parametrize("divergence", losses.DIVERGENCES)
 def test_answer_only_positions_use_cross_entropy_under_every_divergence(divergence):
-    batch = one_position({0: 1.0, 1: 0.0})
-    loss = losses.distribution_matching(**batch, divergence=divergence)
-    assert loss.item() == pytest.approx(math.log(2))
+    loss = loss_of({0: 1.0, 1: 0.0}, divergence=divergence)
+    assert loss == pytest.approx(math.log(2))
 
 
 def test_reverse_kl_by_hand():
-    batch = one_position({0: 0.6, 2: 0.1})
-    loss = losses.distribution_matching(**batch, divergence="reverse_kl")
-    by_hand = 0.5 * math.log(0.5 / 0.6) + 0.2 * math.log(0.2 / 0.1)
-    assert loss.item() == pytest.approx(by_hand, abs=1e-12)
+    loss = loss_of({0: 0.6, 2: 0.1}, divergence="reverse_kl")
+    by_hand = divergence_of((0.5, 0.6), (0.2, 0.1), (0.3, 0.3))
+    assert loss == pytest.approx(by_hand, abs=1e-12)
 
 
 def test_reverse_kl_is_finite_where_the_teacher_leaves_no_tail():
-    batch = one_position({0: 0.75, 1: 0.25})
-    loss = losses.distribution_matching(**batch, divergence="reverse_kl")
+    loss = loss_of({0: 0.75, 1: 0.25}, divergence="reverse_kl")
     resolution = torch.finfo(torch.float32).eps
-    by_hand = 0.5 * math.log(0.5 / 0.75) + 0.2 * math.log(0.2 / 0.25)
-    by_hand += 0.3 * math.log(0.3 / resolution)
-    assert loss.item() == pytest.approx(by_hand)
+    by_hand = divergence_of((0.5, 0.75), (0.2, 0.25), (0.3, resolution))
+    assert loss == pytest.approx(by_hand)
 
 
 def test_jensen_shannon_by_hand():
-    batch = one_position({0: 0.6, 2: 0.1})
-    loss = losses.distribution_matching(**batch, divergence="jensen_shannon")
-    by_hand = 0.0
-    for p, q in ((0.6, 0.5), (0.1, 0.2), (0.3, 0.3)):
-        by_hand += p * math.log(2 * p / (p + q)) + q * math.log(2 * q / (p + q))
-    assert loss.item() == pytest.approx(by_hand / 2, abs=1e-12)
+    loss = loss_of({0: 0.6, 2: 0.1}, divergence="jensen_shannon")
+    outcomes = ((0.6, 0.5), (0.1, 0.2), (0.3, 0.3))
+    of_teacher = divergence_of(*((p, (p + q) / 2) for p, q in outcomes))
+    of_student = divergence_of(*((q, (p + q) / 2) for p, q in outcomes))
+    assert loss == pytest.approx((of_teacher + of_student) / 2, abs=1e-12)
 
 
-def test_cross_entropy_is_mixed_in_by_its_weight():
-    batch, _ = random_batch()
+def test_cross_entropy_is_mixed_in_by_its_weight(batch):
     matching = losses.distribution_matching(**batch)
     sample = losses.sample_matching(batch["logits"], batch["labels"])
     mixed = losses.distribution_matching(**batch, cross_entropy_weight=0.25)
@@ -182,8 +189,7 @@ def check_gradient(k, options):
     )
 
 
-def test_blocks_do_not_change_the_result(monkeypatch):
-    batch, _ = random_batch()
+def test_blocks_do_not_change_the_result(batch, monkeypatch):
     batch["logits"].requires_grad_()
     whole = losses.distribution_matching(**batch)
     (expected,) = torch.autograd.grad(whole, batch["logits"])
@@ -194,8 +200,7 @@ def test_blocks_do_not_change_the_result(monkeypatch):
     torch.testing.assert_close(gradient, expected)
 
 
-def test_masked_positions_get_no_gradient_and_do_not_count_even_if_not_finite():
-    batch, _ = random_batch()
+def test_masked_positions_get_no_gradient_and_do_not_count_even_if_not_finite(batch):
     batch["labels"][:, 2] = -100
     kept = {name: value[:, :2] for name, value in batch.items()}
     batch["logits"][:, 2] = math.nan
@@ -214,8 +219,7 @@ def test_sample_matching_is_the_mean_over_unmasked_tokens_of_the_whole_batch():
     assert loss.item() == pytest.approx(by_hand)
 
 
-def test_a_batch_without_targets_costs_nothing():
-    batch, _ = random_batch()
+def test_a_batch_without_targets_costs_nothing(batch):
     batch["labels"][:] = -100
     logits = batch["logits"].requires_grad_()
     losses.distribution_matching(**batch).backward()

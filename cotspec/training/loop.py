@@ -191,6 +191,6 @@ def _checkpoint(
         value = float(validate(progress.step, run.student))
         progress.validation.append((progress.step, value))
         run.model.train()
-    checkpoints.save(run, progress)
     if run.accelerator.is_main_process:
-        clock.write(progress.step)
+        clock.write(progress.step)  # before the disk is waited for
+    checkpoints.save(run, progress)

@@ -1,11 +1,17 @@
 """Examples per second of training against the reference's way of feeding a student.
 
 FlanT5-small's shape with random weights, real GSM8K problems in the four formats, the
-same examples, loss (sparse distribution matching) and optimiser on both sides, in one
-run. The reference's way: one format per batch, its batch sizes, padded to the longest,
-float32. Ours: length buckets under a token budget, bfloat16.
+same examples, loss (sparse distribution matching), dropout and AdamW on both sides, in
+one run. The reference's way: one format per batch, its batch sizes, padded to the
+longest, float32. Ours: formats mixed, length buckets under the default token budget,
+bfloat16. Collating and the optimiser are timed; tokenising and saving are not, on
+either side. Rounds of the two alternate and the best of each counts.
+
+    COTSPEC_DATA=... pytest tests/benchmarks/test_bench_training.py --benchmark-only -s
 """
 
+import math
+import os
 import time
 
 import numpy as np
@@ -16,12 +22,14 @@ from datasets import Dataset
 from cotspec import batching, prompts, tasks, training
 from cotspec.models import as_student, flan_t5_config, load_tokenizer
 from cotspec.profiles import DATA_FORMATS, FormatsConfig, LossConfig, TrainingConfig
+from cotspec.training import checkpoints
 
-NUM_PROBLEMS = 16
+NUM_PROBLEMS = 8
+ROUNDS = 3
 # The reference's micro-batches for 250M, in the order of DATA_FORMATS.
 REFERENCE_SIZES = dict(zip(DATA_FORMATS, (25, 35, 40, 60), strict=True))
-BUDGET = 1024  # 64 examples make 28 batches
 FORMATS = FormatsConfig()
+CONFIG = TrainingConfig(learning_rate=1e-4, num_epochs=1)
 
 
 @pytest.fixture(scope="module")
@@ -71,44 +79,58 @@ def reference_batches(examples):
         yield from (indices[i : i + size] for i in range(0, len(indices), size))
 
 
-def train_the_reference_way(student, encoded, examples):
-    """Return seconds for one pass over the examples, collating included."""
+def seconds_the_reference_way(student, encoded, examples):
+    """One pass over the examples."""
     model = student.model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     start = time.perf_counter()
     for indices in reference_batches(examples):
         batch = batching.collate(encoded, indices, pad_id=0, pad_left=False)
         training.batch_loss(student, model, batch, LossConfig()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
     return time.perf_counter() - start
 
 
+def seconds_our_way(student, examples, aligned, work_dir):
+    """One epoch of `train`, as its own log has it."""
+    result = training.train(
+        student, examples, CONFIG, aligned=aligned, work_dir=work_dir
+    )
+    assert result.metrics["num_examples"].sum() == len(examples)
+    timing = np.genfromtxt(work_dir / "timing.csv", delimiter=",", names=True)
+    return float(timing["seconds"])
+
+
 def test_training_is_twice_as_fast_as_the_reference_way(
-    benchmark, student, examples, aligned, tmp_path
+    benchmark, student, examples, aligned, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(checkpoints, "save", lambda run, progress: None)
     encoded = batching.encode(
         examples,
         student.tokenizer,
         aligned=aligned,
         max_input_tokens=FORMATS.max_input_tokens,
     )
-    reference = len(examples) / train_the_reference_way(student, encoded, examples)
-    config = TrainingConfig(learning_rate=1e-4, num_epochs=1, batch_tokens=BUDGET)
+    best = {"reference": math.inf, "ours": math.inf}
 
-    def train():
-        return training.train(
-            student, examples, config, aligned=aligned, work_dir=tmp_path
-        )
+    def one_round():
+        work_dir = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        seconds = {
+            "reference": seconds_the_reference_way(student, encoded, examples),
+            "ours": seconds_our_way(student, examples, aligned, work_dir),
+        }
+        best.update({name: min(best[name], s) for name, s in seconds.items()})
 
-    result = benchmark.pedantic(train, rounds=1)
-    assert result.metrics["num_examples"].sum() == len(examples)
-    timing = np.genfromtxt(tmp_path / "timing.csv", delimiter=",", names=True)
-    ours = float(timing["examples_per_second"])
-    benchmark.extra_info |= {
-        "examples_per_second": ours,
-        "reference_examples_per_second": reference,
-        "ratio": ours / reference,
-    }
-    print(f"\n{ours:.2f} examples/s, the reference's way {reference:.2f}")
-    assert ours >= 2 * reference
+    benchmark.pedantic(one_round, rounds=ROUNDS)
+    rates = {name: len(examples) / seconds for name, seconds in best.items()}
+    ratio = rates["ours"] / rates["reference"]
+    benchmark.extra_info |= {f"{name}_per_second": rate for name, rate in rates.items()}
+    benchmark.extra_info |= {"ratio": ratio, "threads": torch.get_num_threads()}
+    print(
+        f"\n{rates['ours']:.2f} examples/s, the reference's way "
+        f"{rates['reference']:.2f}: {ratio:.2f} x on {torch.get_num_threads()} threads "
+        f"({len(examples)} examples; load average {os.getloadavg()[0]:.1f})"
+    )
+    assert ratio >= 2
