@@ -173,6 +173,16 @@ def test_a_grid_without_other_sizes_is_the_base():
     assert experiments.scaling_grid(BASE, ExperimentsConfig()) == BASE
 
 
+def test_a_pinned_revision_stays_with_its_own_model():
+    pinned = [dataclasses.replace(cell, revision="abc") for cell in BASE[:1]]
+    sizes = ExperimentsConfig(students=("small", "base"))
+    grid = experiments.scaling_grid(pinned, sizes)
+    assert {(cell.model, cell.revision) for cell in grid} == {
+        ("base", "abc"),
+        ("small", None),
+    }
+
+
 def test_the_order_of_formats_makes_no_other_cell():
     formats = profiles.DATA_FORMATS
     assert Cell(**CELL_FIELDS, data_formats=formats[::-1]) == Cell(**CELL_FIELDS)

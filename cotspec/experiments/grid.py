@@ -54,6 +54,8 @@ class Cell:
     loss : LossConfig
     alignment : str
         Which aligned targets are used: ``offsets`` or ``dtw``.
+    tokenizer, revision : str, optional
+        As in `profiles.StudentConfig`.
     """
 
     model: str
@@ -62,12 +64,19 @@ class Cell:
     data_formats: tuple[str, ...] = DATA_FORMATS
     loss: LossConfig = LossConfig()
     alignment: str = "offsets"
+    tokenizer: str | None = None
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         _check("alignment", [self.alignment], ALIGNMENTS)
         _check("data_formats", self.data_formats, DATA_FORMATS)
         ordered = tuple(f for f in DATA_FORMATS if f in self.data_formats)
         object.__setattr__(self, "data_formats", ordered)
+
+    @property
+    def student(self) -> StudentConfig:
+        """What the cell starts from."""
+        return StudentConfig(self.model, self.start, self.tokenizer, self.revision)
 
     @property
     def formats_name(self) -> str:
@@ -145,6 +154,8 @@ def base_cells(
             data_formats=formats.data_formats,
             loss=loss,
             alignment=alignment.method,
+            tokenizer=student.tokenizer,
+            revision=student.revision,
         )
         for seed in experiments.seeds
     ]

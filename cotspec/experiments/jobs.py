@@ -31,7 +31,6 @@ from cotspec.profiles import (
     EvaluationConfig,
     ExperimentsConfig,
     FormatsConfig,
-    StudentConfig,
     TrainingConfig,
 )
 
@@ -168,8 +167,7 @@ def run_job(job: Job, *, inputs: Inputs, settings: Settings) -> None:
 
 def load_base(cell: Cell, inputs: Inputs) -> models.Student:
     """Load the student that a cell starts from."""
-    config = StudentConfig(model=cell.model, start=cell.start)
-    return models.load_student(config, seed=cell.seed, micro_dir=inputs.micro_dir)
+    return models.load_student(cell.student, seed=cell.seed, micro_dir=inputs.micro_dir)
 
 
 @contextlib.contextmanager

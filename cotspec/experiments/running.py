@@ -21,6 +21,7 @@ from cotspec.experiments.grid import Cell, Measurement
 from cotspec.experiments.jobs import Inputs, Job, Settings, Unit
 from cotspec.experiments.keys import Keys, student_digest
 from cotspec.models import RANDOM_PREFIX
+from cotspec.profiles import StudentConfig
 
 CELL_COLUMNS = (
     "model start size seed data_formats loss tail divergence cross_entropy_weight "
@@ -31,6 +32,8 @@ COLUMNS = [
     *"step split problem_id task prompt_mode".split(),
     *"predicted_answer is_correct no_answer".split(),
 ]
+
+BaseId = tuple[StudentConfig, int]  # with the seed of random weights
 
 
 class CellsFailed(RuntimeError):
@@ -121,14 +124,14 @@ def _jobs(
     inputs: Inputs,
     settings: Settings,
     work_dir: Path,
-) -> tuple[list[Job], dict[tuple[str, str, int], Job]]:
-    """The job of every cell, and of every base model by model, start and seed."""
+) -> tuple[list[Job], dict[BaseId, Job]]:
+    """The job of every cell and of every base model."""
     if not cells:
         raise ValueError("cells: none. Allowed: at least one")
     keys = Keys(inputs, settings)
     planned: list[Job] = []
-    bases: dict[tuple[str, str, int], Job] = {}
-    known: dict[object, tuple[str, int]] = {}
+    bases: dict[BaseId, Job] = {}
+    known: dict[BaseId, tuple[str, int]] = {}
     for cell in dict.fromkeys(cells):
         digest, size = _base(cell, inputs, known)
         after = tuple(_units(cell, measurements, keys, is_base=False))
@@ -140,14 +143,13 @@ def _jobs(
     return planned, bases
 
 
-def _base_id(cell: Cell) -> tuple[str, str, int]:
+def _base_id(cell: Cell) -> BaseId:
     """Only random weights depend on the seed; the others share one base."""
-    seed = cell.seed if cell.model.startswith(RANDOM_PREFIX) else 0
-    return cell.model, cell.start, seed
+    return cell.student, cell.seed if cell.model.startswith(RANDOM_PREFIX) else 0
 
 
 def _base(
-    cell: Cell, inputs: Inputs, known: dict[object, tuple[str, int]]
+    cell: Cell, inputs: Inputs, known: dict[BaseId, tuple[str, int]]
 ) -> tuple[str, int]:
     """Digest and number of parameters of the student a cell starts from."""
     if _base_id(cell) not in known:
@@ -216,7 +218,7 @@ def _described(job: Job) -> dict[str, object]:
     }
 
 
-def _gather(trained: list[Job], bases: dict[tuple[str, str, int], Job]) -> pd.DataFrame:
+def _gather(trained: list[Job], bases: dict[BaseId, Job]) -> pd.DataFrame:
     tables = []
     read = functools.cache(_read)
     for job in trained:

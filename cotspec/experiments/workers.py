@@ -7,9 +7,10 @@ the others are finished whatever happens to one of them, be it killed for its me
 from __future__ import annotations
 
 import contextlib
-import functools
+import logging
 import multiprocessing
 import os
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -37,10 +38,13 @@ def run_jobs(jobs: Sequence[Job], work: Work, *, num_workers: int) -> dict[str, 
         many at a time, each with one thread; what they compute does not depend on how
         many there are.
     """
-    run = _in_turn if num_workers == 1 else _side_by_side
+    if num_workers == 1:
+        outcomes = _in_turn(jobs, work)
+    else:
+        outcomes = _side_by_side(jobs, work, num_workers)
     failed = {}
     with tqdm(total=len(jobs), desc="cells", unit="cell", disable=not jobs) as bar:
-        for job, error in run(jobs, work, num_workers):
+        for job, error in outcomes:
             bar.update()
             if error:
                 failed[str(job)] = error
@@ -48,9 +52,7 @@ def run_jobs(jobs: Sequence[Job], work: Work, *, num_workers: int) -> dict[str, 
     return failed
 
 
-def _in_turn(
-    jobs: Sequence[Job], work: Work, _: int
-) -> Iterator[tuple[Job, str | None]]:
+def _in_turn(jobs: Sequence[Job], work: Work) -> Iterator[tuple[Job, str | None]]:
     for job in jobs:
         yield job, _error_of(work, job)
 
@@ -110,9 +112,12 @@ def _serve(sender: Connection, work: Work, job: Job) -> None:
     """Do one job in a process of its own, and send its error or None."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    # Bars of several processes would write over each other; the parent has one.
-    tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
-    sender.send(_error_of(work, job))
+    # Bars of several processes would write over each other, the parent has one for
+    # all. Warnings are still shown.
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        sys.stderr = nowhere
+        sender.send(_error_of(work, job))
     sender.close()
 
 
