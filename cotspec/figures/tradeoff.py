@@ -157,7 +157,7 @@ def format_matrix(matrix: pd.DataFrame, *, width: float = FULL_WIDTH) -> Chart:
     for (row, column), value in np.ndenumerate(table.to_numpy()):
         if not np.isnan(value):
             cell = cells.loc[(rows[row], columns[column])]
-            _write_cell(axes, column, row, cell, is_dark=value > 0.55 * top)
+            _write_cell(axes, column, row, cell, is_dark=value > 0.6 * top)
     labels = [FORMAT_STYLES[m].label.replace(" ", "\n", 1) for m in columns]
     axes.set_xticks(range(len(columns)), labels, fontsize=6.5)
     axes.set_yticks(range(len(rows)), [TRAINED_ON.get(r, r) for r in rows])

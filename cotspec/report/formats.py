@@ -25,6 +25,12 @@ from cotspec.report.pairing import (
 )
 
 ZERO_SHOT_MODE = "zero_shot_chain_of_thought"
+_ASKED = {
+    MATH_MODE: "in context with CoT",
+    "in_context_answer_only": "in context for answers alone",
+    ZERO_SHOT_MODE: "zero-shot with CoT",
+    "zero_shot_answer_only": "zero-shot for answers alone",
+}
 
 
 def format_findings(
@@ -50,10 +56,10 @@ def format_findings(
     gain = _change(predictions, data, "in_context", ZERO_SHOT_MODE, seed)
     cost = _change(predictions, data, "zero_shot", MATH_MODE, seed)
     missing = [
-        f"no student tuned on {name} data asked {mode}"
+        f"no student tuned on {name} data asked {_ASKED[mode]}"
         for name, mode, one in (
-            ("in-context", "zero-shot with CoT", gain),
-            ("zero-shot", "in context with CoT", cost),
+            ("in-context", ZERO_SHOT_MODE, gain),
+            ("zero-shot", MATH_MODE, cost),
         )
         if one is None
     ]
@@ -111,5 +117,5 @@ def _change(
     rows = rows[rows["data_formats"] == name]
     if rows.empty:
         return None
-    words = f"tuned on {name.replace('_', '-')} data, asked {mode.replace('_', ' ')}"
+    words = f"tuned on {name.replace('_', '-')} data, asked {_ASKED[mode]}"
     return compare(at_start(rows), at_last_step(rows), seed=seed, label=words)
