@@ -6,9 +6,9 @@ counts by rule, and the token spans that notebook 04 draws.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
@@ -77,19 +77,58 @@ def rule_shares(results: Mapping[str, Alignment]) -> pd.DataFrame:
     """
     rows = []
     for method, result in results.items():
-        counts = Counter(
-            int(rule)
-            for found in result.targets
-            if found is not None
-            for rule in found.rule
-        )
-        total = max(sum(counts.values()), 1)
-        rows += [
-            (method, rule.name.lower(), counts[rule], counts[rule] / total)
-            for rule in Rule
-            if counts[rule]
-        ]
+        rules = _joined(result, "rule")
+        rows += [(method, *counted) for counted in _shares(rules)]
     return pd.DataFrame(rows, columns=["method", "rule", "num_tokens", "share"])
+
+
+def number_shares(
+    results: Mapping[str, Alignment], tokenizer: PreTrainedTokenizerBase
+) -> pd.DataFrame:
+    """Count as `rule_shares` does, apart for tokens that hold a digit and the others.
+
+    Parameters
+    ----------
+    results : mapping
+        Alignments by method.
+    tokenizer : PreTrainedTokenizerBase
+        The student's.
+
+    Returns
+    -------
+    DataFrame
+        ``method, kind`` (numbers, other tokens), ``rule, num_tokens, share`` of the
+        method's tokens of that kind.
+    """
+    vocabulary = tokenizer.get_vocab()
+    has_digit = np.zeros(1 + max(vocabulary.values()), bool)
+    has_digit[[i for name, i in vocabulary.items() if any(map(str.isdigit, name))]] = (
+        True
+    )
+    rows = []
+    for method, result in results.items():
+        is_number = has_digit[_joined(result, "student_ids")]
+        rules = _joined(result, "rule")
+        for kind, picked in (("numbers", is_number), ("other tokens", ~is_number)):
+            rows += [(method, kind, *counted) for counted in _shares(rules[picked])]
+    columns = ["method", "kind", "rule", "num_tokens", "share"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _joined(result: Alignment, field: str) -> np.ndarray:
+    """One field of all targets, end to end."""
+    found = [getattr(target, field) for target in result.targets if target is not None]
+    return np.concatenate([np.zeros(0, np.int64), *found]).astype(np.int64)
+
+
+def _shares(rules: np.ndarray) -> list[tuple[str, int, float]]:
+    """Return name, count and share of every rule that occurs."""
+    counts = np.bincount(rules, minlength=len(Rule)).tolist()
+    return [
+        (rule.name.lower(), counts[rule], counts[rule] / len(rules))
+        for rule in Rule
+        if counts[rule]
+    ]
 
 
 def describe(

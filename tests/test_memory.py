@@ -5,12 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from accelerate.commands.launch import launch_command_parser
+from accelerate.commands.launch import (
+    _validate_launch_command,
+    launch_command_parser,
+)
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_multi_gpu_env
 from transformers import Adafactor, T5Config, T5ForConditionalGeneration
+from transformers.models.t5.modeling_t5 import T5Block
 
-from cotspec import memory, profiles
+from cotspec import artifacts, memory, profiles
 from cotspec.models import FLAN_T5_SHAPES, flan_t5_config
+from cotspec.training import __main__ as command_line
 
 ACCELERATE = Path(memory.__file__).parent / "accelerate"
 # Published counts: the hub's model cards of google/flan-t5-*.
@@ -157,24 +163,57 @@ def commands():
             yield line.split("`")[1]
 
 
-def test_there_is_a_command_per_paper_size_that_accelerate_can_read():
+def launched(command):
+    """The environment that ``accelerate launch`` would give each process."""
+    given = launch_command_parser().parse_args(shlex.split(command)[2:])
+    given.config_file = str(ACCELERATE.parents[1] / given.config_file)
+    merged, _, _ = _validate_launch_command(given)
+    return merged, prepare_multi_gpu_env(merged)
+
+
+def test_there_is_a_command_per_paper_size_that_accelerate_understands():
     found = list(commands())
     assert len(found) == len(memory.PAPER_SIZES)
     for command, profile in zip(found, memory.PAPER_SIZES.values(), strict=True):
-        words = shlex.split(command)
-        given = launch_command_parser().parse_args(words[2:])
-        assert given.training_script == "cotspec.training" and given.module
-        assert given.training_script_args[0] == profile
-        config = yaml.safe_load((ACCELERATE.parents[1] / given.config_file).read_text())
-        is_sharded = config["distributed_type"] == "FSDP"
-        assert is_sharded == (profile in ("flan-t5-xl", "flan-t5-xxl"))
+        merged, environment = launched(command)
+        assert merged.training_script == "cotspec.training" and merged.module
+        assert merged.training_script_args[0] == profile
+        assert merged.num_processes == 8
+        assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
+        is_sharded = profile in ("flan-t5-xl", "flan-t5-xxl")
+        assert (environment.get("ACCELERATE_USE_FSDP") == "true") == is_sharded
+        assert merged.multi_gpu != is_sharded
 
 
-def test_the_fsdp_configuration_wraps_the_blocks_the_model_has():
-    config = yaml.safe_load((ACCELERATE / "fsdp.yaml").read_text())["fsdp_config"]
-    wrapped = config["fsdp_transformer_layer_cls_to_wrap"]
-    names = {type(module).__name__ for module in tiny_model().modules()}
-    assert wrapped in names
+def test_the_arguments_after_the_module_are_those_of_our_command_line(monkeypatch):
+    calls = []
+    monkeypatch.setattr(command_line, "load_student", lambda *a, **k: "student")
+    monkeypatch.setattr(artifacts, "read_dataset", lambda path: path.name)
+    monkeypatch.setattr(command_line, "train", lambda *a, **k: calls.append((a, k)))
+    for command in commands():
+        merged, _ = launched(command)
+        command_line.main(merged.training_script_args)
+    assert [a[1] for a, _ in calls] == ["examples.parquet"] * 4
+    assert [k["aligned"] for _, k in calls] == ["aligned.parquet"] * 4
+    of_3b, of_11b = calls[2][0][2], calls[3][0][2]
+    assert of_3b.gradient_accumulation_steps == of_11b.gradient_accumulation_steps == 1
+    assert of_11b.optimizer == "adamw"
+
+
+def test_the_fsdp_configuration_reaches_the_plugin_and_wraps_the_models_blocks(
+    monkeypatch,
+):
+    """As far as it goes without a GPU: Accelerate has no FSDP on the CPU."""
+    _, environment = launched(list(commands())[-1])
+    for name, value in environment.items():
+        if name.startswith("FSDP_"):
+            monkeypatch.setenv(name, value)
+    plugin = FullyShardedDataParallelPlugin()
+    plugin.set_auto_wrap_policy(tiny_model())
+    assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
+    assert plugin.auto_wrap_policy.keywords["transformer_layer_cls"] == {T5Block}
+    assert plugin.state_dict_type.name == "FULL_STATE_DICT"
+    assert not plugin.activation_checkpointing
 
 
 def test_unknown_names_are_errors():

@@ -51,6 +51,17 @@ def test_shares_add_up_to_one_per_method(student, data_dir):
     assert np.allclose(shares.groupby("method")["share"].sum(), 1)
 
 
+def test_numbers_are_the_tokens_with_a_digit_and_are_counted_apart(student, data_dir):
+    results = {"offsets": align_all([trace_of(TEXT, data_dir)], student)}
+    shares = targets.number_shares(results, student)
+    num_tokens = shares.groupby("kind")["num_tokens"].sum()
+    written = student.tokenize(TEXT)
+    digits = [token for token in written if any(c in "0123456789" for c in token)]
+    assert num_tokens["numbers"] == len(digits) > 0
+    assert num_tokens["other tokens"] == len(written) - len(digits)
+    assert np.allclose(shares.groupby("kind")["share"].sum(), 1)
+
+
 @pytest.mark.parametrize("method", ["offsets", "dtw"])
 def test_spans_of_both_sides_spell_the_text(student, data_dir, method):
     spans = targets.token_spans(trace_of(TEXT, data_dir), student, method=method)
