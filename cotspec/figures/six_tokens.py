@@ -109,10 +109,10 @@ def loss_shapes(
     for name in dict.fromkeys(shapes["loss"]):
         curve, style = shapes[shapes["loss"] == name], OBJECTIVE_STYLES[name]
         x, y = curve["probability"].to_numpy(), curve["nats"].to_numpy()
+        # Hollow: three of them lie at the same point.
         lowest = {"marker": style.marker, "markevery": [int(y.argmin())]}
-        axes.plot(
-            x, y, style.line, c=style.colour, label=style.label, markersize=7, **lowest
-        )
+        lowest |= {"markersize": 8, "mfc": "none", "mew": 1.3}
+        axes.plot(x, y, style.line, c=style.colour, label=style.label, **lowest)
     axes.set(xlim=(0, 1), ylim=(min(-0.1, shapes["nats"].min() * 1.1), _HIGHEST))
     axes.set_xlabel("student's probability of the sampled token")
     axes.set_ylabel("loss (nats)")

@@ -3,7 +3,8 @@
 No teacher's top five exist for GSM8K: the tokens are GPT-2's, their alternatives and
 probabilities are drawn with a seed from the rationales' own tokens. Times are CPU
 seconds of one core, from text and teacher tokens to targets; the student's tokenizing
-is included. The naive dynamic program runs on every 75th rationale.
+and the opening of its tokenizer are included. Nothing is remembered from one round to
+the next; the best counts. The naive dynamic program runs on every 75th rationale.
 
     COTSPEC_DATA=... pytest tests/benchmarks/test_bench_alignment.py --benchmark-only -s
 """
@@ -19,10 +20,11 @@ from transformers import GPT2TokenizerFast, T5Tokenizer
 
 from cotspec import alignment
 from cotspec.alignment import SOFT_RULES, TeacherTrace, align_all
-from cotspec.alignment.student import open_student
+from cotspec.alignment.student import _open, open_student
 
 PAPER_SOLUTIONS = 207_619
 NAIVE_STRIDE = 75
+ROUNDS = {"offsets": 3, "dtw": 1}
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,14 @@ def cpu_seconds(function, *args, **kwargs):
     return time.process_time() - begin, result
 
 
+def best_of(rounds, traces, tokenizer, method):
+    tries = []
+    for _ in range(rounds):
+        _open.cache_clear()  # a student that has read nothing yet
+        tries.append(cpu_seconds(align_all, traces, tokenizer, method=method))
+    return min(tries, key=lambda attempt: attempt[0])
+
+
 @pytest.fixture
 def one_core(monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
@@ -103,7 +113,7 @@ def test_alignment_against_the_naive_program(benchmark, traces, t5, one_core):
     def one_round():
         rates, shares = {}, {}
         for method in alignment.METHODS:
-            seconds, result = cpu_seconds(align_all, traces, t5, method=method)
+            seconds, result = best_of(ROUNDS[method], traces, t5, method)
             assert result.reasons == [""] * len(traces)
             rates[method] = len(traces) / seconds
             rules = np.concatenate([target.rule for target in result.targets])
@@ -124,6 +134,7 @@ def test_alignment_against_the_naive_program(benchmark, traces, t5, one_core):
     print(f"\n(CPU seconds of one core; load average {os.getloadavg()[0]:.1f})")
     benchmark.extra_info |= {f"{name}_per_second": rate for name, rate in rates.items()}
     benchmark.extra_info |= {f"{name}_softened": s for name, s in shares.items()}
+    assert rates["offsets"] >= 3000
     assert rates["offsets"] >= 40 * rates["naive"]
     assert rates["dtw"] >= 8 * rates["naive"]
     assert shares["dtw"] < shares["offsets"]
