@@ -67,6 +67,14 @@ def test_a_series_looks_the_same_in_every_panel_and_unlike_the_others():
     assert len({look for panel in looks for look in panel}) == 4
 
 
+def test_few_checkpoints_are_ticked_one_by_one_and_many_are_not():
+    few = figures.accuracy_curves(CURVES, styles=figures.LOSS_STYLES).axes[0]
+    assert few.get_xticks().tolist() == [0, 20, 40]
+    longer = [CURVES.assign(step=CURVES["step"] + 60 * i) for i in range(4)]
+    many = figures.accuracy_curves(pd.concat(longer), styles=figures.LOSS_STYLES)
+    assert len(many.axes[0].get_xticks()) < 12
+
+
 def test_without_panels_there_is_one_chart():
     curves = CURVES[CURVES["panel"] == "losses"].drop(columns="panel")
     assert len(figures.accuracy_curves(curves, styles=figures.LOSS_STYLES).axes) == 1

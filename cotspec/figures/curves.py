@@ -27,7 +27,9 @@ from cotspec.figures.style import (
 )
 
 PANEL_HEIGHT = 2.35  # inches
-DODGE = {"instruction_tuned": 0.97, "raw": 1.03}  # points side by side, not hidden
+MARGIN = 1.25  # factor left free at both ends of the size axis
+MAX_STEP_TICKS = 7  # fewer checkpoints are marked one by one
+DODGE = 0.012  # of the axis: points of one size stand side by side, none is hidden
 
 
 @themed
@@ -57,7 +59,11 @@ def accuracy_curves(
         for name, series in panel.groupby("series", sort=False):
             _draw_curve(axes, series.sort_values("step"), looks[name])
         axes.set_xlabel("update")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        steps = sorted(panel["step"].unique())
+        if len(steps) <= MAX_STEP_TICKS:
+            axes.set_xticks(steps)
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.legend(loc="best")
     _finish(panels, curves["high"])
     return chart
@@ -80,13 +86,16 @@ def size_curves(curves: pd.DataFrame, *, width: float = FULL_WIDTH) -> Chart:
     require_columns(curves, tuple(needed), "size_curves")
     chart, panels = _panels(curves, width)
     for axes, (_, panel) in zip(panels, _grouped(curves), strict=True):
-        for (start, stage), series in panel.groupby(["start", "stage"], sort=False):
-            _draw_sizes(axes, series.sort_values("size"), str(start), str(stage))
         sizes = sorted(panel["size"].unique())
+        groups = panel.groupby(["start", "stage"], sort=False)
+        step = (MARGIN**2 * sizes[-1] / sizes[0]) ** DODGE
+        for index, ((start, stage), series) in enumerate(groups):
+            aside = step ** (index - (len(groups) - 1) / 2)
+            _draw_sizes(axes, series.sort_values("size"), start, stage, aside)
         axes.set_xscale("log")
         axes.set_xticks(sizes, [_in_units(size) for size in sizes])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlim(sizes[0] / 1.25, sizes[-1] * 1.25)
+        axes.set_xlim(sizes[0] / MARGIN, sizes[-1] * MARGIN)
         axes.set_xlabel("parameters (log scale)")
     _finish(panels, curves[["ci_high", "fit_high"]].max(axis=1))
     handles = _size_handles(curves)
@@ -133,15 +142,17 @@ def _draw_curve(axes: Axes, series: pd.DataFrame, style: Style) -> None:
     axes.fill_between(series["step"], series["low"], series["high"], **band)
 
 
-def _draw_sizes(axes: Axes, series: pd.DataFrame, start: str, stage: str) -> None:
+def _draw_sizes(
+    axes: Axes, series: pd.DataFrame, start: str, stage: str, aside: float
+) -> None:
     style, is_after = MODEL_STYLES[start], stage == "after"
     accuracy = series["accuracy"]
     error = [accuracy - series["ci_low"], series["ci_high"] - accuracy]
     points = {"mfc": style.colour if is_after else "white", "mec": style.colour}
     points |= {"ecolor": style.colour, "elinewidth": 0.9, "capsize": 1.5, "ls": "none"}
     error = np.clip(error, 0, None)
-    aside = series["size"] * DODGE.get(start, 1.0)
-    axes.errorbar(aside, accuracy, error, marker=style.marker, **points)
+    x = series["size"] * aside
+    axes.errorbar(x, accuracy, error, marker=style.marker, **points)
     fitted = series.dropna(subset=["fit"])
     if fitted.empty:
         return
