@@ -187,6 +187,7 @@ class MicroConfig:
     teacher_layers: int = 4
     teacher_demonstrations: int = 4  # at most, in a teacher's document
     teacher_batch_size: int = 16
+    teacher_learning_rate: float = 3e-3  # AdamW
     teacher_out_of_distribution_share: float = 0.0  # of its documents
     starts: tuple[str, ...] = ("instruction_tuned",)
     raw_steps: int = 0  # span corruption before instruction tuning
@@ -200,20 +201,21 @@ class MicroConfig:
     in_context_share: float = 0.5  # of instruction examples
     chain_of_thought_share: float = 0.7  # chains are longer to learn than answers
     batch_size: int = 64
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-2  # Adafactor, relative to a parameter's size
     checkpoint_every: int = 200
 
 
 MICRO_STARTS = ("raw", "instruction_tuned")
 # Hidden sizes of the shipped students micro-small … micro-xl.
-MICRO_SIZES = types.MappingProxyType({"small": 48, "base": 80, "large": 128, "xl": 208})
+MICRO_SIZES = types.MappingProxyType({"small": 32, "base": 56, "large": 96, "xl": 160})
 SHIPPED_MICRO = MicroConfig(
-    teacher_steps=450,
+    teacher_hidden=64,
+    teacher_steps=1300,
     raw_steps=1000,
-    student_steps=7000,
-    batch_size=32,
-    num_steps_shares=(1.0, 0.5, 0.15),
-    generic_share=0.75,
+    student_steps=4000,
+    batch_size=16,
+    num_steps_shares=(1.0, 0.3, 0.05),
+    generic_share=0.65,
     out_of_distribution_share=0.5,
     in_context_share=0.4,
     checkpoint_every=500,
@@ -327,9 +329,66 @@ def _smoke() -> Profile:
             student_steps=250,
             student_hidden=96,
             batch_size=32,
-            learning_rate=4e-3,
+            teacher_learning_rate=4e-3,
         ),
         experiments=ExperimentsConfig(seeds=(0,), num_workers=2),
+    )
+
+
+_MICRO_GENERIC_TASKS = tuple(
+    f"micro/{family}"
+    for family in (
+        "last_letters word_sorting object_counting boolean_expressions navigate "
+        "tracking_shuffled_objects date_understanding web_of_lies "
+        "reasoning_about_colored_objects logical_deduction"
+    ).split()
+)
+
+
+def _micro() -> Profile:
+    sizes = tuple(f"micro-{size}" for size in MICRO_SIZES)
+    return Profile(
+        name="micro",
+        summary="the whole experiment in the micro-world, on a laptop, offline",
+        data=DataConfig(
+            train_task="micro/math",
+            out_of_distribution_tasks=(
+                "micro/multiarith",
+                "micro/asdiv",
+                "micro/svamp",
+            ),
+            generic_tasks=_MICRO_GENERIC_TASKS,
+            num_train=600,
+            num_validation=100,
+            num_test_math=200,
+            num_test_generic=40,
+        ),
+        teacher=TeacherConfig(
+            backend="huggingface",
+            model="micro-teacher",
+            num_samples=10,
+            max_new_tokens=96,
+            batch_size=128,
+        ),
+        student=StudentConfig(model="micro-base"),
+        formats=FormatsConfig(num_demonstrations=2),
+        training=TrainingConfig(
+            optimizer="adafactor",
+            learning_rate=3e-2,
+            max_steps=240,
+            batch_tokens=3072,
+            checkpoint_every=40,
+        ),
+        evaluation=EvaluationConfig(
+            num_demonstrations=2,
+            max_input_tokens=512,
+            max_new_tokens=80,
+            batch_tokens=32768,
+            precision="float32",
+        ),
+        experiments=ExperimentsConfig(
+            students=sizes, raw_students=sizes, num_workers=2
+        ),
     )
 
 
@@ -396,6 +455,7 @@ def _flan_t5(size: str, batch_tokens: int, **training: typing.Any) -> Profile:
 def _all_profiles() -> dict[str, Profile]:
     profiles = [
         _smoke(),
+        _micro(),
         _rehearsal(),
         _flan_t5("small", 65536),
         _flan_t5("base", 32768, gradient_accumulation_steps=2),

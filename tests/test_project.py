@@ -39,6 +39,7 @@ LAYERS = {
     "cotspec.training": 3,
     "cotspec.evaluation": 3,
     "cotspec.micro.build": 4,
+    "cotspec.micro.card": 5,
     "cotspec.micro.__main__": 5,
     "cotspec.bases": 5,
     "cotspec.experiments": 4,

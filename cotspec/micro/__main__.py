@@ -1,4 +1,4 @@
-"""Command line of the micro-world: ``python -m cotspec.micro build|pack|tokenizers``.
+"""Command line of the micro-world: ``python -m cotspec.micro build|pack|card``.
 
 Enters: a folder. Leaves: trained models, the package's weights, or the two tokenizer
 files.
@@ -38,6 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     pack = commands.add_parser("pack", help="write built models into the package")
     pack.add_argument("--out", type=Path, default=Path("runs/micro_build"))
     pack.set_defaults(run=_pack)
+    card = commands.add_parser("card", help="measure the weights, write MODEL_CARD.md")
+    card.set_defaults(run=_card)
     make = commands.add_parser("tokenizers", help="make the tokenizer files again")
     make.add_argument("--out", type=Path, default=tokenizers.FOLDER)
     make.set_defaults(run=_tokenizers)
@@ -55,6 +57,12 @@ def _pack(options: argparse.Namespace) -> None:
     from cotspec.micro import build, shipped
 
     print(f"{build.pack(options.out) / 1e6:.1f} MB in {shipped.FOLDER}")
+
+
+def _card(_: argparse.Namespace) -> None:
+    from cotspec.micro import card
+
+    print(card.write())
 
 
 def _tokenizers(options: argparse.Namespace) -> None:

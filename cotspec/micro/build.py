@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load, load_file, save, save_file
 from tqdm import tqdm
-from transformers import PreTrainedModel, T5ForConditionalGeneration
+from transformers import Adafactor, PreTrainedModel, T5ForConditionalGeneration
 
 from cotspec.micro import corpus, shipped, tokenizers
 from cotspec.micro.architectures import new_model
@@ -195,15 +195,19 @@ def _device_name() -> str:
 
 def _recipe(kind: str, config: MicroConfig, seed: int) -> dict:
     """Everything one model depends on; what differs is trained anew."""
-    side = "teacher" if kind == "teacher" else "student"
-    steps = config.raw_steps if kind == "raw" else getattr(config, f"{side}_steps")
-    return {"kind": kind, "seed": seed, "steps": steps} | {
+    is_teacher = kind == "teacher"
+    others = ("student", "raw", "starts") if is_teacher else ("teacher", "starts")
+    if kind == "raw":
+        others += ("student_steps",)
+    fields = {
         name: getattr(config, name)
         for name in config.__dataclass_fields__
-        if not name.startswith(("teacher", "student", "raw", "starts"))
-        or name.startswith(side)
-        or (name == "raw_steps" and side == "student")
+        if not name.startswith(others)
     }
+    side = "student" if kind == "instruction_tuned" else kind
+    steps = getattr(config, f"{side}_steps")
+    rate = config.teacher_learning_rate if is_teacher else config.learning_rate
+    return fields | {"kind": kind, "seed": seed, "steps": steps, "peak": rate}
 
 
 def _is_done(folder: Path, recipe: dict) -> bool:
@@ -223,16 +227,14 @@ def _is_done(folder: Path, recipe: dict) -> bool:
 def _train(
     model: PreTrainedModel, data, recipe: dict, folder: Path, *, show: bool
 ) -> float:
-    """Run the loop: AdamW, warm-up and cosine, clip 1, bfloat16; return its seconds."""
+    """Run the loop: warm-up and cosine, clip 1, bfloat16; return its seconds."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).train()
     if device.type == "cpu" and model.config.is_encoder_decoder:
         # T5's position bias keeps PyTorch's fused attention off its fast path.
         model.set_attn_implementation("eager")
-    steps, peak = recipe["steps"], recipe["learning_rate"]
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=peak, betas=(0.9, 0.98), weight_decay=0.01
-    )
+    steps, peak = recipe["steps"], recipe["peak"]
+    optimizer = _optimizer(model, peak)
     first, seconds = _resume(model, optimizer, folder)
     began = time.monotonic() - seconds
     progress = tqdm(
@@ -257,6 +259,21 @@ def _train(
     progress.close()
     model.to("cpu").eval()
     return time.monotonic() - began
+
+
+def _optimizer(model: PreTrainedModel, rate: float) -> torch.optim.Optimizer:
+    """AdamW for the teacher; Adafactor for T5, which was pretrained with it.
+
+    Measured on 19,200 problems, 0.4M parameters: Adafactor (rate 0.05, relative to
+    the parameter's size) ends at 0.20 nats per token, AdamW at 0.49.
+    """
+    if not model.config.is_encoder_decoder:
+        return torch.optim.AdamW(
+            model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01
+        )
+    return Adafactor(
+        model.parameters(), lr=rate, scale_parameter=True, relative_step=False
+    )
 
 
 def _schedule(step: int, steps: int) -> float:

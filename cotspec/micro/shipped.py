@@ -74,10 +74,8 @@ def load_student(
 
 
 def config_of(size: str) -> MicroConfig:
-    """Return the recipe of one size; smaller models take a higher learning rate."""
-    hidden = MICRO_SIZES[size]
-    rate = SHIPPED_MICRO.learning_rate * (SHIPPED_MICRO.student_hidden / hidden) ** 0.5
-    return replace(SHIPPED_MICRO, student_hidden=hidden, learning_rate=rate)
+    """Return the recipe of one size."""
+    return replace(SHIPPED_MICRO, student_hidden=MICRO_SIZES[size])
 
 
 def _with_weights(model: PreTrainedModel, name: str, folder: Path) -> PreTrainedModel:

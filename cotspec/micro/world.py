@@ -35,7 +35,7 @@ THINGS = (
 GAINS = {"finds": "found", "buys": "bought", "gets": "got", "picks": "picked"}
 LOSSES = {"loses": "lost", "sells": "sold", "drops": "dropped", "uses": "used"}
 _MAX_MULTIPLIER = 5
-_MAX_NUM_STEPS, _MAX_NUMBER = 3, 40
+_MAX_NUM_STEPS, _MAX_NUMBER = 3, 20
 _EASY_NUM_STEPS, _EASY_NUMBER = 1, 12
 
 

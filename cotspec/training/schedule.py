@@ -56,10 +56,14 @@ def num_updates(
 
 
 def make_optimizer(model: torch.nn.Module, config: TrainingConfig) -> Optimizer:
-    """Return AdamW, or Adafactor with the rate of the schedule, over all weights."""
+    """Return AdamW, or Adafactor with the rate of the schedule, over all weights.
+
+    Adafactor's rate is relative to the size of a parameter, as T5 was pretrained and
+    FlanT5 was tuned (Raffel et al. 2020, Chung et al. 2022).
+    """
     options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
     if config.optimizer == "adafactor":
         return Adafactor(
-            model.parameters(), scale_parameter=False, relative_step=False, **options
+            model.parameters(), scale_parameter=True, relative_step=False, **options
         )
     return AdamW(model.parameters(), **options)

@@ -1,0 +1,108 @@
+"""The shipped models: whole, checked, small, and made again by one command."""
+
+import shutil
+
+import pytest
+import torch
+from scipy.stats import fisher_exact
+
+from cotspec import evaluation, models, tasks
+from cotspec.micro import build, shipped
+from cotspec.profiles import (
+    MICRO_SIZES,
+    MICRO_STARTS,
+    EvaluationConfig,
+    StudentConfig,
+    TeacherConfig,
+)
+
+CHAIN = "in_context_chain_of_thought"
+DECODING = EvaluationConfig(
+    num_demonstrations=2, max_new_tokens=80, batch_tokens=32768, precision="float32"
+)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A copy of the shipped folder that a test may damage."""
+    return shutil.copytree(shipped.FOLDER, tmp_path / "weights")
+
+
+def test_all_weights_together_are_at_most_30_megabytes():
+    files = [shipped.FOLDER / f"{name}.safetensors" for name in shipped.names()]
+    assert sum(file.stat().st_size for file in files) <= 30e6
+
+
+@pytest.mark.parametrize("start", MICRO_STARTS)
+def test_students_load_by_name_and_grow_with_their_name(start):
+    sizes = [
+        models.load_student(StudentConfig(f"micro-{size}", start=start)).size
+        for size in MICRO_SIZES
+    ]
+    assert len(sizes) == 4
+    assert all(1.7 < b / a < 4 for a, b in zip(sizes, sizes[1:], strict=False))
+
+
+def test_loading_leaves_the_global_random_state_alone():
+    before = torch.get_rng_state()
+    models.load_student(StudentConfig("micro-small"))
+    models.load_teacher(TeacherConfig("huggingface", models.MICRO_TEACHER))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_one_changed_byte_is_refused(weights):
+    path = weights / "small-raw.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="small-raw.*changed or damaged"):
+        shipped.load_student("small", "raw", weights)
+    shipped.load_student("small", "instruction_tuned", weights)
+
+
+def test_missing_weights_say_how_to_get_them(weights):
+    (weights / "teacher.safetensors").unlink()
+    with pytest.raises(ValueError, match="no such weights. Reinstall.*micro build"):
+        shipped.load_teacher(weights)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (StudentConfig("micro-huge"), "student.model: 'micro-huge'. Allowed: micro-sm"),
+        (StudentConfig("micro-small", start="random"), "student.start: 'random'"),
+    ],
+)
+def test_an_unknown_student_is_named_with_what_is_allowed(config, message):
+    with pytest.raises(ValueError, match=message):
+        models.load_student(config)
+
+
+def test_an_unknown_model_to_build_is_named(tmp_path):
+    with pytest.raises(ValueError, match="name: 'small'. Allowed: teacher, small-raw"):
+        build.make("small", tmp_path)
+
+
+def num_right(student):
+    task = "micro/word_sorting"
+    problems = {task: tasks.load(task, "validation").select(range(200))}
+    found = evaluation.evaluate(
+        student,
+        problems,
+        ("chain_of_thought",),
+        DECODING,
+        demonstrations={task: tasks.demonstrations(task)},
+        checkpoint="",
+    )
+    return sum(found["is_correct"])
+
+
+@pytest.mark.slow
+def test_the_smallest_student_built_again_is_as_good_as_the_shipped_one(tmp_path):
+    torch.set_num_threads(1)
+    folder = build.make("small-instruction_tuned", tmp_path, show=False)
+    again = models.load_student(StudentConfig(str(folder)))
+    as_shipped = models.load_student(StudentConfig("micro-small"))
+    right = [num_right(student) for student in (again, as_shipped)]
+    assert min(right) > 0
+    assert fisher_exact([[n, 200 - n] for n in right]).pvalue > 0.01
