@@ -209,10 +209,14 @@ def scaling_grid(base: Sequence[Cell], experiments: ExperimentsConfig) -> list[C
     """
     named = [(model, "instruction_tuned") for model in experiments.students]
     named += [(model, "raw") for model in experiments.raw_students]
-    others = [
-        _with(c, model=model, start=start) for model, start in named for c in base
-    ]
+    others = [_sized(cell, model, start) for model, start in named for cell in base]
     return list(dict.fromkeys([*base, *others]))
+
+
+def _sized(cell: Cell, model: str, start: str) -> Cell:
+    """The same cell with another student; a revision belongs to one model only."""
+    revision = cell.revision if model == cell.model else None
+    return _with(cell, model=model, start=start, revision=revision)
 
 
 def _with(cell: Cell, **changes: object) -> Cell:
