@@ -149,7 +149,7 @@ def test_several_notebooks_answers_count_once():
         [change(12, 48), asked(20, 30), asked(20, 60, split="validation")]
     )
     other = change(12, 0, data_formats="zero_shot")
-    both = report.before_and_after(first, change(12, 48), other)
+    both = report.before_and_after(first, pd.concat([change(12, 48), other]))
     assert len(both) == 2 * 3 * 120
     assert sorted(both["step"].unique()) == [0, 60]
     found = report.specialization_findings(both, DATA, seed=0)
