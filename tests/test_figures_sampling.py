@@ -71,7 +71,7 @@ def test_parts_of_a_bar_add_up_to_the_whole():
 
 
 def test_bars_say_how_many_questions_and_solutions_they_hold():
-    assert "6+  (7 q., 12 sol.)" in texts(sampling.failures_by_steps(SHARES))
+    assert "6+  (7 q., 14 sol.)" in texts(sampling.failures_by_steps(SHARES))
 
 
 def test_a_kind_that_never_occurs_is_not_in_the_legend():

@@ -63,8 +63,9 @@ def test_what_is_not_numbers_and_signs_on_both_sides_is_left_alone(text):
     assert failures.num_equations(text) == 0
 
 
-def solution(completion: str, *, right=False, reason="wrong") -> dict:
-    return {"completion": completion, "is_correct": right, "drop_reason": reason}
+def solution(completion: str, answer=None, *, right=False, reason="wrong") -> dict:
+    verdict = {"predicted_answer": answer, "is_correct": right, "drop_reason": reason}
+    return {"completion": completion} | verdict
 
 
 @pytest.mark.parametrize(
@@ -72,8 +73,10 @@ def solution(completion: str, *, right=False, reason="wrong") -> dict:
     [
         (solution("3 + 4 = 7.", right=True, reason=""), "right"),
         (solution("3 + 4 = 7.", right=True, reason="duplicate"), "right"),
-        (solution("3 + 4 = 8. The answer is 8."), "wrong arithmetic"),
-        (solution("3 + 4 = 7. The answer is 7."), "wrong plan"),
+        (solution("3 + 4 = 8. The answer is 8.", "8"), "wrong arithmetic"),
+        (solution("3 + 4 = 7. The answer is 7.", "7"), "wrong plan"),
+        (solution("3 + 4 = 7. The answer is 9.", "9"), "unsupported answer"),
+        (solution("1 / 2 = 0.5. The answer is 0.5.", "1/2"), "wrong plan"),
         (solution("The answer is 9."), "no equation"),
         (solution("Who knows?", reason="no_answer"), "no answer"),
         (solution("3 + 4 = 7", right=True, reason="truncated"), "cut off"),
@@ -94,7 +97,7 @@ def test_solutions_are_counted_by_the_steps_of_their_question():
     rows = [
         {"problem_id": "a"} | solution("1 + 1 = 2.", right=True, reason=""),
         {"problem_id": "a"} | solution("1 + 1 = 3."),
-        {"problem_id": "b"} | solution("1 + 1 = 2."),
+        {"problem_id": "b"} | solution("1 + 1 = 2.", "2"),
         {"problem_id": "c"} | solution("", reason="no_answer"),
     ]
     for number, row in enumerate(rows):

@@ -25,6 +25,7 @@ from cotspec.figures.style import (
     SERIES_STYLES,
     SKY_BLUE,
     VERMILLION,
+    YELLOW,
     Chart,
     Style,
     new_chart,
@@ -39,9 +40,8 @@ KIND_STYLES = MappingProxyType(
         "wrong arithmetic": Style(
             "wrong arithmetic: a false sum", VERMILLION, "", "///"
         ),
-        "wrong plan": Style(
-            "wrong plan: true sums, wrong answer", ORANGE, "", "\\\\\\"
-        ),
+        "wrong plan": Style("wrong plan: true sums, wrong ones", ORANGE, "", "\\\\\\"),
+        "unsupported answer": Style("true sums, another answer", YELLOW, "", "++"),
         "no equation": Style("wrong, no equation to check", SKY_BLUE, "", "..."),
         "no answer": Style("no answer", PURPLE, "", "xxx"),
         "cut off": Style("cut off at the limit", LIGHT_GREY, "", "|||"),
@@ -49,10 +49,11 @@ KIND_STYLES = MappingProxyType(
 )
 _GROUPS = MappingProxyType(
     {
-        "accuracy": ("questions solved", (GREEN, PURPLE, BLACK)),
+        "accuracy": ("questions solved by …", (GREEN, PURPLE, BLACK)),
         "diversity": ("share of a question's samples", (BLUE, VERMILLION)),
     }
 )
+_APART = 0.008  # of the axis, between the intervals of two measures
 
 
 @themed
@@ -73,30 +74,31 @@ def temperature_study(
     """
     needed = ("temperature", "group", "measure", "value", "ci_low", "ci_high")
     require_columns(study, needed, "temperature_study")
-    chart = new_chart(width, 2.5)
+    chart = new_chart(width, 2.6)
     panels = chart.subplots(1, 2)
     for axes, (group, (label, colours)) in zip(panels, _GROUPS.items(), strict=True):
         _draw_measures(axes, study[study["group"] == group], colours)
+        axes.set_xticks(sorted(set(study["temperature"])))
         if used is not None:
             axes.axvline(used, color=GREY, ls=":", lw=1, label=f"this run: {used:g}")
-        axes.set(xlabel="temperature", ylabel=label, title=group, ylim=(0, 1.02))
-        axes.set_xticks(sorted(set(study["temperature"])))
+        axes.set(xlabel="temperature", ylabel=label, ylim=(0, 1.02))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.legend(loc="best")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2)
     return chart
 
 
 def _draw_measures(axes: Axes, study: pd.DataFrame, colours: tuple[str, ...]) -> None:
-    looks = zip(colours, SERIES_STYLES, strict=False)
+    apart = _APART * max(np.ptp(study["temperature"]), 1)
     measures = study.groupby("measure", sort=False)
-    for (name, curve), (colour, style) in zip(measures, looks, strict=False):
+    looks = zip(measures, colours, SERIES_STYLES, strict=False)
+    for index, ((name, curve), colour, style) in enumerate(looks):
         curve = curve.sort_values("temperature")
         below, above = (
             curve["value"] - curve["ci_low"],
             curve["ci_high"] - curve["value"],
         )
         axes.errorbar(
-            curve["temperature"],
+            curve["temperature"] + apart * (index - 1),
             curve["value"],
             np.clip([below, above], 0, None),
             color=colour,

