@@ -86,7 +86,7 @@ def _index(run: Path, series: list[stages.Notebook]) -> str:
         f"<!doctype html><html lang=en><meta charset=utf-8><title>cotspec</title>"
         f"<style>{STYLE}</style><h1>Chain-of-thought specialization</h1>"
         f"<p>Profile <b>{html.escape(run.name)}</b>. "
-        f'<a href="../report/REPORT.md">Report</a></p>'
+        f'<a href="../report/REPORT.html">Report</a></p>'
         f"<table><tr><th>Notebook<th>State<th>Seconds</tr>{rows}</table>"
         f"<h2>Figures</h2><div class=gallery>{_gallery(run)}</div></html>\n"
     )

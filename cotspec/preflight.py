@@ -100,15 +100,29 @@ def _models(resolved: list[profiles.Profile]) -> list[str]:
         for p in resolved
         if p.teacher.backend == "huggingface"
     }
+    named = [(field, name) for field, name in sorted(wanted) if name != "micro"]
     return [
         problem
-        for field, name in sorted(wanted)
-        if name != "micro"
+        for field, name in named
         for problem in (
             _unfit(field, Path(name))
             if Path(name).exists()
+            else _not_packed(field, name)
+            if name.startswith("micro-")
             else _unavailable(field, name)
         )
+    ]
+
+
+def _not_packed(field: str, name: str) -> list[str]:
+    from cotspec.micro import shipped  # imports transformers: seconds
+
+    if (shipped.FOLDER / shipped.MANIFEST).exists():
+        return []
+    return [
+        f"{field}: the weights of {name!r} are not in this package. Make them with "
+        "'python -m cotspec.micro build' and 'python -m cotspec.micro pack', about an "
+        "hour on 2 cores"
     ]
 
 

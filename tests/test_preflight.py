@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from cotspec import preflight, profiles
+from cotspec.micro import shipped
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +59,8 @@ def test_a_full_disk_is_noticed(tmp_path, monkeypatch):
     usage = dataclasses.make_dataclass("Usage", ["free"])(free=2**20)
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage)
     assert "COTSPEC_RUNS" in problem(tmp_path, "smoke")
+
+
+def test_models_that_are_not_packed_say_how_to_make_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "FOLDER", tmp_path)
+    assert "cotspec.micro build" in problem(tmp_path, "micro")

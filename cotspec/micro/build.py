@@ -244,7 +244,7 @@ def _train(
     for step in range(first, steps):
         batch = {key: value.to(device) for key, value in next(stream).items()}
         for group in optimizer.param_groups:
-            group["lr"] = peak * _schedule(step, steps)
+            group["lr"] = peak * _schedule(step, recipe)
         with torch.autocast(device.type, torch.bfloat16):
             loss = model(**batch).loss
         loss.backward()
@@ -276,11 +276,17 @@ def _optimizer(model: PreTrainedModel, rate: float) -> torch.optim.Optimizer:
     )
 
 
-def _schedule(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to a twentieth of the peak."""
+def _schedule(step: int, recipe: dict) -> float:
+    """Linear warm-up; then constant (teacher) or a cosine to a twentieth (students).
+
+    The teacher is stopped while it still errs, which needs no end to be planned for.
+    """
+    steps = recipe["steps"]
     warmup = min(_WARMUP_STEPS, max(1, steps // 10))
     if step < warmup:
         return (step + 1) / warmup
+    if recipe["kind"] == "teacher":
+        return 1.0
     done = (step - warmup) / max(1, steps - warmup)
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
 
