@@ -305,10 +305,11 @@ def _smoke() -> Profile:
         student=StudentConfig(model="micro"),
         formats=FormatsConfig(num_demonstrations=1),
         training=TrainingConfig(
-            learning_rate=1e-3,
-            max_steps=60,
+            optimizer="adafactor",
+            learning_rate=1.5e-2,
+            max_steps=36,
             batch_tokens=4096,
-            checkpoint_every=20,
+            checkpoint_every=12,
         ),
         evaluation=EvaluationConfig(
             max_input_tokens=512,
