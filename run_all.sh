@@ -101,7 +101,7 @@ else
 fi
 
 # glibc gives every freed tensor back to the kernel and takes it again; keeping some
-# makes small models train 1.4 times as fast. Other systems ignore the variable.
+# made a T5 of 0.9M parameters train 1.07 times as fast. Other systems ignore it.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.trim_threshold=536870912:glibc.malloc.top_pad=67108864:glibc.malloc.mmap_threshold=33554432}"
 export PATH="$bin:$PATH" JUPYTER_PREFER_ENV_PATH=1 TOKENIZERS_PARALLELISM=false
 unset PYTHONDONTWRITEBYTECODE PYTHONHOME

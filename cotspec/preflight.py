@@ -121,8 +121,8 @@ def _not_packed(field: str, name: str) -> list[str]:
         return []
     return [
         f"{field}: the weights of {name!r} are not in this package. Make them with "
-        "'python -m cotspec.micro build' and 'python -m cotspec.micro pack', about an "
-        "hour on 2 cores"
+        "'python -m cotspec.micro build' and 'python -m cotspec.micro pack' (96 "
+        "minutes of one thread when last measured)"
     ]
 
 

@@ -372,8 +372,7 @@ def _micro() -> Profile:
             batch_size=128,
         ),
         student=StudentConfig(model="micro-base"),
-        # PAPER: four demonstrations. HERE: one; each makes an update take half as long
-        # again.
+        # PAPER: four demonstrations. HERE: one; they are most of an input's tokens.
         formats=FormatsConfig(num_demonstrations=1),
         training=TrainingConfig(
             optimizer="adafactor",

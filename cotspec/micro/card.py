@@ -1,7 +1,7 @@
 """The model card of the shipped models, measured on the validation split.
 
 Enters: the shipped weights and their manifest. Leaves: ``MODEL_CARD.md`` beside them.
-Run as ``python -m cotspec.micro card``; takes a few minutes.
+Run as ``python -m cotspec.micro card``.
 """
 
 from __future__ import annotations
@@ -57,8 +57,7 @@ Made by `python -m cotspec.micro build` and `pack`; this card by `card`.
 
 Percent right on validation problems ({num_math} per math set, {num_generic} per generic
 task), greedy, in-context; intervals are 95% Wilson. OOD: the three
-out-of-distribution sets together. Training time is wall-clock of one thread beside
-other jobs.
+out-of-distribution sets together. Minutes are wall-clock.
 
 {students}
 

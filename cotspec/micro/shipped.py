@@ -95,7 +95,7 @@ def _checked(name: str, folder: Path) -> bytes:
     if not path.exists() or not manifest.exists():
         raise ValueError(
             f"{path}: no such weights. Reinstall cotspec, or make them with "
-            "'python -m cotspec.micro build'"
+            "'python -m cotspec.micro build' and 'python -m cotspec.micro pack'"
         )
     data = path.read_bytes()
     found = hashlib.sha256(data).hexdigest()

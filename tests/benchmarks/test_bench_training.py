@@ -5,7 +5,7 @@ same examples, loss (sparse distribution matching), dropout and AdamW on both si
 one run. The reference's way: one format per batch, its batch sizes, padded to the
 longest, float32. Ours: formats mixed, length buckets under the default token budget,
 bfloat16. Collating and the optimiser are timed; tokenising and saving are not, on
-either side. Rounds of the two alternate and the best of each counts.
+either side. One round of each.
 
     COTSPEC_DATA=... pytest tests/benchmarks/test_bench_training.py --benchmark-only -s
 """
