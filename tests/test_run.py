@@ -12,7 +12,7 @@ import pytest
 from nbclient import NotebookClient
 from test_stages import write_notebook
 
-from cotspec import artifacts, pages, run, stages
+from cotspec import artifacts, pages, profiles, run, stages
 
 OPEN = (
     "from cotspec import stages\n"
@@ -75,7 +75,8 @@ def test_runs_all_then_nothing_then_only_what_depends_on_a_change(series, capsys
     assert "'steps': 7" in report.read_text()
 
     status, lines = run_lines(capsys, "--set", "teacher.temperature=0.9", "--dry-run")
-    assert "training.max_steps 7 -> 60" in "\n".join(lines)
+    steps = profiles.resolve("smoke").training.max_steps
+    assert f"training.max_steps 7 -> {steps}" in "\n".join(lines)
 
     assert run_lines(capsys, "--publish")[0] == 0
     assert (series / "figures/REPORT.md").read_bytes() == report.read_bytes()

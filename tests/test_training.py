@@ -471,13 +471,15 @@ def test_the_command_line_trains_a_profile_on_saved_artifacts(tmp_path, monkeypa
     )
     artifacts.write_dataset(tmp_path / "examples.parquet", make_examples())
     artifacts.write_dataset(tmp_path / "aligned.parquet", make_aligned())
-    options = "max_steps=2 batch_tokens=160 precision=float32 warmup_steps=2".split()
-    overrides = [item for o in options for item in ("--set", f"training.{o}")]
+    config = dataclasses.replace(CONFIG, max_steps=2)
+    options = dataclasses.asdict(config).items()
+    overrides = [
+        item for k, v in options for item in ("--set", f"training.{k}={v}")
+    ]
     result = command_line.main(
         ["smoke", str(tmp_path / "examples.parquet"), str(tmp_path / "out")]
         + ["--aligned", str(tmp_path / "aligned.parquet"), "--seed", "3", *overrides]
     )
-    config = dataclasses.replace(CONFIG, learning_rate=1e-3, max_steps=2)
     _, expected = run(tmp_path / "expected", config)
     assert result.metrics.equals(expected.metrics)
 
