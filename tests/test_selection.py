@@ -14,9 +14,9 @@ def problems():
 
 def test_counts_are_those_of_the_profile(problems):
     counts = problems.to_pandas().groupby(["task", "split"]).size()
-    assert counts["micro/easy_math", "train"] == DATA.num_train
-    assert counts["micro/easy_math", "validation"] == DATA.num_validation
-    assert counts["micro/easy_svamp", "test"] == DATA.num_test_math
+    assert counts["micro/math", "train"] == DATA.num_train
+    assert counts["micro/math", "validation"] == DATA.num_validation
+    assert counts["micro/svamp", "test"] == DATA.num_test_math
     assert counts["micro/last_letters", "test"] == DATA.num_test_generic
     assert len(set(problems["problem_id"])) == len(problems)
 
@@ -41,7 +41,7 @@ def test_extra_training_tasks_are_trained_on_and_not_validated(data_dir, monkeyp
 def test_math_tasks_share_the_training_tasks_demonstrations(problems):
     table = selection.select_demonstrations(DATA)
     shown = selection.demonstrations_by_task(table, problems)
-    assert shown["micro/easy_svamp"] == shown["micro/easy_math"]
+    assert shown["micro/svamp"] == shown["micro/math"]
     assert shown["micro/last_letters"] == tasks.demonstrations("micro/last_letters")
 
 
@@ -49,11 +49,11 @@ def test_every_task_has_its_prompt_modes(problems):
     config = profiles.resolve("smoke").evaluation
     modes = selection.prompt_modes_by_task(DATA, config)
     assert set(modes) == set(problems["task"])
-    assert modes["micro/easy_svamp"] == config.math_prompt_modes
+    assert modes["micro/svamp"] == config.math_prompt_modes
     assert modes["micro/last_letters"] == config.generic_prompt_modes
 
 
 def test_splitting_by_task_keeps_every_row_in_order(problems):
     parts = selection.split_by_task(problems)
     assert sum(map(len, parts.values())) == len(problems)
-    assert set(parts["micro/easy_asdiv"]["task"]) == {"micro/easy_asdiv"}
+    assert set(parts["micro/asdiv"]["task"]) == {"micro/asdiv"}

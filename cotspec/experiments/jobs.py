@@ -51,15 +51,12 @@ class Inputs:
         With ``split`` and ``task``.
     demonstrations : Dataset
         From `selection.select_demonstrations`.
-    micro_dir : Path, optional
-        As in `models.load_student`.
     """
 
     examples: Dataset
     aligned: Mapping[str, Dataset]
     problems: Dataset
     demonstrations: Dataset
-    micro_dir: Path | None = None
 
     def problems_of(self, split: str, task: str) -> Dataset:
         """Return one task's problems of one split."""
@@ -167,7 +164,7 @@ def run_job(job: Job, *, inputs: Inputs, settings: Settings) -> None:
 
 def load_base(cell: Cell, inputs: Inputs) -> models.Student:
     """Load the student that a cell starts from."""
-    return models.load_student(cell.student, seed=cell.seed, micro_dir=inputs.micro_dir)
+    return models.load_student(cell.student, seed=cell.seed)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,8 @@
 """Trains the micro-world's teacher and students from nothing.
 
-Enters: a `MicroConfig` and a seed. Leaves: folders that transformers loads:
-``teacher``, ``student/raw`` and ``student/instruction_tuned``, each with safetensors
-weights and its tokenizer. A killed build resumes from its last checkpoint and ends with
-the same weights.
+Enters: the name of a shipped model and a seed. Leaves: a folder that transformers
+loads, with safetensors weights, its tokenizer, the recipe and what it took. A killed
+build resumes from its last checkpoint and ends with the same weights.
 """
 
 from __future__ import annotations
@@ -38,46 +37,6 @@ _EXAMPLES = {
     "raw": corpus.span_corruption_example,
     "instruction_tuned": corpus.instruction_example,
 }
-
-
-def build(
-    config: MicroConfig, out_dir: Path, *, seed: int, show_progress: bool = True
-) -> dict[str, Path]:
-    """Train the teacher and the student bases, or take up where a build stopped.
-
-    Parameters
-    ----------
-    config : MicroConfig
-    out_dir : Path
-        Gets ``teacher`` and ``student/<start>``; what is complete is kept.
-    seed : int
-        Seeds weights and data; the same seed gives the same files on one machine.
-    show_progress : bool
-        One bar per model on stderr.
-
-    Returns
-    -------
-    dict of str to Path
-        ``teacher`` and, for each of `config.starts`, ``student/<start>``.
-
-    Raises
-    ------
-    ValueError
-        If `out_dir` holds models of another configuration.
-    """
-    run = partial(train_model, config=config, seed=seed, show=show_progress)
-    out_dir = Path(out_dir)
-    folders = {"teacher": out_dir / "teacher"}
-    run(folders["teacher"], "teacher")
-    raw = out_dir / "student" / "raw"
-    if config.raw_steps:
-        run(raw, "raw")
-    for start in config.starts:
-        folders[f"student/{start}"] = out_dir / "student" / start
-    if "instruction_tuned" in config.starts:
-        source = raw if config.raw_steps else None
-        run(folders["student/instruction_tuned"], "instruction_tuned", source=source)
-    return folders
 
 
 def train_model(
@@ -196,7 +155,7 @@ def _device_name() -> str:
 def _recipe(kind: str, config: MicroConfig, seed: int) -> dict:
     """Everything one model depends on; what differs is trained anew."""
     is_teacher = kind == "teacher"
-    others = ("student", "raw", "starts") if is_teacher else ("teacher", "starts")
+    others = ("student", "raw") if is_teacher else ("teacher",)
     if kind == "raw":
         others += ("student_steps",)
     fields = {

@@ -32,7 +32,7 @@ def training_items(config: MicroConfig, *, seed: int) -> Items:
     size = config.pool_size
     items = {
         family: world.generate(family, "train", size, seed=seed)
-        for family in _math_families(config)
+        for family in world.FAMILIES
     }
     return items | {
         family: generic.generate(family, "train", size // 4, seed=seed)
@@ -48,7 +48,7 @@ def student_items(items: Items, config: MicroConfig, *, seed: int) -> Items:
     """
     rng = Random(f"{seed}/num_steps")
     kept = dict(items)
-    for family in _math_families(config):
+    for family in world.FAMILIES:
         kept[family] = [
             item
             for item in items[family]
@@ -57,14 +57,10 @@ def student_items(items: Items, config: MicroConfig, *, seed: int) -> Items:
     return kept
 
 
-def _math_families(config: MicroConfig) -> tuple[str, ...]:
-    return world.EASY_FAMILIES if config.is_easy else world.FULL_FAMILIES
-
-
 def tokenizer_texts() -> list[str]:
     """Return the solved problems that the shipped tokenizers were made from."""
     items = []
-    for family in world.FULL_FAMILIES:
+    for family in world.FAMILIES:
         items += world.generate(family, "train", 4000, seed=11)
     for family in generic.FAMILIES:
         items += generic.generate(family, "train", 1000, seed=11)
@@ -108,7 +104,7 @@ def teacher_example(
 
 def _draw_family(rng: Random, config: MicroConfig, other_share: float) -> str:
     """Draw the training family, or one of the other three with `other_share`."""
-    first, *others = _math_families(config)
+    first, *others = world.FAMILIES
     return rng.choice(others) if rng.random() < other_share else first
 
 
@@ -140,7 +136,7 @@ def span_corruption_example(
     rng: Random, items: Items, config: MicroConfig, tokenizer: PreTrainedTokenizerBase
 ) -> Example:
     """Draw a solved problem with spans replaced by sentinels (Raffel et al. 2020)."""
-    family = rng.choice([*generic.FAMILIES, *_math_families(config) * 2])
+    family = rng.choice([*generic.FAMILIES, *world.FAMILIES * 2])
     text = _solved(rng.choice(items[family]))
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     marks = tokenizer.convert_tokens_to_ids(list(tokenizers.sentinels()))

@@ -73,6 +73,16 @@ def load_student(
     return _with_weights(model, f"{size}-{start}", folder), tokenizer
 
 
+def facts(name: str, folder: Path = FOLDER) -> dict[str, object]:
+    """Return the manifest's entry of one model: checksum, parameters, steps …"""
+    return json.loads((folder / MANIFEST).read_text())[name]
+
+
+def checksum(name: str, folder: Path = FOLDER) -> str:
+    """Return the SHA-256 of one model's weights, as the manifest has it."""
+    return str(facts(name, folder)["sha256"])
+
+
 def config_of(size: str) -> MicroConfig:
     """Return the recipe of one size."""
     return replace(SHIPPED_MICRO, student_hidden=MICRO_SIZES[size])
@@ -99,7 +109,7 @@ def _checked(name: str, folder: Path) -> bytes:
         )
     data = path.read_bytes()
     found = hashlib.sha256(data).hexdigest()
-    wanted = json.loads(manifest.read_text())[name]["sha256"]
+    wanted = checksum(name, folder)
     if found != wanted:
         raise ValueError(
             f"{path}: changed or damaged (SHA-256 {found[:12]}…, expected "

@@ -4,8 +4,6 @@ Enters: a family, a split, a count and a seed. Leaves: problems with question,
 rationale, answer and the arithmetic that made them (``program``). Families:
 ``math`` (foods, the training distribution), ``multiarith`` (other entities), ``asdiv``
 (other phrasing) and ``svamp`` (distracting facts, or another question over the story).
-``easy_math`` and so on are the same with one step and small numbers, for the smoke
-profile, whose models are trained within a minute.
 """
 
 from __future__ import annotations
@@ -16,9 +14,7 @@ from random import Random
 
 from cotspec.micro import splits
 
-FULL_FAMILIES = ("math", "multiarith", "asdiv", "svamp")
-EASY_FAMILIES = tuple(f"easy_{family}" for family in FULL_FAMILIES)
-FAMILIES = FULL_FAMILIES + EASY_FAMILIES
+FAMILIES = ("math", "multiarith", "asdiv", "svamp")
 
 BOYS = ("Tom", "Sam", "Ben", "Max", "Leo", "Dan", "Jack", "Luke", "Adam", "Eric")
 GIRLS = ("Ann", "Eva", "Mia", "Zoe", "Lily", "Ruth", "Emma", "Kate", "Nora", "Jane")
@@ -36,7 +32,6 @@ GAINS = {"finds": "found", "buys": "bought", "gets": "got", "picks": "picked"}
 LOSSES = {"loses": "lost", "sells": "sold", "drops": "dropped", "uses": "used"}
 _MAX_MULTIPLIER = 5
 _MAX_NUM_STEPS, _MAX_NUMBER = 3, 20
-_EASY_NUM_STEPS, _EASY_NUMBER = 1, 12
 
 
 @dataclass(frozen=True)
@@ -113,14 +108,9 @@ def generate(family: str, split: str, n: int, *, seed: int) -> list[dict]:
     """
     if family not in FAMILIES:
         raise ValueError(f"family: {family!r}. Allowed: {', '.join(FAMILIES)}")
-    is_easy = family in EASY_FAMILIES
-    draw = partial(
-        _problem,
-        family=family.removeprefix("easy_"),
-        max_num_steps=_EASY_NUM_STEPS if is_easy else _MAX_NUM_STEPS,
-        max_number=_EASY_NUMBER if is_easy else _MAX_NUMBER,
+    return splits.draw_items(
+        partial(_problem, family=family), family, split, n, seed=seed
     )
-    return splits.draw_items(draw, family, split, n, seed=seed)
 
 
 def demonstrations(family: str = "math", n: int = 4) -> list[dict]:
@@ -128,12 +118,12 @@ def demonstrations(family: str = "math", n: int = 4) -> list[dict]:
     return generate(family, "demonstrations", n, seed=0)
 
 
-def _problem(rng: Random, *, family: str, max_num_steps: int, max_number: int) -> dict:
-    num_steps = rng.randint(1, max_num_steps)
+def _problem(rng: Random, *, family: str) -> dict:
+    num_steps = rng.randint(1, _MAX_NUM_STEPS)
     items = THINGS if family == "multiarith" else FOODS
     if family == "svamp" and num_steps < 3 and rng.random() < 0.5:
-        return _other_question(rng, num_steps, max_number)
-    story = _story(rng, items, num_steps, max_number)
+        return _other_question(rng, num_steps)
+    story = _story(rng, items, num_steps)
     tell = _tell_varied if family == "asdiv" else _tell
     sentences, question = tell(rng, story)
     if family == "svamp":
@@ -147,38 +137,36 @@ def _problem(rng: Random, *, family: str, max_num_steps: int, max_number: int) -
     }
 
 
-def _story(rng: Random, items: list[str], num_steps: int, max_number: int) -> Story:
+def _story(rng: Random, items: list[str], num_steps: int) -> Story:
     name, item = rng.choice(NAMES), rng.choice(items)
-    start = count = rng.randint(2, max_number - 2)
+    start = count = rng.randint(2, _MAX_NUMBER - 2)
     owner, events = name, []
     for step in range(num_steps):
-        event = _event(rng, owner, count, max_number, is_last=step == num_steps - 1)
+        event = _event(rng, owner, count, is_last=step == num_steps - 1)
         events.append(event)
         owner, count = event.who, event.after
     return Story(name, item, start, tuple(events))
 
 
-def _event(
-    rng: Random, owner: str, count: int, max_number: int, *, is_last: bool
-) -> Event:
-    """Draw one step whose numbers stay between 1 and `max_number`."""
+def _event(rng: Random, owner: str, count: int, *, is_last: bool) -> Event:
+    """Draw one step whose numbers stay between 1 and `_MAX_NUMBER`."""
     kinds = []
-    if count <= max_number - 2:
+    if count <= _MAX_NUMBER - 2:
         kinds += ["gain", "more"]
     if count >= 3:
         kinds += ["loss", "fewer"]
-    if count * 2 <= max_number:
+    if count * 2 <= _MAX_NUMBER:
         kinds += ["times"]
     divisors = [k for k in range(2, _MAX_MULTIPLIER + 1) if count % k == 0]
     if is_last and divisors:
         kinds += ["split"]
     kind = rng.choice(kinds)
     number = {
-        "gain": lambda: rng.randint(2, max_number - count),
-        "more": lambda: rng.randint(2, max_number - count),
+        "gain": lambda: rng.randint(2, _MAX_NUMBER - count),
+        "more": lambda: rng.randint(2, _MAX_NUMBER - count),
         "loss": lambda: rng.randint(2, count - 1),
         "fewer": lambda: rng.randint(2, count - 1),
-        "times": lambda: rng.randint(2, min(_MAX_MULTIPLIER, max_number // count)),
+        "times": lambda: rng.randint(2, min(_MAX_MULTIPLIER, _MAX_NUMBER // count)),
         "split": lambda: rng.choice(divisors),
     }[kind]()
     after = {
@@ -261,13 +249,13 @@ def _people(story: Story) -> set[str]:
     return {story.name, *(event.who for event in story.events)}
 
 
-def _other_question(rng: Random, num_steps: int, max_number: int) -> dict:
+def _other_question(rng: Random, num_steps: int) -> dict:
     """Ask for the start (one step), or for all that was gained (two steps)."""
     name, item = rng.choice(NAMES), rng.choice(FOODS)
     verb = rng.choice(list(GAINS))
     has = rng.choice((f"{name} has", f"So {name} has"))
     if num_steps == 1:
-        after = rng.randint(4, max_number)
+        after = rng.randint(4, _MAX_NUMBER)
         gained = rng.randint(2, after - 1)
         answer = after - gained
         question = (
@@ -278,7 +266,7 @@ def _other_question(rng: Random, num_steps: int, max_number: int) -> dict:
         steps += f"{after} - {gained} = {answer}."
         program = f"{after} - {gained}"
     else:
-        total = rng.randint(6, max_number)
+        total = rng.randint(6, _MAX_NUMBER)
         first = rng.randint(2, total - 4)
         second = rng.randint(2, total - first - 2)
         third = total - first - second

@@ -35,6 +35,5 @@ def micro_demonstrations(name: str) -> list[dict]:
     """Return two worked problems of a split of their own; four for math."""
     family = name.removeprefix("micro/")
     if family in world.FAMILIES:
-        is_easy = family in world.EASY_FAMILIES
-        return world.demonstrations("easy_math" if is_easy else "math")
+        return world.demonstrations()
     return generic.demonstrations(family)

@@ -38,13 +38,8 @@ RELEASE_FILE = "codex_traces.parquet"  # what the authors' folder is turned into
 logger = logging.getLogger(__name__)
 
 
-def load_backend(config: TeacherConfig, *, micro_dir: Path | None = None) -> Backend:
+def load_backend(config: TeacherConfig) -> Backend:
     """Return the backend that ``teacher.backend`` names.
-
-    Parameters
-    ----------
-    micro_dir : Path, optional
-        Folder with the micro-world's ``teacher``; for ``teacher.model`` ``micro``.
 
     Raises
     ------
@@ -54,7 +49,7 @@ def load_backend(config: TeacherConfig, *, micro_dir: Path | None = None) -> Bac
     if config.backend == "huggingface":
         from cotspec.teacher import huggingface
 
-        return huggingface.load(config, micro_dir=micro_dir)
+        return huggingface.load(config)
     limits = {"max_new_tokens": config.max_new_tokens, "top_k": config.top_k}
     if config.backend == "openai":
         from cotspec.teacher.openai import OpenAIBackend

@@ -33,7 +33,7 @@ from cotspec.teacher.token_bytes import vocabulary_bytes
 logger = logging.getLogger(__name__)
 
 
-def load(config: TeacherConfig, *, micro_dir: Path | None = None) -> HuggingFaceBackend:
+def load(config: TeacherConfig) -> HuggingFaceBackend:
     """Return the backend of a model on this machine, on its accelerator if it has one.
 
     Raises
@@ -42,7 +42,7 @@ def load(config: TeacherConfig, *, micro_dir: Path | None = None) -> HuggingFace
         See `models.load_teacher`.
     """
     config = dataclasses.replace(config, precision=resolve_precision(config.precision))
-    teacher = models.load_teacher(config, micro_dir=micro_dir)
+    teacher = models.load_teacher(config)
     teacher.model.to(models.device())
     limits = {"max_new_tokens": config.max_new_tokens, "top_k": config.top_k}
     return HuggingFaceBackend(teacher, config.batch_size, **limits)
