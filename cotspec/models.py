@@ -1,8 +1,8 @@
 """Students, teachers and tokenizers by name.
 
-Enters: a config section. Leaves: a `Student` or a `Teacher` in evaluation mode on the chosen device. A name is a
-hub name, a local folder, or one of the built-in names documented in `load_student` and
-`load_teacher`.
+Enters: a config section. Leaves: a `Student` or a `Teacher` in evaluation mode. A name
+is a hub name, a local folder, or one of the built-in names documented in `load_student`
+and `load_teacher`.
 """
 
 from __future__ import annotations
