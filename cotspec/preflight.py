@@ -103,7 +103,6 @@ def _models(resolved: list[profiles.Profile]) -> list[str]:
     return [
         problem
         for field, name in sorted(wanted)
-        if not name.startswith("micro-")
         for problem in (
             _unfit(field, Path(name))
             if Path(name).exists()

@@ -466,7 +466,7 @@ def _all_profiles() -> dict[str, Profile]:
 
 
 PROFILES = types.MappingProxyType(_all_profiles())
-DEFAULT_PROFILE = "smoke"
+DEFAULT_PROFILE = "micro"
 
 
 def resolve(name: str, overrides: dict[str, object] | None = None) -> Profile:

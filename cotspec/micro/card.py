@@ -30,7 +30,7 @@ from cotspec.teacher.voting import vote_curves
 NUM_MATH, NUM_GENERIC = 200, 50  # validation problems per task
 NUM_QUESTIONS, NUM_SAMPLES = 300, 10  # of the teacher, from the training split
 CHAIN = "in_context_chain_of_thought"
-MATH = tuple(f"micro/{family}" for family in world.FULL_FAMILIES)
+MATH = tuple(f"micro/{family}" for family in world.FAMILIES)
 GENERIC = tuple(f"micro/{family}" for family in generic.FAMILIES)
 DECODING = EvaluationConfig(
     num_demonstrations=1, max_new_tokens=80, batch_tokens=32768, precision="float32"

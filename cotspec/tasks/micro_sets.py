@@ -10,7 +10,7 @@ from cotspec.micro import generic, world
 
 SPLITS = ("train", "validation", "test")
 # The micro-world has no end: this many unless `num` says otherwise.
-NUM_MICRO = {"train": 2_000, "validation": 500, "test": 1_000}
+NUM_MICRO = {"train": 8_000, "validation": 500, "test": 1_000}
 MICRO_SEED = 0
 
 
