@@ -205,16 +205,16 @@ class MicroConfig:
 
 MICRO_STARTS = ("raw", "instruction_tuned")
 # Hidden sizes of the shipped students micro-small … micro-xl.
-MICRO_SIZES = types.MappingProxyType({"small": 32, "base": 56, "large": 96, "xl": 160})
+MICRO_SIZES = types.MappingProxyType({"small": 24, "base": 48, "large": 80, "xl": 128})
 SHIPPED_MICRO = MicroConfig(
     teacher_steps=650,
     teacher_learning_rate=2e-3,
-    raw_steps=1000,
-    student_steps=4000,
+    raw_steps=500,
+    student_steps=3000,
     batch_size=16,
-    num_steps_shares=(1.0, 0.3, 0.05),
-    generic_share=0.65,
-    out_of_distribution_share=0.5,
+    num_steps_shares=(1.0, 0.1, 0.0),
+    generic_share=0.55,
+    out_of_distribution_share=0.65,
     in_context_share=0.4,
     checkpoint_every=500,
 )
@@ -341,7 +341,7 @@ def _micro() -> Profile:
             train_task="micro/math",
             out_of_distribution_tasks=_MICRO_MATH_TASKS,
             generic_tasks=_MICRO_GENERIC_TASKS,
-            num_train=600,
+            num_train=2500,
             num_validation=100,
             num_test_math=120,
             num_test_generic=30,
@@ -349,7 +349,7 @@ def _micro() -> Profile:
         teacher=TeacherConfig(
             backend="huggingface",
             model="micro-teacher",
-            num_samples=10,
+            num_samples=5,
             max_new_tokens=96,
             batch_size=128,
         ),
@@ -358,10 +358,10 @@ def _micro() -> Profile:
         formats=FormatsConfig(num_demonstrations=1),
         training=TrainingConfig(
             optimizer="adafactor",
-            learning_rate=3e-2,
-            max_steps=240,
+            learning_rate=1.5e-2,
+            max_steps=450,
             batch_tokens=2048,
-            checkpoint_every=60,
+            checkpoint_every=90,
             precision="float32",
         ),
         evaluation=EvaluationConfig(

@@ -18,7 +18,10 @@ from transformers import (
 from cotspec.profiles import MicroConfig
 from cotspec.t5 import new_t5
 
-_HEAD_SIZE = 32
+_TEACHER_HEAD_SIZE = 32
+# Small heads, but many: with half of them the students never learned to copy a running
+# total into the next step.
+_STUDENT_HEAD_SIZE = 16
 _MAX_POSITIONS = 2048
 
 
@@ -30,7 +33,7 @@ def new_teacher(config: MicroConfig, tokenizer: PreTrainedTokenizerBase):
             hidden_size=config.teacher_hidden,
             intermediate_size=config.teacher_hidden * 3,
             num_hidden_layers=config.teacher_layers,
-            num_attention_heads=config.teacher_hidden // _HEAD_SIZE,
+            num_attention_heads=config.teacher_hidden // _TEACHER_HEAD_SIZE,
             max_position_embeddings=_MAX_POSITIONS,
             tie_word_embeddings=True,
             bos_token_id=None,
@@ -46,10 +49,10 @@ def new_student(config: MicroConfig, tokenizer: PreTrainedTokenizerBase):
         T5Config(
             vocab_size=len(tokenizer),
             d_model=config.student_hidden,
-            d_kv=_HEAD_SIZE,
+            d_kv=_STUDENT_HEAD_SIZE,
             d_ff=config.student_hidden * 2,
             num_layers=config.student_layers,
-            num_heads=max(2, config.student_hidden // _HEAD_SIZE),
+            num_heads=max(2, config.student_hidden // _STUDENT_HEAD_SIZE),
             feed_forward_proj="gated-gelu",
             dropout_rate=0.0,
             tie_word_embeddings=False,
