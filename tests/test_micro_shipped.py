@@ -1,5 +1,7 @@
 """The shipped models: whole, checked, small, and made again by one command."""
 
+import hashlib
+import json
 import shutil
 
 import pytest
@@ -59,6 +61,16 @@ def test_one_changed_byte_is_refused(weights):
     shipped.load_student("small", "instruction_tuned", weights)
 
 
+def test_weights_of_another_shape_are_refused(weights):
+    data = (weights / "base-raw.safetensors").read_bytes()
+    (weights / "small-raw.safetensors").write_bytes(data)
+    manifest = json.loads((weights / "manifest.json").read_text())
+    manifest["small-raw"]["sha256"] = hashlib.sha256(data).hexdigest()
+    (weights / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="small-raw.*another architecture"):
+        shipped.load_student("small", "raw", weights)
+
+
 def test_missing_weights_say_how_to_get_them(weights):
     (weights / "teacher.safetensors").unlink()
     with pytest.raises(ValueError, match="no such weights. Reinstall.*micro build"):
@@ -83,12 +95,12 @@ def test_an_unknown_model_to_build_is_named(tmp_path):
 
 
 def num_right(student):
-    task = "micro/word_sorting"
+    task = "micro/math"
     problems = {task: tasks.load(task, "validation").select(range(200))}
     found = evaluation.evaluate(
         student,
         problems,
-        ("chain_of_thought",),
+        ("in_context_chain_of_thought",),
         DECODING,
         demonstrations={task: tasks.demonstrations(task)},
         checkpoint="",

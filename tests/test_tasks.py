@@ -222,9 +222,7 @@ def test_an_unreachable_hub_is_noticed_before_its_retries(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(httpx, "head", refuse)
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **o: pytest.fail("asked"))
-    with pytest.raises(
-        ValueError, match="lukaemon/bbh.*ConnectError.*COTSPEC_DATA"
-    ):
+    with pytest.raises(ValueError, match="lukaemon/bbh.*ConnectError.*COTSPEC_DATA"):
         tasks.load("bbh/snarks")
 
 

@@ -473,9 +473,7 @@ def test_the_command_line_trains_a_profile_on_saved_artifacts(tmp_path, monkeypa
     artifacts.write_dataset(tmp_path / "aligned.parquet", make_aligned())
     config = dataclasses.replace(CONFIG, max_steps=2)
     options = dataclasses.asdict(config).items()
-    overrides = [
-        item for k, v in options for item in ("--set", f"training.{k}={v}")
-    ]
+    overrides = [item for k, v in options for item in ("--set", f"training.{k}={v}")]
     result = command_line.main(
         ["smoke", str(tmp_path / "examples.parquet"), str(tmp_path / "out")]
         + ["--aligned", str(tmp_path / "aligned.parquet"), "--seed", "3", *overrides]

@@ -90,13 +90,17 @@ def config_of(size: str) -> MicroConfig:
 
 def _with_weights(model: PreTrainedModel, name: str, folder: Path) -> PreTrainedModel:
     tensors = {key: t.float() for key, t in load(_checked(name, folder)).items()}
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
-    own = {name for name, _ in model.named_parameters()}  # tied ones count once
-    if own & set(missing) or unexpected:
+    # Tied parameters are named once on either side.
+    wanted = {key: tuple(p.shape) for key, p in model.named_parameters()}
+    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    differing = sorted(k for k in wanted | found if wanted.get(k) != found.get(k))
+    if differing:
         raise ValueError(
             f"{folder / name}.safetensors: weights of another architecture "
-            f"(missing {sorted(own & set(missing))}, unexpected {unexpected})"
+            f"({len(differing)} tensors differ, such as {differing[0]}: "
+            f"{found.get(differing[0])}, expected {wanted.get(differing[0])})"
         )
+    model.load_state_dict(tensors, strict=False)
     return model.eval()
 
 
