@@ -341,7 +341,7 @@ def _micro() -> Profile:
             train_task="micro/math",
             out_of_distribution_tasks=_MICRO_MATH_TASKS,
             generic_tasks=_MICRO_GENERIC_TASKS,
-            num_train=2500,
+            num_train=2000,
             num_validation=100,
             num_test_math=120,
             num_test_generic=30,
@@ -359,9 +359,9 @@ def _micro() -> Profile:
         training=TrainingConfig(
             optimizer="adafactor",
             learning_rate=1.5e-2,
-            max_steps=450,
+            max_steps=400,
             batch_tokens=2048,
-            checkpoint_every=90,
+            checkpoint_every=100,
             precision="float32",
         ),
         evaluation=EvaluationConfig(
