@@ -2,7 +2,8 @@
 
 Enters: predictions of `experiments` (one row per cell, step, problem and prompt mode).
 Leaves: rows picked from them, arrays of right answers in one order, and comparisons:
-the paired change in accuracy with an interval over seeds and problems.
+the paired change in accuracy with an interval over seeds and problems
+(`statistics.paired_bootstrap`: with few seeds it covers Student's t too).
 """
 
 from __future__ import annotations

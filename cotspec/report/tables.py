@@ -63,7 +63,7 @@ def students_table(
         Our rows of the main table, smallest student first. Accuracies are means over
         the seeds; their ends are 95% Wilson intervals, averaged too, which is wider
         than the interval of the mean. Changes are paired by problem and seed, with 95%
-        bootstrap intervals; the exact McNemar p-value is uncorrected and there with one
+        intervals over both; the exact McNemar p-value is uncorrected and there with one
         seed only. Fractions.
 
     Raises
