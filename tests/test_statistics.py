@@ -102,9 +102,7 @@ def simulated_share_found(effect, seed_sd, *, runs=300, num_problems=480):
         shift = generator.normal(effect, seed_sd, (3, 1))
         before = generator.random((3, num_problems)) < chance
         after = generator.random((3, num_problems)) < chance + shift
-        change = statistics.paired_bootstrap(
-            before, after, seed=run, num_resamples=500
-        )
+        change = statistics.paired_bootstrap(before, after, seed=run, num_resamples=500)
         found += change.ci_low > 0 or change.ci_high < 0
     return found / runs
 

@@ -116,7 +116,9 @@ CLAIMS = (
         "chooses; the earliest of equals, the start is no choice",
         "Reproduced if the choices differ in more than half of the seeds and the 95% "
         "interval lies above 0, opposite if it lies below 0, else not reproduced: also "
-        "where both sets choose the same checkpoint.",
+        "where both sets choose the same checkpoint. A seed in which they do counts as "
+        "0, and no interval over three seeds leaves 0 out when one of them is 0: of "
+        "three seeds the choices must differ in all.",
         "07_ability_tradeoff",
     ),
 )

@@ -137,8 +137,7 @@ def _rules_section() -> str:
         "too narrow where they differ. *Reproduced* and *opposite* also need a "
         f"bootstrap p-value below {SIGNIFICANCE} after Holm's correction for the "
         "number of claims judged; t is not corrected, with three seeds nothing but "
-        "the largest effects could pass.\n\n"
-        + markdown_table(rules)
+        "the largest effects could pass.\n\n" + markdown_table(rules)
     )
 
 
