@@ -216,6 +216,41 @@ def test_c5_needs_a_lift_growth_and_no_kink(before, after, verdict):
     assert verdicts(found)["C5"] == verdict
 
 
+KINKS = [
+    ((0.01, 0.09), True, ""),  # seen, but small
+    ((-0.1, 0.1), True, ""),
+    ((0.05, 0.15), False, ""),  # a kink
+    ((-0.3, -0.2), False, ""),
+    ((-0.05, 0.15), False, "a kink of more than 10 points"),  # open
+]
+
+
+@pytest.mark.parametrize(("interval", "is_straight", "reason"), KINKS)
+def test_a_line_is_straight_only_where_its_kinks_interval_is_small(
+    interval, is_straight, reason
+):
+    none = pd.Series({"ci_low": 0.0, "ci_high": 0.0})
+    one = pd.Series(dict(zip(("ci_low", "ci_high"), interval, strict=True)))
+    for kinks in ((none, one), (one, none)):
+        found = scaling._shape(kinks)
+        assert found[0] == is_straight
+        assert found[1].startswith(reason) and bool(found[1]) == bool(reason)
+
+
+def test_c5_is_open_where_seeds_differ_too_much_to_exclude_a_kink():
+    after = (50, (65, 75, 85), 100)  # the seeds disagree on the middle size alone
+    found = findings(report.scaling_findings, sizes((10, 20, 30), after))
+    assert found["C5"].reason.startswith("a kink of more than 10 points per doubling")
+    assert verdicts(found)["C5"] == "not testable at this scale"
+
+
+def test_c5_without_a_lift_is_not_reproduced_however_open_its_kink():
+    before = ((10, 20, 30), (20, 20, 20), (40, 80, 10))
+    found = findings(report.scaling_findings, sizes(before, before))
+    assert found["C5"].reason == ""
+    assert verdicts(found)["C5"] == "not reproduced"
+
+
 def test_c5_says_how_many_sizes_it_needs():
     found = findings(report.scaling_findings, sizes((10, 20), (40, 50)))
     assert found["C5"].reason == "2 sizes; the rule needs 3"
@@ -457,9 +492,22 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("claim", FAMILIES)
-def test_two_seeds_cannot_compare_trainings(claim):
-    function, rows = FAMILIES[claim]
+BEFORE_AND_AFTER = {
+    "C1": (report.specialization_findings, change),
+    "C2": (report.specialization_findings, lambda a, b: change(a, b, task="svamp")),
+    "C3": (
+        report.specialization_findings,
+        lambda a, b: pd.concat(
+            change(b, a, task="bbh/navigate", mode=mode) for mode in (COT, ANSWER)
+        ),
+    ),
+    "C5": (report.scaling_findings, lambda a, b: sizes((a, a, a), (b, b, b))),
+}
+
+
+@pytest.mark.parametrize("claim", FAMILIES | BEFORE_AND_AFTER)
+def test_two_seeds_are_not_judged(claim):
+    function, rows = (FAMILIES | BEFORE_AND_AFTER)[claim]
     table = rows(12, 48)
     found = findings(function, table[table["seed"] < 2])
     assert found[claim].reason == "2 seeds; the rule needs 3"
