@@ -102,7 +102,10 @@ def _details_section(main: pd.DataFrame) -> str:
     return (
         "## Every set and prompt\n\n"
         "Accuracies are means over the seeds with 95% Wilson intervals; changes are "
-        "paired by problem and seed, with 95% intervals over both.\n\n"
+        "paired by problem and seed, with 95% intervals over both. McNemar's exact "
+        "test compares before and after in each seed on the same problems; p is the "
+        "smallest of the seeds times their number: where it is small, at least one "
+        "seed's student changed. It is not corrected for the number of rows.\n\n"
         + markdown_table(our_rows(main))
     )
 
