@@ -101,6 +101,12 @@ def test_published_numbers_are_fractions_with_a_source_and_unknown_stay_empty():
     assert unknown["accuracy"].isna().all() and len(unknown) == 4
 
 
+def test_the_papers_teacher_has_its_accuracies_and_is_no_evidence_for_a_claim():
+    teacher = PUBLISHED[PUBLISHED["kind"] == "paper's teacher"]
+    assert teacher["accuracy"].tolist() == [0.6384, 0.8379]
+    assert (teacher["claim"] == "").all()
+
+
 def test_the_papers_effects_are_known_where_both_sides_are():
     effects = report.paper_effects(PUBLISHED)
     assert sorted(effects) == ["C1", "C2", "C3"]
