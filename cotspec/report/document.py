@@ -139,8 +139,9 @@ def _rules_section() -> str:
         "Student's t of the seeds' means, for a bootstrap over three seeds alone is "
         "too narrow where they differ. *Reproduced* and *opposite* also need a "
         f"bootstrap p-value below {SIGNIFICANCE} after Holm's correction for the "
-        "number of claims judged; t is not corrected, with three seeds nothing but "
-        "the largest effects could pass.\n\n" + markdown_table(rules)
+        "number of claims judged. t is not corrected, as three seeds would then let "
+        "only the largest effects pass: where seeds differ much, each claim alone has "
+        "about 5% to be called an effect by chance.\n\n" + markdown_table(rules)
     )
 
 
