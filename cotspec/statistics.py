@@ -22,9 +22,10 @@ class Difference:
     Attributes
     ----------
     estimate, ci_low, ci_high : float
-        The mean difference and its percentile bootstrap interval.
+        The mean difference and its interval, see `paired_bootstrap`.
     p_value : float
-        Two-sided: twice the smaller share of resamples on one side of zero.
+        Two-sided, of the bootstrap alone: twice the smaller share of resamples on one
+        side of zero.
     """
 
     estimate: float
@@ -89,8 +90,16 @@ def paired_bootstrap(
     """Return second minus first with an interval over seeds and problems.
 
     Each resample draws seeds and, independently, problems, with replacement; both
-    systems get the same draw. One seed gives an interval over problems alone. With
-    three seeds the share of the seeds is rough and errs on the narrow side.
+    systems get the same draw. A bootstrap over few seeds is too narrow once seeds
+    differ: it calls 16% of null effects significant with three seeds that spread by 10
+    points. Of several seeds the interval therefore covers Student's t interval of the
+    seeds' means too (degrees of freedom: seeds - 1). Seeds that agree leave that one
+    narrow, and the bootstrap's share of the problems counts. One seed gives an interval
+    over problems alone.
+
+    The p-value stays the bootstrap's, which can be corrected for several tests: with
+    two degrees of freedom a corrected t test would find almost nothing. It must be read
+    beside the interval, never alone.
 
     Parameters
     ----------
@@ -103,7 +112,7 @@ def paired_bootstrap(
         If the shapes differ or are empty.
 
     Source: Efron & Tibshirani 1993, percentile interval; two crossed factors as in
-    Owen 2007, "The pigeonhole bootstrap".
+    Owen 2007, "The pigeonhole bootstrap"; Student 1908.
     """
     a, b = np.atleast_2d(first).astype(float), np.atleast_2d(second).astype(float)
     _check_same_shape(a, b)
@@ -114,6 +123,9 @@ def paired_bootstrap(
     draws = _crossed_resamples(difference, num_resamples, np.random.default_rng(seed))
     outside = (1 - confidence) / 2
     low, high = np.quantile(draws, [outside, 1 - outside])
+    if len(difference) > 1:
+        t_low, t_high = _t_interval(difference.mean(axis=1), confidence)
+        low, high = min(low, t_low), max(high, t_high)
     p_value = 2 * min((draws <= 0).mean(), (draws >= 0).mean())
     # A share of zero only says "less than one in num_resamples".
     p_value = min(1.0, max(p_value, 1 / num_resamples))
@@ -132,6 +144,12 @@ def _crossed_resamples(
         drawn = generator.integers(num_problems, size=rows.shape, dtype=np.int32)
         means[start : start + 256] = np.take_along_axis(rows, drawn, axis=1).mean(1)
     return means
+
+
+def _t_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Student's interval of the mean of at least two values."""
+    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values)
+    return values.mean() - half, values.mean() + half
 
 
 def _weights(size: int, count: int, generator: np.random.Generator) -> np.ndarray:

@@ -101,6 +101,12 @@ def test_published_numbers_are_fractions_with_a_source_and_unknown_stay_empty():
     assert unknown["accuracy"].isna().all() and len(unknown) == 4
 
 
+def test_the_papers_teacher_has_its_accuracies_and_is_no_evidence_for_a_claim():
+    teacher = PUBLISHED[PUBLISHED["kind"] == "paper's teacher"]
+    assert teacher["accuracy"].tolist() == [0.6384, 0.8379]
+    assert (teacher["claim"] == "").all()
+
+
 def test_the_papers_effects_are_known_where_both_sides_are():
     effects = report.paper_effects(PUBLISHED)
     assert sorted(effects) == ["C1", "C2", "C3"]
@@ -126,7 +132,19 @@ def test_seeds_are_averaged_and_sizes_and_starts_kept_apart():
     ours = table[table["kind"] == "ours"]
     assert ours["model"].tolist() == ["raw", "s", "large"]
     assert ours["num_seeds"].tolist() == [1, 1, 2]
-    assert ours["mcnemar_p"].isna().tolist() == [False, False, True]
+
+
+def test_mcnemar_is_tested_in_each_seed_and_the_smallest_p_corrected_for_the_seeds():
+    level = [predictions("gsm8k", MATH, 20, 20, seeds=(s,)) for s in (0, 1)]
+    table = table_of(*level, predictions("gsm8k", MATH, 20, 30, seeds=(2,)))
+    ours = table[table["kind"] == "ours"]
+    assert ours["mcnemar_p"].tolist() == pytest.approx([3 * 2 * 0.5**10])
+    assert tables.our_rows(table)["McNemar p"].tolist() == ["0.006"]
+
+
+def test_a_small_mcnemar_p_is_in_the_reports_table_as_a_bound():
+    details = report_of("micro").split("## Every set and prompt")[1]
+    assert "McNemar p" in details and "<0.001" in details
 
 
 def test_published_models_keep_before_and_after_in_one_row_and_holes_empty():

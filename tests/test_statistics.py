@@ -85,6 +85,37 @@ def test_bootstrap_widens_when_seeds_disagree():
     assert wide.ci_high - wide.ci_low > 1.5 * (narrow.ci_high - narrow.ci_low)
 
 
+def test_the_interval_over_three_seeds_covers_students_interval_of_their_means():
+    disagree = np.stack([np.arange(100) < k for k in (20, 50, 80)])
+    difference = statistics.paired_bootstrap(np.zeros((3, 100)), disagree, seed=0)
+    half = 4.302653 * 0.3 / math.sqrt(3)  # t of two degrees of freedom, sd 0.3
+    assert difference.ci_low == pytest.approx(0.5 - half)
+    assert difference.ci_high == pytest.approx(0.5 + half)
+
+
+def simulated_share_found(effect, seed_sd, *, runs=300, num_problems=480):
+    """How often three seeds' interval excludes zero; seeds spread by `seed_sd`."""
+    generator = np.random.default_rng([int(100 * effect), int(100 * seed_sd)])
+    found = 0
+    for run in range(runs):
+        chance = generator.normal(0.4, 0.2, num_problems)  # easy and hard problems
+        shift = generator.normal(effect, seed_sd, (3, 1))
+        before = generator.random((3, num_problems)) < chance
+        after = generator.random((3, num_problems)) < chance + shift
+        change = statistics.paired_bootstrap(before, after, seed=run, num_resamples=500)
+        found += change.ci_low > 0 or change.ci_high < 0
+    return found / runs
+
+
+@pytest.mark.parametrize("seed_sd", [0.0, 0.06, 0.15])
+def test_no_effect_is_rarely_found_however_seeds_differ(seed_sd):
+    assert simulated_share_found(0.0, seed_sd) <= 0.06
+
+
+def test_thirty_points_are_found_with_three_seeds_that_spread_by_five():
+    assert simulated_share_found(0.3, 0.05, runs=100) >= 0.95
+
+
 def test_bootstrap_repeats_with_its_seed_and_leaves_the_global_state_alone():
     first, second = np.eye(6), np.ones((6, 6))
     state = np.random.get_state()[1].copy()

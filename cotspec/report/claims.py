@@ -11,8 +11,9 @@ from dataclasses import dataclass
 VERDICTS = ("reproduced", "not reproduced", "opposite", "not testable at this scale")
 SIGNIFICANCE = 0.05  # of p-values corrected (Holm) for the number of claims judged
 MIN_PROBLEMS = 100  # fewer pairs cannot resolve a change of ten points
-MIN_SEEDS = 3  # where trainings are compared: fewer cannot tell one's luck
+MIN_SEEDS = 3  # of each training: fewer cannot tell one's luck
 MIN_SIZES = 3  # a kink needs three points
+MAX_KINK = 0.1  # of a line that counts as straight: accuracy per doubling of the size
 MIN_CHECKPOINTS = 2  # saved while training; the start is none of them
 MIN_GENERIC_ACCURACY = 0.05  # a start below this has no generic ability to lose
 MAX_GENERIC_KEPT = 0.2  # "falls to zero": at most this share of the start's accuracy
@@ -80,9 +81,10 @@ CLAIMS = (
         "size where it is smallest; beside it, before and after, the slope in log size "
         "and a second slope above the middle (median log) size",
         "Reproduced if the lift's 95% interval lies above 0 at every size, those of "
-        "both slopes too, and no kink is significant (second slope, p < 0.05 "
-        "uncorrected), "
-        "opposite if the lift lies below 0 at one size, else not reproduced.",
+        "both slopes too, and both lines are straight: the second slope's interval "
+        "lies within 10 points per doubling on either side of 0. Opposite if the lift "
+        "lies below 0 at one size, else not reproduced. Not testable where only the "
+        "second slope is open: its interval holds 0 and reaches beyond 10 points.",
         "10_scaling",
     ),
     Claim(
@@ -116,7 +118,9 @@ CLAIMS = (
         "chooses; the earliest of equals, the start is no choice",
         "Reproduced if the choices differ in more than half of the seeds and the 95% "
         "interval lies above 0, opposite if it lies below 0, else not reproduced: also "
-        "where both sets choose the same checkpoint.",
+        "where both sets choose the same checkpoint. A seed in which they do counts as "
+        "0, and no interval over three seeds leaves 0 out when one of them is 0: of "
+        "three seeds the choices must differ in all.",
         "07_ability_tradeoff",
     ),
 )

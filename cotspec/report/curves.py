@@ -99,7 +99,7 @@ def loss_table(
         answers = right_answers(tests[names == name]).to_numpy().T
         accuracy = curve.sort_values("step")["accuracy"]
         values = (accuracy.mean(), reached, accuracy.iloc[-1])
-        found.append((name, *values, *_mean(answers, seed)))
+        found.append((name, *values, *_accuracy(answers, seed)))
     columns = "series mean_validation half_way last_validation test test_low test_high"
     return pd.DataFrame(found, columns=columns.split())
 
@@ -200,7 +200,7 @@ def _fitted(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
     found = []
     for index, size in enumerate(sizes):
         _, num_seeds, n = answers.shape
-        point = _mean(answers[index], seed)
+        point = _accuracy(answers[index], seed)
         line = (math.nan,) * 3
         if len(sizes) >= MIN_SIZES:
             line = _mean(np.tensordot(heights[index], answers, axes=1), seed)
@@ -215,8 +215,13 @@ def _line_weights(x: np.ndarray) -> np.ndarray:
     return design @ np.linalg.pinv(design)
 
 
+def _accuracy(answers: np.ndarray, seed: int) -> np.ndarray:
+    """Mean of right answers with its interval, cut at 0 and 1."""
+    return np.clip(_mean(answers, seed), 0, 1)
+
+
 def _mean(values: np.ndarray, seed: int) -> tuple[float, float, float]:
-    """Mean of (seeds, problems) with its bootstrap interval."""
+    """Mean of (seeds, problems) with its interval."""
     found = statistics.paired_bootstrap(
         np.zeros_like(values), values, seed=seed, num_resamples=NUM_RESAMPLES
     )

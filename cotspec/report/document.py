@@ -102,7 +102,10 @@ def _details_section(main: pd.DataFrame) -> str:
     return (
         "## Every set and prompt\n\n"
         "Accuracies are means over the seeds with 95% Wilson intervals; changes are "
-        "paired by problem and seed, with 95% bootstrap intervals over both.\n\n"
+        "paired by problem and seed, with 95% intervals over both. McNemar's exact "
+        "test compares before and after in each seed on the same problems; p is the "
+        "smallest of the seeds times their number: where it is small, at least one "
+        "seed's student changed. It is not corrected for the number of rows.\n\n"
         + markdown_table(our_rows(main))
     )
 
@@ -132,9 +135,13 @@ def _rules_section() -> str:
     return (
         "## How the verdicts are decided\n\n"
         "The rules stand in `cotspec.report.claims` and were written down before the "
-        "numbers. *Reproduced* and *opposite* also need a p-value below "
-        f"{SIGNIFICANCE} after Holm's correction for the number of claims judged.\n\n"
-        + markdown_table(rules)
+        "numbers. An interval covers two: the bootstrap over seeds and problems, and "
+        "Student's t of the seeds' means, for a bootstrap over three seeds alone is "
+        "too narrow where they differ. *Reproduced* and *opposite* also need a "
+        f"bootstrap p-value below {SIGNIFICANCE} after Holm's correction for the "
+        "number of claims judged. t is not corrected, as three seeds would then let "
+        "only the largest effects pass: where seeds differ much, each claim alone has "
+        "about 5% to be called an effect by chance.\n\n" + markdown_table(rules)
     )
 
 

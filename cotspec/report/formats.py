@@ -9,7 +9,6 @@ from __future__ import annotations
 import pandas as pd
 
 from cotspec.profiles import DATA_FORMATS, DataConfig
-from cotspec.report.claims import MIN_SEEDS
 from cotspec.report.ledger import Finding, cannot_judge, measured
 from cotspec.report.pairing import (
     MATH_MODE,
@@ -73,7 +72,7 @@ def format_findings(
             p_value=max(one.change.p_value for one in both),
             is_met=rises(gain) and falls(cost),
             is_opposite=falls(gain) and rises(cost),
-            reason=too_few(both, min_seeds=MIN_SEEDS),
+            reason=too_few(both),
         )
     }
 

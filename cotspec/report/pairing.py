@@ -2,7 +2,8 @@
 
 Enters: predictions of `experiments` (one row per cell, step, problem and prompt mode).
 Leaves: rows picked from them, arrays of right answers in one order, and comparisons:
-the paired change in accuracy with an interval over seeds and problems.
+the paired change in accuracy with an interval over seeds and problems
+(`statistics.paired_bootstrap`: with few seeds it covers Student's t too).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import pandas as pd
 
 from cotspec import statistics
 from cotspec.profiles import DataConfig
-from cotspec.report.claims import MIN_PROBLEMS
+from cotspec.report.claims import MIN_PROBLEMS, MIN_SEEDS
 
 MATH_MODE = "in_context_chain_of_thought"
 GENERIC_MODES = ("chain_of_thought", "answer_only")
@@ -196,10 +197,10 @@ def falls(one: Comparison) -> bool:
     return one.change.ci_high < 0
 
 
-def too_few(comparisons: Sequence[Comparison], *, min_seeds: int = 1) -> str:
+def too_few(comparisons: Sequence[Comparison]) -> str:
     """Say why a claim cannot be judged; "" if problems and seeds suffice."""
     problems = min(one.num_problems for one in comparisons)
     seeds = min(one.num_seeds for one in comparisons)
     if problems < MIN_PROBLEMS:
         return f"{problems} problems; the rule needs {MIN_PROBLEMS}"
-    return f"{seeds} seeds; the rule needs {min_seeds}" if seeds < min_seeds else ""
+    return f"{seeds} seeds; the rule needs {MIN_SEEDS}" if seeds < MIN_SEEDS else ""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from cotspec.profiles import DataConfig
-from cotspec.report.claims import MIN_CHECKPOINTS, MIN_SEEDS
+from cotspec.report.claims import MIN_CHECKPOINTS
 from cotspec.report.ledger import Finding, cannot_judge, measured
 from cotspec.report.pairing import (
     MATH_MODE,
@@ -159,5 +159,5 @@ def _two_choices(predictions: pd.DataFrame, data: DataConfig, seed: int) -> Find
         f"{chosen_steps}; {gain}",
         is_met=bool(differs) and rises(gain),
         is_opposite=falls(gain),
-        reason=too_few([gain], min_seeds=MIN_SEEDS),
+        reason=too_few([gain]),
     )
