@@ -97,8 +97,11 @@ def choices_for(body: dict, fault: str) -> list[dict]:
 class FaultServer:
     """Serves until closed; `log` counts requests and faults, `bodies` keeps some."""
 
-    def __init__(self, fault_rate: float = 0.0, faults=FAULTS, always: str = ""):
+    def __init__(
+        self, fault_rate: float = 0.0, faults=FAULTS, always: str = "", tls=None
+    ):
         self.fault_rate, self.faults, self.always = fault_rate, faults, always
+        self.tls = tls  # an SSLContext
         self.log: Counter = Counter()
         self.headers: list[dict] = []
         self.bodies: list[dict] = []
@@ -168,7 +171,7 @@ class FaultServer:
 async def serve(server: FaultServer, announce) -> None:
     """Announce the port, then serve for at most `LIFETIME` seconds."""
     listener = await asyncio.start_server(
-        server.handle, "127.0.0.1", 0, limit=2**22, backlog=512
+        server.handle, "127.0.0.1", 0, limit=2**22, backlog=512, ssl=server.tls
     )
     announce(listener.sockets[0].getsockname()[1])
     async with listener:
@@ -182,7 +185,7 @@ def running(*args, **kwargs):
     closing: list = []
 
     def announce(port: int) -> None:
-        server.url = f"http://127.0.0.1:{port}/v1"
+        server.port, server.url = port, f"http://127.0.0.1:{port}/v1"
         closing.append((asyncio.get_running_loop(), asyncio.current_task()))
         ready.set()
 
