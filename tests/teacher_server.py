@@ -26,6 +26,8 @@ FAULTS = (
     "no_logprobs",
     "duplicate",
     "short",
+    "other_index",
+    "nan",
 )
 WORDS = " If we add 3 and 4 cats is = + 7 then so many legs".split(" ")[1:]
 
@@ -67,6 +69,14 @@ def as_chat(logprobs: dict) -> dict:
     }
 
 
+def spoil(logprobs: dict) -> None:
+    """Make one alternative's log-probability NaN, in either form."""
+    if "content" in logprobs:
+        logprobs["content"][1]["top_logprobs"][0]["logprob"] = float("nan")
+    else:
+        logprobs["top_logprobs"][1][" other0"] = float("nan")
+
+
 def choices_for(body: dict, fault: str) -> list[dict]:
     """The choices of one reply, spoilt where the fault says so."""
     chat = "messages" in body
@@ -89,6 +99,10 @@ def choices_for(body: dict, fault: str) -> list[dict]:
         choices[-1]["logprobs"] = None
     if fault == "duplicate":
         choices = [choices[0]] * len(choices)
+    if fault == "other_index":
+        choices = [c | {"index": c["index"] + len(choices)} for c in choices]
+    if fault == "nan":
+        spoil(choices[-1]["logprobs"])
     if fault == "short":
         choices = choices[:-1] or choices
     return choices
