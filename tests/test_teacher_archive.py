@@ -55,7 +55,8 @@ def test_the_samples_can_be_read_again_from_the_kept_replies(api, tmp_path):
     again = {}
     for record in read_archive(tmp_path):
         try:
-            found = replies.read_reply(record["reply"], chat=api == "chat", top_k=5)
+            asked = {"top_k": 5, "n": len(record["sample_ids"])}
+            found = replies.read_reply(record["reply"], chat=api == "chat", **asked)
         except replies.InvalidReply:  # torn ones are kept too, and were asked again
             continue
         for index, completion in found.items():

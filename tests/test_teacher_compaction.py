@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from test_teacher_store import completion
 
-from cotspec.teacher.compaction import TraceFile, compact, write_mapped
+from cotspec.teacher.compaction import TraceFile, compact, map_once, write_mapped
 from cotspec.teacher.records import FEATURES, as_dataset, as_row
 
 
@@ -79,3 +79,27 @@ def test_a_filtered_table_leaves_no_file_beside_the_samples(tmp_path):
     assert len(mapped.filter(lambda row: row["sample_id"] == 0)) == 3
     assert len(mapped.map(lambda row: {"length": len(row["completion"])})) == 6
     assert [file.name for file in tmp_path.iterdir()] == ["traces.arrow"]
+
+
+def test_a_mapped_table_is_written_again_only_for_other_traces(tmp_path):
+    path = tmp_path / "traces.arrow"
+    first = map_once(iter(rows()), path, identity="a")
+    unread = iter(rows(1, 1))
+    again = map_once(unread, path, identity="a")
+    assert again.to_list() == first.to_list() and len(list(unread)) == 1
+    other = map_once(iter(rows(1, 1)), path, identity="b")
+    assert other.to_list() == as_dataset(rows(1, 1)).to_list()
+    assert first.to_list() == as_dataset(rows()).to_list()  # still mapped
+
+
+def test_a_table_whose_writing_broke_off_is_written_again(tmp_path):
+    path = tmp_path / "traces.arrow"
+    map_once(iter(rows()), path, identity="a")
+
+    def broken():
+        yield rows()[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        map_once(broken(), path, identity="b")
+    assert len(map_once(iter(rows()), path, identity="b")) == 6

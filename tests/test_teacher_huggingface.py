@@ -198,10 +198,12 @@ def test_temperature_zero_is_greedy(llama):
 
 
 def test_a_resumed_run_redoes_whole_batches_and_equals_an_unbroken_one(
-    llama, traces, tmp_path
+    llama, traces, tmp_path, monkeypatch
 ):
     backend = huggingface.HuggingFaceBackend(llama, 5, max_new_tokens=20)
-    draw(backend, store=tmp_path)
+    with monkeypatch.context() as before_compaction:
+        before_compaction.setattr(teacher.SampleStore, "compact", lambda *_: None)
+        draw(backend, store=tmp_path)
     [shard] = tmp_path.glob("shard-*.jsonl")
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     resumed = draw(backend, store=tmp_path)
@@ -216,6 +218,31 @@ def test_a_finished_run_asks_the_model_for_nothing(llama, traces, tmp_path):
         huggingface.HuggingFaceBackend(broken, 5, max_new_tokens=20), store=tmp_path
     )
     assert again.to_dict() == traces.to_dict()
+
+
+def test_a_finished_run_is_compacted_and_its_file_of_traces_used_again(
+    llama, traces, tmp_path
+):
+    backend = huggingface.HuggingFaceBackend(llama, 5, max_new_tokens=20)
+    draw(backend, store=tmp_path)
+    states = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    names = ["samples-00000.parquet", "traces.arrow", "traces.identity"]
+    assert sorted(path.name for path in states) == names
+    again = draw(backend, store=tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == states
+    (tmp_path / "traces.arrow").unlink()
+    rebuilt = draw(backend, store=tmp_path)  # from what was compacted
+    assert rebuilt.data.table.equals(again.data.table)
+    assert rebuilt.to_dict() == traces.to_dict()
+
+
+def test_a_changed_answer_reaches_the_traces_of_samples_drawn_before(llama, tmp_path):
+    backend = huggingface.HuggingFaceBackend(llama, 5, max_new_tokens=4)
+    options = {"num_samples": 1, "temperature": 1.0, "seed": 5, "store": tmp_path}
+    teacher.sample(problems(), backend, **options)
+    corrected = problems().map(lambda row: {"answer": "corrected"})
+    traces = teacher.sample(corrected, backend, **options)
+    assert set(traces["answer"]) == {"corrected"}
 
 
 def test_a_question_among_the_demonstrations_does_not_shorten_the_prefix():

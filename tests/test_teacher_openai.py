@@ -68,13 +68,30 @@ def test_traces_have_all_columns_and_each_sample_its_own_text(api):
         assert row["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize("api", ["completions", "chat"])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_no_sample_is_lost_or_doubled_by(fault):
+def test_no_sample_is_lost_or_doubled_by(fault, api):
     with running(0.3, faults=(fault,)) as server:
-        traces = draw(backend(server))
+        traces = draw(backend(server, api=api))
     assert server.log[fault] > 0
     keys = list(zip(traces["problem_id"], traces["sample_id"], strict=True))
     assert keys == [(f"p/{i}", s) for i in range(6) for s in range(5)]
+    numbers = [n for row in traces["topk_logprobs"] for step in row for n in step]
+    assert all(n <= 0 for n in numbers)  # NaN is not
+
+
+def test_a_sample_topped_up_under_another_index_is_asked_for_again():
+    """One of three choices is left out; the single reply for it has index 1 first."""
+    with running(0.6, faults=("short", "other_index")) as server:
+        assert len(draw(backend(server, max_in_flight=1))) == 30
+    assert server.log["short"] > 2 and server.log["other_index"] > 2
+
+
+def test_a_server_that_stays_at_another_index_fails_and_says_so():
+    with running(1.0, faults=("other_index",)) as server:
+        message = "no choices of index 0 to 2, 3 times"
+        with pytest.raises(teacher.ServerError, match=message):
+            draw(backend(server, max_retries=2, max_in_flight=1))
 
 
 def test_all_faults_together_change_no_sample():
@@ -227,6 +244,11 @@ def test_split_characters_are_read_as_bytes():
         ({"token_logprobs": [None, -0.1]}, "token_logprobs holds None"),
         ({"token_logprobs": [-0.5]}, "2 tokens, 1 log-probabilities"),
         ({"top_logprobs": None}, "no top_logprobs"),
+        (
+            {"top_logprobs": [{" a": -0.5}, {".": float("nan")}]},
+            "top_logprobs holds nan",
+        ),
+        ({"top_logprobs": [{" a": None}, {".": -0.1}]}, "top_logprobs holds None"),
         ({"tokens": []}, "no logprobs"),
     ],
 )

@@ -7,8 +7,11 @@ import pickle
 from collections import Counter
 
 import numpy as np
+import psutil
 import pytest
 from datasets import Dataset
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cotspec import teacher
 from cotspec.profiles import TeacherConfig
@@ -83,6 +86,65 @@ def test_a_torn_pickle_is_named(tmp_path):
     path.write_bytes(pickle.dumps(["text"] * 9)[:-3])
     with pytest.raises(ValueError, match=r"torn.pkl: "):
         load_restricted(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x04}]K\x01s.",  # TypeError: unhashable
+        b"\x80\xff.",  # ValueError without the file's name
+        b"I1x\n.",  # ValueError: no number
+        b"\x80\x04\x8d" + b"\xff" * 8 + b".",  # OverflowError: a text too long
+        b"h\x07.",  # UnpicklingError: a memo that is not there
+        b"",  # EOFError
+    ],
+)
+def test_a_damaged_pickle_is_named_whatever_it_raises(tmp_path, content):
+    path = tmp_path / "damaged.pkl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"damaged.pkl: .+\. Allowed: lists"):
+        load_restricted(path)
+
+
+@pytest.fixture
+def little_memory():
+    """A damaged length asks for any amount of memory; it shall not get it."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    limit = psutil.Process().memory_info().vms + 2**30
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.fixture(scope="module")
+def release_bytes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("release")
+    write_release(folder, ["Question 0: a?\n", "Question 1: b?\n"], 2)
+    path = folder / "codex_per_step_probs.pkl"
+    return path, path.read_bytes()
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    changes=st.dictionaries(
+        st.integers(0, 10_000), st.integers(0, 255), min_size=1, max_size=4
+    )
+)
+def test_changed_bytes_load_or_name_the_file(little_memory, release_bytes, changes):
+    path, content = release_bytes
+    damaged = bytearray(content)
+    for place, byte in changes.items():
+        damaged[place % len(damaged)] = byte
+    path.write_bytes(damaged)
+    try:
+        load_restricted(path)
+    except ValueError as error:
+        assert str(path) in str(error) and "Allowed: lists" in str(error)
 
 
 def test_the_prompts_and_the_stop_strings_tokens_are_trimmed_and_counted():

@@ -8,10 +8,12 @@ same for all.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from datasets import Dataset
@@ -19,9 +21,11 @@ from tqdm import tqdm
 
 from cotspec import prompts
 from cotspec.profiles import TeacherConfig
-from cotspec.teacher.compaction import compact, write_mapped
+from cotspec.teacher.compaction import compact, map_once
 from cotspec.teacher.connection import ServerError
 from cotspec.teacher.records import (
+    FEATURES,
+    PROBLEM_COLUMNS,
     Backend,
     Request,
     SamplingOptions,
@@ -112,7 +116,8 @@ def sample(
     demonstrations : sequence of `prompts.Demonstration`, shown before every question
     store : folder, optional
         Samples are appended there as they come; a later call draws what is missing.
-        The result is then a file in it, mapped into memory.
+        Once all are there, they are compacted. The result is a file in it, mapped into
+        memory, and written only where the samples or problems differ from its own.
 
     Returns
     -------
@@ -134,14 +139,21 @@ def sample(
     }
     samples = SampleStore(store) if store else MemoryStore()
     _draw(backend, requests, options, keys, samples)
-    rows = (
-        as_row(problems[i], sample_id, samples.get(key))
-        for (i, sample_id), key in keys.items()
-        if key in samples
-    )
-    return (
-        write_mapped(rows, Path(store) / "traces.arrow") if store else as_dataset(rows)
-    )
+    there = {place: key for place, key in keys.items() if key in samples}
+    rows = (as_row(problems[i], s, samples.get(key)) for (i, s), key in there.items())
+    if not store:
+        return as_dataset(rows)
+    if len(there) == len(keys):
+        samples.compact(keys.values())
+    identity = _identity(problems, there.values())
+    return map_once(rows, Path(store) / "traces.arrow", identity=identity)
+
+
+def _identity(problems: Dataset, keys: Iterable[str]) -> str:
+    """Return a SHA-256 of all that a file of traces is made from."""
+    columns = [problems[name][:] for name in PROBLEM_COLUMNS]
+    content = json.dumps([str(FEATURES), columns, list(keys)])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _draw(

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from datasets.table import InMemoryTable
 
+from cotspec import atomic
 from cotspec.teacher.records import FEATURES, as_dataset
 
 ROWS_AT_ONCE = 256  # in memory, while a table is written
@@ -83,8 +84,27 @@ def write_mapped(rows: Iterable[Mapping[str, object]], path: Path) -> Dataset:
         while batch := list(islice(rows, ROWS_AT_ONCE)):
             columns = {name: [row[name] for row in batch] for name in schema.names}
             stream.write_table(pa.table(columns, schema=schema))
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
     os.replace(part, path)
     return _mapped(path)
+
+
+def map_once(
+    rows: Iterable[Mapping[str, object]], path: Path, *, identity: str
+) -> Dataset:
+    """Map the Arrow file of the traces that `identity` names.
+
+    It is written, by `write_mapped`, unless the note beside it says that it holds
+    just those; then `rows` is left alone.
+    """
+    note = path.with_suffix(".identity")
+    if path.exists() and note.exists() and note.read_text() == identity:
+        return _mapped(path)
+    note.unlink(missing_ok=True)  # before the file changes, whatever happens then
+    traces = write_mapped(rows, path)
+    atomic.write_bytes(note, identity.encode())
+    return traces
 
 
 def _mapped(path: Path) -> Dataset:

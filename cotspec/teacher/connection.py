@@ -19,12 +19,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TypeVar
-from urllib.request import getproxies, proxy_bypass
 
 import httpcore
 import httpx
 
+from cotspec.teacher.proxies import open_pool
 from cotspec.teacher.replies import InvalidReply
 
 logger = logging.getLogger(__name__)
@@ -50,8 +51,9 @@ class Connection:
     """The servers, taken in turn, and counts of what happened."""
 
     urls: list[httpcore.URL]
-    # One per request in flight: a shared pool costs more, the larger it is.
-    lanes: list[httpcore.AsyncConnectionPool] = field(repr=False)
+    # One per request in flight, with a connection per server: each server may need
+    # another proxy, and a shared pool costs more, the larger it is.
+    lanes: list[list[httpcore.AsyncConnectionPool]] = field(repr=False)
     headers: list[tuple[str, str]] = field(repr=False)
     key: str = field(repr=False)
     timeout: float  # seconds
@@ -69,15 +71,17 @@ class Connection:
         headers += [("Authorization", f"Bearer {key}")] if key else []
         bases = [url.rstrip("/") + _PATHS[backend.api] for url in backend.base_urls]
         urls = [httpcore.URL(url) for url in bases]
-        proxy, context = _proxy(httpx.URL(bases[0])), httpx.create_ssl_context()
-        options = {"ssl_context": context, "max_connections": len(urls)}
+        options = {"ssl_context": httpx.create_ssl_context(), "max_connections": 1}
         options["network_backend"] = _Network()
-        lanes = [_lane(proxy, **options) for _ in range(backend.max_in_flight)]
+        lanes = [
+            [open_pool(url, **options) for url in bases]
+            for _ in range(backend.max_in_flight)
+        ]
         limits = (backend.timeout, backend.max_retries, backend.backoff)
         async with AsyncExitStack() as stack:
-            for lane in lanes:
-                await stack.enter_async_context(lane)
-            yield cls(urls, list(lanes), headers, key, *limits)
+            for pool in chain.from_iterable(lanes):
+                await stack.enter_async_context(pool)
+            yield cls(urls, lanes, headers, key, *limits)
 
     async def post(self, body: dict, read: Callable[[bytes], T]) -> T:
         """Return the reply as `read` understands it.
@@ -92,12 +96,13 @@ class Connection:
         """
         content = json.dumps(body).encode()
         for attempt in range(self.max_retries + 1):
-            url = self.urls[self._turn % len(self.urls)]
+            server = self._turn % len(self.urls)
+            url = self.urls[server]
             self._turn += 1
             self.counts["sent"] += 1
             wait = 0.0
             try:
-                response = await self._send(url, content)
+                response = await self._send(server, content)
                 if 200 <= response.status < 300:
                     return read(response.content)
                 reason = f"status {response.status}"
@@ -121,14 +126,14 @@ class Connection:
             "What came before is stored; the same call goes on from there"
         )
 
-    async def _send(self, url: httpcore.URL, content: bytes) -> httpcore.Response:
-        """Send by a free lane and read the reply whole."""
+    async def _send(self, server: int, content: bytes) -> httpcore.Response:
+        """Send to a server by a free lane and read the reply whole."""
         waits = dict.fromkeys(("connect", "read", "write", "pool"), self.timeout)
         lane = self.lanes.pop()
         try:
-            return await lane.request(
+            return await lane[server].request(
                 "POST",
-                url,
+                self.urls[server],
                 headers=[*self.headers, ("Content-Length", str(len(content)))],
                 content=content,
                 extensions={"timeout": waits},
@@ -182,22 +187,6 @@ class _Stream(httpcore.AsyncNetworkStream):
 
     def get_extra_info(self, info: str) -> object:
         return self._inner.get_extra_info(info)
-
-
-def _lane(proxy: httpx.Proxy | None, **options) -> httpcore.AsyncConnectionPool:
-    """Return connections to the servers, at most one request in flight."""
-    if proxy is None:
-        return httpcore.AsyncConnectionPool(**options)
-    url = httpcore.URL(str(proxy.url))
-    return httpcore.AsyncHTTPProxy(url, proxy_auth=proxy.raw_auth, **options)
-
-
-def _proxy(url: httpx.URL) -> httpx.Proxy | None:
-    """Return the environment's proxy for `url`; none for this machine."""
-    if url.host in ("127.0.0.1", "localhost", "::1") or proxy_bypass(url.host):
-        return None
-    address = getproxies().get(url.scheme)
-    return httpx.Proxy(address) if address else None
 
 
 def _address(url: httpcore.URL) -> str:

@@ -243,15 +243,15 @@ class _Run:
         body = self.backend.body(
             self.options, request.prompt, n=len(sample_ids), seed=seed
         )
-        chat = self.backend.api == "chat"
+        expected = {"chat": self.backend.api == "chat", "n": len(sample_ids)}
 
         def read(content: bytes) -> dict[int, Completion]:
             if self.archive:
                 kept = connection.without_key(content)
                 self.archive.append(request.problem_id, sample_ids, kept)
-            return read_reply(content, chat=chat, top_k=self.options.top_k)
+            return read_reply(content, top_k=self.options.top_k, **expected)
 
         choices = await connection.post(body, read)
         self.spent += len(request.prompt) // 4  # about four bytes a token
         self.spent += sum(len(c.token_bytes) for c in choices.values())
-        return {sample_ids[i]: c for i, c in choices.items() if i < len(sample_ids)}
+        return {sample_ids[i]: completion for i, completion in choices.items()}

@@ -36,20 +36,20 @@ async def probe(connection: Connection, backend, options: SamplingOptions) -> bo
     for temperature in (1.0, 0.5):
         drawn = replace(options, temperature=temperature)
         body = backend.body(drawn, PROMPT, n=n, seed=options.seed)
-        replies[temperature] = await connection.post(body, _reader(backend, options))
+        replies[temperature] = await connection.post(body, _reader(backend, options, n))
         for completion in replies[temperature].values():
             check(completion, options.top_k)
-    check_temperature(replies[1.0][0], replies[0.5][0])
+    check_temperature(*(next(iter(reply.values())) for reply in replies.values()))
     return len(replies[1.0]) == n
 
 
-def _reader(backend, options: SamplingOptions):
+def _reader(backend, options: SamplingOptions, n: int):
     """Read a reply; what it lacks is final, not worth a retry."""
 
     def read(content: bytes) -> dict[int, Completion]:
         try:
             chat = backend.api == "chat"
-            return read_reply(content, chat=chat, top_k=options.top_k)
+            return read_reply(content, chat=chat, top_k=options.top_k, n=n)
         except InvalidReply as error:
             raise ServerError(f"the server returns {error}. {_ADVICE}") from None
 

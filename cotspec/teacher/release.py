@@ -42,15 +42,15 @@ def load_restricted(path: Path | str) -> object:
     Raises
     ------
     ValueError
-        If it holds anything else; nothing of it has run.
+        If it holds anything else, or is damaged; nothing of it has run.
     """
     with Path(path).open("rb") as file:
         try:
             return _Unpickler(file).load()
-        except (pickle.UnpicklingError, EOFError, AttributeError) as error:
+        except Exception as error:  # damaged bytes may raise any
             raise ValueError(
-                f"{path}: {error}. Allowed: lists, tuples, strings, numbers, "
-                "OrderedDict"
+                f"{path}: {str(error) or type(error).__name__}. Allowed: lists, "
+                "tuples, strings, numbers, OrderedDict"
             ) from None
 
 

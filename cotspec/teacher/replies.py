@@ -7,12 +7,12 @@ completions by choice index, or an `InvalidReply` that says what is missing.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 
 from cotspec.teacher.records import NO_ID, Completion
 from cotspec.teacher.stopping import cut_tokens, find_end, valid_length
 
+MOST_LOGPROB = 1e-3  # a rounded certainty
 Alternatives = list[tuple[bytes, float]]
 
 
@@ -20,28 +20,32 @@ class InvalidReply(ValueError):
     """A reply without what was asked for; asking again may help."""
 
 
-def read_reply(content: bytes, *, chat: bool, top_k: int) -> dict[int, Completion]:
-    """Return the completions of a reply by choice index; a repeated index counts once.
+def read_reply(
+    content: bytes, *, chat: bool, top_k: int, n: int
+) -> dict[int, Completion]:
+    """Return the completions of a reply by choice index, 0 to `n` - 1.
+
+    A repeated index counts once; choices of any other index were not asked for.
 
     Raises
     ------
     InvalidReply
-        Torn JSON, no choices, or a choice without tokens, log-probabilities or
-        alternatives.
+        Torn JSON, no choice that was asked for, or one without tokens,
+        log-probabilities or alternatives.
     """
     try:
         choices = json.loads(content)["choices"]
         found = {}
         for position, choice in enumerate(choices):
             index = choice.get("index", position)
-            if index not in found:
-                found[index] = read_choice(choice, chat=chat, top_k=top_k)
+            if index in range(n) and index not in found:
+                found[int(index)] = read_choice(choice, chat=chat, top_k=top_k)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         if isinstance(error, InvalidReply):
             raise
         raise InvalidReply(f"malformed reply ({type(error).__name__})") from None
     if not found:
-        raise InvalidReply("no choices")
+        raise InvalidReply(f"no choices of index 0 to {n - 1}")
     return found
 
 
@@ -157,6 +161,11 @@ def _check_numbers(
             f"{len(pieces)} tokens, {len(logprobs)} log-probabilities, "
             f"{len(alternatives)} lists of alternatives"
         )
-    for value in logprobs:
-        if not isinstance(value, (int, float)) or math.isnan(value) or value > 1e-3:
-            raise InvalidReply(f"token_logprobs holds {value!r}")
+    named = {
+        "token_logprobs": logprobs,
+        "top_logprobs": [value for step in alternatives for _, value in step],
+    }
+    for name, values in named.items():
+        for value in values:
+            if not isinstance(value, (int, float)) or not value <= MOST_LOGPROB:
+                raise InvalidReply(f"{name} holds {value!r}")
