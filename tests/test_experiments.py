@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 
@@ -304,6 +305,41 @@ def test_sample_matching_depends_on_no_target_distribution(model, inputs):
     assert keys.cell(matching, "base") != keys.cell(
         dataclasses.replace(matching, alignment="offsets"), "base"
     )
+
+
+def without_rows(path):
+    artifacts.write_dataset(path, artifacts.read_dataset(path).select([]))
+
+
+def with_another_problem(path):
+    rows = artifacts.read_dataset(path).to_list()
+    rows[-1]["problem_id"] = "another/1"
+    artifacts.write_dataset(path, Dataset.from_list(rows))
+
+
+def torn(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    (without_rows, with_another_problem, torn, lambda path: path.write_bytes(b"")),
+    ids=("no rows", "another problem", "torn", "empty"),
+)
+def test_a_file_without_its_problems_is_decoded_again(
+    finished, inputs, spoil, tmp_path, caplog
+):
+    cells, store, predictions = finished
+    shutil.copytree(store, tmp_path, dirs_exist_ok=True)
+    spoiled = sorted(tmp_path.rglob("cells/*/predictions/step-4/*.parquet"))[0]
+    spoil(spoiled)
+    found = states(cells, inputs, tmp_path)
+    assert sorted(found) == ["finished", "to decode"]
+    again = run(cells, inputs, tmp_path)
+    assert again.attrs == {"cells": 2, "trained": 0, "decoded": 1}
+    pd.testing.assert_frame_equal(again, predictions)
+    assert f"decoding again: {spoiled} does not hold its 3 problems" in caplog.text
+    assert contents(tmp_path) == contents(store)
 
 
 @pytest.mark.parametrize("others", ({"models": ("other",)}, {"starts": ("raw",)}))

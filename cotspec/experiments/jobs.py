@@ -17,12 +17,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from datasets import Dataset
 
 from cotspec import artifacts, evaluation, models, selection, training
@@ -33,6 +35,8 @@ from cotspec.profiles import (
     FormatsConfig,
     TrainingConfig,
 )
+
+logger = logging.getLogger(__name__)
 
 DONE = "cell.json"
 
@@ -95,14 +99,15 @@ class Settings:
 class Unit:
     """One task in one prompt mode: a file of predictions per checkpoint.
 
-    `digest` changes with all that its rows depend on but the weights; `is_every` asks
-    for every checkpoint instead of the last.
+    `digest` changes with all that its rows depend on but the weights; `problem_ids` are
+    its rows'; `is_every` asks for every checkpoint instead of the last.
     """
 
     split: str
     task: str
     prompt_mode: str
     digest: str
+    problem_ids: tuple[str, ...]
     is_every: bool = False
 
     def path(self, folder: Path, step: int) -> Path:
@@ -110,6 +115,15 @@ class Unit:
         task = self.task.replace("/", "-")
         name = f"{self.split}.{task}.{self.prompt_mode}.{self.digest[:16]}.parquet"
         return folder / "predictions" / f"step-{step}" / name
+
+    def is_done(self, path: Path) -> bool:
+        """Whether a file is there, whole, and of its problems."""
+        # One column, since a grid has thousands of files; a torn one has no footer.
+        try:
+            found = pq.read_table(path, columns=["problem_id"])
+            return found["problem_id"].to_pylist() == list(self.problem_ids)
+        except (OSError, ValueError, KeyError):
+            return False
 
 
 @dataclass(frozen=True)
@@ -144,7 +158,8 @@ class Job:
 
     def is_finished(self) -> bool:
         """Whether it is trained and every prediction is there."""
-        return self.is_trained() and all(path.exists() for *_, path in self.files())
+        done = (unit.is_done(path) for *_, unit, path in self.files())
+        return self.is_trained() and all(done)
 
 
 def run_job(job: Job, *, inputs: Inputs, settings: Settings) -> None:
@@ -203,7 +218,13 @@ def _train(job: Job, inputs: Inputs, settings: Settings) -> None:
 def _decode(job: Job, inputs: Inputs, settings: Settings) -> None:
     missing: dict[tuple[int, Path | None], list[tuple[Unit, Path]]] = {}
     for step, checkpoint, unit, path in job.files():
-        if not path.exists():
+        if not unit.is_done(path):
+            if path.exists():
+                logger.warning(
+                    "decoding again: %s does not hold its %d problems",
+                    path,
+                    len(unit.problem_ids),
+                )
             missing.setdefault((step, checkpoint), []).append((unit, path))
     if not missing:
         return
