@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,6 +16,7 @@ from datasets import Dataset
 from test_training import make_aligned, make_examples, tiny_student
 
 from cotspec import artifacts, experiments, profiles
+from cotspec.alignment import Rule
 from cotspec.experiments import Cell, Inputs, Measurement, Settings, jobs, workers
 from cotspec.profiles import (
     AlignmentConfig,
@@ -72,6 +74,13 @@ def model(tmp_path_factory):
     return str(folder)
 
 
+def aligned_by(method, mass=0.9):
+    """Targets as this method makes them: a rule of its own at every second token."""
+    own = {"offsets": Rule.INSIDE, "dtw": Rule.NOT_ONE_TO_ONE}[method]
+    table = make_aligned(mass=mass)
+    return table.add_column("rule", [[Rule.IDENTICAL, own] * 5] * len(table))
+
+
 @pytest.fixture(scope="module")
 def inputs():
     problems = [
@@ -83,7 +92,7 @@ def inputs():
     shown = {"task": TASK, "description": "", "question": "w1", "rationale": "w2"}
     return Inputs(
         make_examples(),
-        {"offsets": make_aligned(), "dtw": make_aligned(mass=0.8)},
+        {"offsets": aligned_by("offsets"), "dtw": aligned_by("dtw", mass=0.8)},
         Dataset.from_list(problems),
         Dataset.from_list([shown | {"answer": "1"}]),
     )
@@ -284,7 +293,7 @@ def test_other_data_or_other_weights_are_stale(finished, inputs, tmp_path):
     cells, store, _ = finished
     fewer = dataclasses.replace(inputs, examples=inputs.examples.select(range(40)))
     assert states(cells, fewer, store) == ["to train"] * 2
-    other = dataclasses.replace(inputs, aligned={"offsets": make_aligned(mass=0.7)})
+    other = dataclasses.replace(inputs, aligned={"offsets": aligned_by("offsets", 0.7)})
     assert states(cells, other, store) == ["to train"] * 2
     student = tiny_student()
     student.model.shared.weight.data[3] += 1
@@ -360,12 +369,40 @@ def test_missing_problems_and_targets_are_said_before_anything_is_trained(
     none = Measurement("test", ("gsm8k",), (MODE,))
     with pytest.raises(ValueError, match="no test problems of task 'gsm8k'.*test of"):
         run([cell], inputs, tmp_path, measurements=[none])
-    lacking = dataclasses.replace(inputs, aligned={"dtw": make_aligned()})
+    lacking = dataclasses.replace(inputs, aligned={"dtw": aligned_by("dtw")})
     with pytest.raises(ValueError, match="no targets by 'offsets' for cell.*dtw"):
         run([cell], lacking, tmp_path)
     with pytest.raises(ValueError, match="cells: none"):
         run([], inputs, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("method", "other"), (("offsets", "dtw"), ("dtw", "offsets")))
+def test_targets_of_another_method_are_refused(inputs, method, other):
+    message = rf"inputs.aligned\['{method}'\]: .* by '{other}' .* Allowed: .*{method}"
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(inputs, aligned={method: aligned_by(other)})
+
+
+def test_targets_by_rules_that_both_methods_give_are_accepted(inputs):
+    table = make_aligned()
+    table = table.add_column("rule", [[Rule.IDENTICAL, Rule.SAME_SPAN] * 5] * 12)
+    dataclasses.replace(inputs, aligned={"offsets": table, "dtw": table})
+
+
+def test_a_format_without_examples_is_named_before_anything_is_trained(
+    model, inputs, tmp_path
+):
+    is_zero_shot = [f.startswith("zero_shot") for f in inputs.examples["data_format"]]
+    kept = inputs.examples.select(np.flatnonzero(is_zero_shot))
+    partly = dataclasses.replace(inputs, examples=kept)
+    missing = "in_context_chain_of_thought, in_context_answer_only"
+    for formats in (profiles.DATA_FORMATS, profiles.DATA_FORMATS[:2]):
+        cell = Cell(model, "raw", 0, data_formats=formats)
+        with pytest.raises(ValueError, match=f"none in {missing}, .*notebook 03"):
+            run([cell], partly, tmp_path)
+    cell = Cell(model, "raw", 0, data_formats=profiles.DATA_FORMATS[2:])
+    assert states([cell], partly, tmp_path) == ["to train"]
 
 
 def test_a_failing_cell_is_named_and_the_others_are_finished(

@@ -24,10 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 
 from cotspec import artifacts, evaluation, models, selection, training
+from cotspec.alignment import Rule
 from cotspec.experiments.grid import Cell
 from cotspec.profiles import (
     EvaluationConfig,
@@ -40,6 +42,12 @@ logger = logging.getLogger(__name__)
 
 DONE = "cell.json"
 
+# Rules that only this method gives: by them a table tells how it was made.
+_OWN_RULES: Mapping[str, tuple[Rule, ...]] = {
+    "offsets": (Rule.STARTS_TOGETHER, Rule.INSIDE),
+    "dtw": (Rule.NOT_ONE_TO_ONE,),
+}
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -50,17 +58,26 @@ class Inputs:
     examples : Dataset
         Training examples in all formats.
     aligned : mapping of str to Dataset
-        Aligned targets by alignment method.
+        Aligned targets by alignment method, from `targets.targets_table`.
     problems : Dataset
         With ``split`` and ``task``.
     demonstrations : Dataset
         From `selection.select_demonstrations`.
+
+    Raises
+    ------
+    ValueError
+        Targets that another method has made.
     """
 
     examples: Dataset
     aligned: Mapping[str, Dataset]
     problems: Dataset
     demonstrations: Dataset
+
+    def __post_init__(self) -> None:
+        for method, table in self.aligned.items():
+            _check_method(method, table)
 
     def problems_of(self, split: str, task: str) -> Dataset:
         """Return one task's problems of one split."""
@@ -69,9 +86,16 @@ class Inputs:
         return self.problems.select(np.flatnonzero(is_split & is_task))
 
     def examples_of(self, cell: Cell) -> Dataset:
-        """Return the training examples in the cell's formats."""
-        wanted = np.isin(self.examples["data_format"], cell.data_formats)
-        return self.examples.select(np.flatnonzero(wanted))
+        """Return the training examples in the cell's formats; each must have some."""
+        found = np.array(self.examples["data_format"])
+        missing = [f for f in cell.data_formats if f not in found]
+        if missing:
+            raise ValueError(
+                f"inputs.examples: none in {', '.join(missing)}, which cell {cell} "
+                f"learns from. Found: {', '.join(np.unique(found))}. Run notebook 03 "
+                "again with all of the cell's formats in formats.data_formats"
+            )
+        return self.examples.select(np.flatnonzero(np.isin(found, cell.data_formats)))
 
     def aligned_of(self, cell: Cell) -> Dataset | None:
         """Return the targets that the cell learns from; none for sample matching."""
@@ -83,6 +107,21 @@ class Inputs:
                 f"Allowed: {', '.join(self.aligned)}"
             )
         return self.aligned[cell.alignment]
+
+
+def _check_method(method: str, table: Dataset) -> None:
+    """Refuse targets with a rule that another alignment method gives."""
+    rules = table.select_columns("rule").with_format("arrow")[:]["rule"]
+    found = set(pc.unique(pc.list_flatten(rules)).to_pylist())
+    for other, own in _OWN_RULES.items():
+        foreign = [rule.name for rule in own if rule in found]
+        if other != method and foreign:
+            raise ValueError(
+                f"inputs.aligned[{method!r}]: its targets were made by {other!r} (rule "
+                f"{', '.join(foreign)}). Allowed: targets by {method!r}. Give this "
+                "notebook the alignment.method that notebook 04 was run with, or run "
+                "notebook 04 again without it"
+            )
 
 
 @dataclass(frozen=True)
