@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import multiprocessing
 import os
 import shutil
@@ -14,8 +15,10 @@ import pytest
 import torch
 from datasets import Dataset
 from test_training import make_aligned, make_examples, tiny_student
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
-from cotspec import artifacts, experiments, profiles
+from cotspec import artifacts, experiments, models, profiles, training
 from cotspec.alignment import Rule
 from cotspec.experiments import Cell, Inputs, Measurement, Settings, jobs, workers
 from cotspec.profiles import (
@@ -231,8 +234,44 @@ def test_the_store_keeps_weights_and_no_optimiser_state(finished):
     _, store, _ = finished
     names = {path.name for path in store.rglob("*") if path.is_file()}
     assert "optimizer.safetensors" not in names
-    assert {"model.safetensors", "metrics.csv", "cell.json"} <= names
+    kept = {"model.safetensors", "state.json", "metrics.csv", "cell.json"}
+    assert kept <= names
     assert not list(store.rglob("training"))
+
+
+def of_other_words(student):
+    """The same sizes and end token, but two words have changed places."""
+    backend = json.loads(student.tokenizer.backend_tokenizer.to_str())
+    words = backend["model"]["vocab"]
+    words["w1"], words["w2"] = words["w2"], words["w1"]
+    other = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(backend)),
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
+    return dataclasses.replace(student, name="other", tokenizer=other)
+
+
+def test_a_kept_checkpoint_is_loaded_with_its_own_tokenizer_only(finished, model):
+    _, store, _ = finished
+    path = next((store / "cells").glob("*/checkpoints/step-4"))
+    student = tiny_student()
+    training.load_checkpoint(student, path)
+    other = of_other_words(student)
+    own, given = (models.tokenizer_digest(s.tokenizer)[:12] for s in (student, other))
+    message = rf"tokenizer {own} \(student '{model}'\) .*{given} \(student 'other'\)"
+    with pytest.raises(ValueError, match=message):
+        training.load_checkpoint(other, path)
+
+
+def test_a_checkpoint_of_other_sizes_is_refused(finished):
+    _, store, _ = finished
+    path = next((store / "cells").glob("*/checkpoints/step-4"))
+    student = tiny_student()
+    student.model.resize_token_embeddings(60)
+    with pytest.raises(ValueError, match="do not fit student 'tiny'.* size mismatch"):
+        training.load_checkpoint(student, path)
 
 
 def test_the_base_is_decoded_once_for_all_seeds(finished):

@@ -5,7 +5,7 @@ in the job's folder::
 
     cell.json                           written last: the training is finished
     metrics.csv                         the training's log
-    checkpoints/step-20/                model.safetensors, no optimiser state
+    checkpoints/step-20/                model.safetensors, state.json; no optimiser
     predictions/step-20/*.parquet       one file per split, task and prompt mode
     training/                           only while it trains; a killed run resumes there
 
