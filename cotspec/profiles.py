@@ -161,7 +161,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Greedy decoding of math and generic tasks. Fractions are 0 to 1."""
+    """Decoding of math and generic tasks. Paper: greedy. Fractions are 0 to 1."""
 
     math_prompt_modes: tuple[str, ...] = DATA_FORMATS
     generic_prompt_modes: tuple[str, ...] = ("answer_only", "chain_of_thought")
@@ -172,6 +172,9 @@ class EvaluationConfig:
     precision: str = field(
         default="bfloat16", metadata={"choices": ("bfloat16", "float32")}
     )
+    # Self-consistency: more samples than one, at a temperature above 0, and a vote.
+    num_samples: int = 1
+    temperature: float = 0.0
     confidence: float = 0.95
 
 

@@ -228,6 +228,8 @@ def test_predictions_have_a_row_per_cell_step_and_problem(finished):
     assert counts == every | ends
     assert set(predictions["data_formats"]) == {"all"}
     assert predictions["size"].nunique() == 1
+    scorers = predictions[["reference_is_correct", "lm_eval_is_correct"]]
+    assert scorers.notna().all(axis=None)  # math; generic tasks have none
 
 
 def test_the_store_keeps_weights_and_no_optimiser_state(finished):
@@ -319,6 +321,7 @@ def test_what_cannot_change_a_result_computes_nothing(finished, inputs):
         ("formats", {"max_input_tokens": 16}, "to train"),
         ("evaluation", {"max_new_tokens": 9}, "to decode"),
         ("evaluation", {"num_demonstrations": 2}, "to decode"),
+        ("evaluation", {"num_samples": 3, "temperature": 0.5}, "to decode"),
     ),
 )
 def test_what_changes_a_result_is_stale(finished, inputs, section, change, state):
@@ -442,6 +445,24 @@ def test_a_format_without_examples_is_named_before_anything_is_trained(
             run([cell], partly, tmp_path)
     cell = Cell(model, "raw", 0, data_formats=profiles.DATA_FORMATS[2:])
     assert states([cell], partly, tmp_path) == ["to train"]
+
+
+def test_samples_without_a_temperature_are_refused_before_anything_is_trained():
+    config = dataclasses.replace(SETTINGS.evaluation, num_samples=3)
+    with pytest.raises(ValueError, match="temperature: 0.0 with num_samples 3"):
+        dataclasses.replace(SETTINGS, evaluation=config)
+
+
+def test_self_consistency_keeps_its_samples(finished, inputs, tmp_path):
+    cells, store, _ = finished
+    shutil.copytree(store, tmp_path, dirs_exist_ok=True)
+    config = dataclasses.replace(SETTINGS.evaluation, num_samples=3, temperature=0.5)
+    settings = dataclasses.replace(SETTINGS, evaluation=config)
+    known = set(contents(tmp_path))
+    assert run(cells[:1], inputs, tmp_path, settings).attrs["trained"] == 0
+    (path, *_) = sorted(set(contents(tmp_path)) - known)
+    kept = artifacts.read_dataset(tmp_path / path)
+    assert [len(samples) for samples in kept["samples"]] == [3, 3, 3]
 
 
 def test_a_failing_cell_is_named_and_the_others_are_finished(

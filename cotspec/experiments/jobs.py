@@ -133,6 +133,9 @@ class Settings:
     evaluation: EvaluationConfig
     experiments: ExperimentsConfig
 
+    def __post_init__(self) -> None:
+        evaluation.sampling_of(self.evaluation)  # raises before anything is trained
+
 
 @dataclass(frozen=True)
 class Unit:

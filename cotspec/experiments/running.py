@@ -31,6 +31,7 @@ COLUMNS = [
     *CELL_COLUMNS,
     *"step split problem_id task prompt_mode".split(),
     *"predicted_answer is_correct no_answer".split(),
+    *"reference_is_correct lm_eval_is_correct".split(),  # none for generic tasks
 ]
 
 BaseId = tuple[StudentConfig, int]  # with the seed of random weights
@@ -234,7 +235,9 @@ def _gather(trained: list[Job], bases: dict[BaseId, Job]) -> pd.DataFrame:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    return artifacts.read_dataset(path).to_pandas()
+    frame = artifacts.read_dataset(path).to_pandas()
+    # Other scorers leave generic tasks out: one type for both kinds of file.
+    return frame.astype(dict.fromkeys(COLUMNS[-2:], "boolean"))
 
 
 def _failure(failed: dict[str, str], count: int) -> str:
