@@ -28,6 +28,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from cotspec import artifacts
 from cotspec.micro import shipped
 from cotspec.micro import tokenizers as micro_tokenizers
 from cotspec.profiles import StudentConfig, TeacherConfig
@@ -203,6 +204,11 @@ def load_student_tokenizer(config: StudentConfig) -> PreTrainedTokenizerBase:
     if config.model.startswith(MICRO_PREFIX):
         return micro_tokenizers.load_student()
     return load_tokenizer(config.tokenizer or config.model, config.revision)
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the SHA-256 of a vocabulary: which token each row of embeddings is."""
+    return artifacts.digest_of(tokenizer.get_vocab())
 
 
 def load_teacher(config: TeacherConfig) -> Teacher:

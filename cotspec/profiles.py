@@ -170,7 +170,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Greedy decoding of math and generic tasks. Fractions are 0 to 1."""
+    """Decoding of math and generic tasks. Paper: greedy. Fractions are 0 to 1."""
 
     math_prompt_modes: tuple[str, ...] = DATA_FORMATS
     generic_prompt_modes: tuple[str, ...] = ("answer_only", "chain_of_thought")
@@ -181,6 +181,9 @@ class EvaluationConfig:
     precision: str = field(
         default="bfloat16", metadata={"choices": ("bfloat16", "float32")}
     )
+    # Self-consistency: more samples than one, at a temperature above 0, and a vote.
+    num_samples: int = 1
+    temperature: float = within(0.0, at_least=0)
     confidence: float = within(0.95, above=0, below=1)
 
 
@@ -353,7 +356,7 @@ def _micro() -> Profile:
             num_train=2000,
             num_validation=100,
             num_test_math=120,
-            num_test_generic=30,
+            num_test_generic=25,
         ),
         teacher=TeacherConfig(
             backend="huggingface",

@@ -433,6 +433,18 @@ def test_self_consistency_takes_the_majority_and_keeps_every_sample():
     assert row["is_correct"]
 
 
+def test_a_profile_asks_for_self_consistency():
+    student = scripted(answer_last_question)
+    config = dataclasses.replace(CONFIG, num_samples=3, temperature=0.01)
+    (row,) = run(student, {"toy": problems(n=1)}, config=config).to_list()
+    assert row["samples"] == ["0 + 1 = 1. The answer is 1."] * 3
+    (greedy,) = run(student, {"toy": problems(n=1)}).to_list()
+    assert greedy["samples"] == []
+    wrong = dataclasses.replace(CONFIG, num_samples=3)
+    with pytest.raises(ValueError, match="temperature: 0.0 with num_samples 3"):
+        run(student, {"toy": problems(n=1)}, config=wrong)
+
+
 def test_a_majority_needs_answers_and_ties_go_to_the_first():
     assert majority([None, "4", "5", "5"]) == 2
     assert majority([None, "4", "5"]) == 1

@@ -2,18 +2,24 @@
 
 import dataclasses
 import functools
+import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
 from test_training import make_aligned, make_examples, tiny_student
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
-from cotspec import artifacts, experiments, profiles
+from cotspec import artifacts, experiments, models, profiles, training
+from cotspec.alignment import Rule
 from cotspec.experiments import Cell, Inputs, Measurement, Settings, jobs, workers
 from cotspec.profiles import (
     AlignmentConfig,
@@ -71,6 +77,13 @@ def model(tmp_path_factory):
     return str(folder)
 
 
+def aligned_by(method, mass=0.9):
+    """Targets as this method makes them: a rule of its own at every second token."""
+    own = {"offsets": Rule.INSIDE, "dtw": Rule.NOT_ONE_TO_ONE}[method]
+    table = make_aligned(mass=mass)
+    return table.add_column("rule", [[Rule.IDENTICAL, own] * 5] * len(table))
+
+
 @pytest.fixture(scope="module")
 def inputs():
     problems = [
@@ -82,7 +95,7 @@ def inputs():
     shown = {"task": TASK, "description": "", "question": "w1", "rationale": "w2"}
     return Inputs(
         make_examples(),
-        {"offsets": make_aligned(), "dtw": make_aligned(mass=0.8)},
+        {"offsets": aligned_by("offsets"), "dtw": aligned_by("dtw", mass=0.8)},
         Dataset.from_list(problems),
         Dataset.from_list([shown | {"answer": "1"}]),
     )
@@ -215,14 +228,52 @@ def test_predictions_have_a_row_per_cell_step_and_problem(finished):
     assert counts == every | ends
     assert set(predictions["data_formats"]) == {"all"}
     assert predictions["size"].nunique() == 1
+    scorers = predictions[["reference_is_correct", "lm_eval_is_correct"]]
+    assert scorers.notna().all(axis=None)  # math; generic tasks have none
 
 
 def test_the_store_keeps_weights_and_no_optimiser_state(finished):
     _, store, _ = finished
     names = {path.name for path in store.rglob("*") if path.is_file()}
     assert "optimizer.safetensors" not in names
-    assert {"model.safetensors", "metrics.csv", "cell.json"} <= names
+    kept = {"model.safetensors", "state.json", "metrics.csv", "cell.json"}
+    assert kept <= names
     assert not list(store.rglob("training"))
+
+
+def of_other_words(student):
+    """The same sizes and end token, but two words have changed places."""
+    backend = json.loads(student.tokenizer.backend_tokenizer.to_str())
+    words = backend["model"]["vocab"]
+    words["w1"], words["w2"] = words["w2"], words["w1"]
+    other = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(backend)),
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+    )
+    return dataclasses.replace(student, name="other", tokenizer=other)
+
+
+def test_a_kept_checkpoint_is_loaded_with_its_own_tokenizer_only(finished, model):
+    _, store, _ = finished
+    path = next((store / "cells").glob("*/checkpoints/step-4"))
+    student = tiny_student()
+    training.load_checkpoint(student, path)
+    other = of_other_words(student)
+    own, given = (models.tokenizer_digest(s.tokenizer)[:12] for s in (student, other))
+    message = rf"tokenizer {own} \(student '{model}'\) .*{given} \(student 'other'\)"
+    with pytest.raises(ValueError, match=message):
+        training.load_checkpoint(other, path)
+
+
+def test_a_checkpoint_of_other_sizes_is_refused(finished):
+    _, store, _ = finished
+    path = next((store / "cells").glob("*/checkpoints/step-4"))
+    student = tiny_student()
+    student.model.resize_token_embeddings(60)
+    with pytest.raises(ValueError, match="do not fit student 'tiny'.* size mismatch"):
+        training.load_checkpoint(student, path)
 
 
 def test_the_base_is_decoded_once_for_all_seeds(finished):
@@ -270,6 +321,7 @@ def test_what_cannot_change_a_result_computes_nothing(finished, inputs):
         ("formats", {"max_input_tokens": 16}, "to train"),
         ("evaluation", {"max_new_tokens": 9}, "to decode"),
         ("evaluation", {"num_demonstrations": 2}, "to decode"),
+        ("evaluation", {"num_samples": 3, "temperature": 0.5}, "to decode"),
     ),
 )
 def test_what_changes_a_result_is_stale(finished, inputs, section, change, state):
@@ -283,7 +335,7 @@ def test_other_data_or_other_weights_are_stale(finished, inputs, tmp_path):
     cells, store, _ = finished
     fewer = dataclasses.replace(inputs, examples=inputs.examples.select(range(40)))
     assert states(cells, fewer, store) == ["to train"] * 2
-    other = dataclasses.replace(inputs, aligned={"offsets": make_aligned(mass=0.7)})
+    other = dataclasses.replace(inputs, aligned={"offsets": aligned_by("offsets", 0.7)})
     assert states(cells, other, store) == ["to train"] * 2
     student = tiny_student()
     student.model.shared.weight.data[3] += 1
@@ -306,6 +358,41 @@ def test_sample_matching_depends_on_no_target_distribution(model, inputs):
     )
 
 
+def without_rows(path):
+    artifacts.write_dataset(path, artifacts.read_dataset(path).select([]))
+
+
+def with_another_problem(path):
+    rows = artifacts.read_dataset(path).to_list()
+    rows[-1]["problem_id"] = "another/1"
+    artifacts.write_dataset(path, Dataset.from_list(rows))
+
+
+def torn(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    (without_rows, with_another_problem, torn, lambda path: path.write_bytes(b"")),
+    ids=("no rows", "another problem", "torn", "empty"),
+)
+def test_a_file_without_its_problems_is_decoded_again(
+    finished, inputs, spoil, tmp_path, caplog
+):
+    cells, store, predictions = finished
+    shutil.copytree(store, tmp_path, dirs_exist_ok=True)
+    spoiled = sorted(tmp_path.rglob("cells/*/predictions/step-4/*.parquet"))[0]
+    spoil(spoiled)
+    found = states(cells, inputs, tmp_path)
+    assert sorted(found) == ["finished", "to decode"]
+    again = run(cells, inputs, tmp_path)
+    assert again.attrs == {"cells": 2, "trained": 0, "decoded": 1}
+    pd.testing.assert_frame_equal(again, predictions)
+    assert f"decoding again: {spoiled} does not hold its 3 problems" in caplog.text
+    assert contents(tmp_path) == contents(store)
+
+
 @pytest.mark.parametrize("others", ({"models": ("other",)}, {"starts": ("raw",)}))
 def test_a_measurement_of_some_students_leaves_the_others_alone(
     finished, inputs, others
@@ -324,12 +411,58 @@ def test_missing_problems_and_targets_are_said_before_anything_is_trained(
     none = Measurement("test", ("gsm8k",), (MODE,))
     with pytest.raises(ValueError, match="no test problems of task 'gsm8k'.*test of"):
         run([cell], inputs, tmp_path, measurements=[none])
-    lacking = dataclasses.replace(inputs, aligned={"dtw": make_aligned()})
+    lacking = dataclasses.replace(inputs, aligned={"dtw": aligned_by("dtw")})
     with pytest.raises(ValueError, match="no targets by 'offsets' for cell.*dtw"):
         run([cell], lacking, tmp_path)
     with pytest.raises(ValueError, match="cells: none"):
         run([], inputs, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("method", "other"), (("offsets", "dtw"), ("dtw", "offsets")))
+def test_targets_of_another_method_are_refused(inputs, method, other):
+    message = rf"inputs.aligned\['{method}'\]: .* by '{other}' .* Allowed: .*{method}"
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(inputs, aligned={method: aligned_by(other)})
+
+
+def test_targets_by_rules_that_both_methods_give_are_accepted(inputs):
+    table = make_aligned()
+    table = table.add_column("rule", [[Rule.IDENTICAL, Rule.SAME_SPAN] * 5] * 12)
+    dataclasses.replace(inputs, aligned={"offsets": table, "dtw": table})
+
+
+def test_a_format_without_examples_is_named_before_anything_is_trained(
+    model, inputs, tmp_path
+):
+    is_zero_shot = [f.startswith("zero_shot") for f in inputs.examples["data_format"]]
+    kept = inputs.examples.select(np.flatnonzero(is_zero_shot))
+    partly = dataclasses.replace(inputs, examples=kept)
+    missing = "in_context_chain_of_thought, in_context_answer_only"
+    for formats in (profiles.DATA_FORMATS, profiles.DATA_FORMATS[:2]):
+        cell = Cell(model, "raw", 0, data_formats=formats)
+        with pytest.raises(ValueError, match=f"none in {missing}, .*notebook 03"):
+            run([cell], partly, tmp_path)
+    cell = Cell(model, "raw", 0, data_formats=profiles.DATA_FORMATS[2:])
+    assert states([cell], partly, tmp_path) == ["to train"]
+
+
+def test_samples_without_a_temperature_are_refused_before_anything_is_trained():
+    config = dataclasses.replace(SETTINGS.evaluation, num_samples=3)
+    with pytest.raises(ValueError, match="temperature: 0.0 with num_samples 3"):
+        dataclasses.replace(SETTINGS, evaluation=config)
+
+
+def test_self_consistency_keeps_its_samples(finished, inputs, tmp_path):
+    cells, store, _ = finished
+    shutil.copytree(store, tmp_path, dirs_exist_ok=True)
+    config = dataclasses.replace(SETTINGS.evaluation, num_samples=3, temperature=0.5)
+    settings = dataclasses.replace(SETTINGS, evaluation=config)
+    known = set(contents(tmp_path))
+    assert run(cells[:1], inputs, tmp_path, settings).attrs["trained"] == 0
+    (path, *_) = sorted(set(contents(tmp_path)) - known)
+    kept = artifacts.read_dataset(tmp_path / path)
+    assert [len(samples) for samples in kept["samples"]] == [3, 3, 3]
 
 
 def test_a_failing_cell_is_named_and_the_others_are_finished(

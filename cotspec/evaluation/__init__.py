@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from cotspec import artifacts, prompts, statistics
 from cotspec.evaluation import cells
-from cotspec.evaluation.cells import GREEDY, PREDICTION_FEATURES, Sampling
+from cotspec.evaluation.cells import PREDICTION_FEATURES, Sampling, sampling_of
 from cotspec.evaluation.decoding import (
     FINISH_REASONS,
     Generation,
@@ -33,7 +33,6 @@ from cotspec.models import Student
 from cotspec.profiles import EvaluationConfig
 
 __all__ = [
-    "GREEDY",
     "PREDICTION_FEATURES",
     "Generation",
     "Sampling",
@@ -41,6 +40,7 @@ __all__ = [
     "decode",
     "evaluate",
     "outcomes",
+    "sampling_of",
 ]
 
 TIDY_COLUMNS = (
@@ -58,7 +58,7 @@ def evaluate(
     checkpoint: str,
     descriptions: Mapping[str, str] | None = None,
     work_dir: Path | None = None,
-    sampling: Sampling = GREEDY,
+    sampling: Sampling | None = None,
     accelerator: Accelerator | None = None,
 ) -> Dataset:
     """Test a student on every task in every prompt mode.
@@ -81,7 +81,8 @@ def evaluate(
     work_dir : Path, optional
         Keeps each finished (task, mode); a later call with the same inputs takes it
         from there. The student's weights are known by name and checkpoint only.
-    sampling : Sampling
+    sampling : Sampling, optional
+        Default: as `config` says, with seed 0.
     accelerator : Accelerator, optional
         Shares the batches among its processes; every process returns all predictions.
 
@@ -94,9 +95,11 @@ def evaluate(
     ------
     ValueError
         Unknown mode, no problems, a task without demonstrations in a mode that shows
-        them, or a tokenizer of another checkpoint; all before anything is decoded.
+        them, samples without a temperature, or a tokenizer of another checkpoint; all
+        before anything is decoded.
     """
     check_tokenizer(student)
+    sampling = sampling or sampling_of(config)
     pairs = _pairs(list(problems_by_task), prompt_modes)
     for task, mode in pairs:
         cells.check_cell(task, mode, problems_by_task[task], demonstrations)

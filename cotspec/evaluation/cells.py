@@ -66,7 +66,9 @@ class Sampling:
             )
 
 
-GREEDY = Sampling()
+def sampling_of(config: EvaluationConfig) -> Sampling:
+    """Return how a profile samples; ValueError where its numbers make no sense."""
+    return Sampling(config.temperature, config.num_samples)
 
 
 @dataclass(frozen=True)

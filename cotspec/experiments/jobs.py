@@ -5,7 +5,7 @@ in the job's folder::
 
     cell.json                           written last: the training is finished
     metrics.csv                         the training's log
-    checkpoints/step-20/                model.safetensors, no optimiser state
+    checkpoints/step-20/                model.safetensors, state.json; no optimiser
     predictions/step-20/*.parquet       one file per split, task and prompt mode
     training/                           only while it trains; a killed run resumes there
 
@@ -17,15 +17,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from datasets import Dataset
 
 from cotspec import artifacts, evaluation, models, selection, training
+from cotspec.alignment import Rule
 from cotspec.experiments.grid import Cell
 from cotspec.profiles import (
     EvaluationConfig,
@@ -34,7 +38,15 @@ from cotspec.profiles import (
     TrainingConfig,
 )
 
+logger = logging.getLogger(__name__)
+
 DONE = "cell.json"
+
+# Rules that only this method gives: by them a table tells how it was made.
+_OWN_RULES: Mapping[str, tuple[Rule, ...]] = {
+    "offsets": (Rule.STARTS_TOGETHER, Rule.INSIDE),
+    "dtw": (Rule.NOT_ONE_TO_ONE,),
+}
 
 
 @dataclass(frozen=True)
@@ -46,17 +58,26 @@ class Inputs:
     examples : Dataset
         Training examples in all formats.
     aligned : mapping of str to Dataset
-        Aligned targets by alignment method.
+        Aligned targets by alignment method, from `targets.targets_table`.
     problems : Dataset
         With ``split`` and ``task``.
     demonstrations : Dataset
         From `selection.select_demonstrations`.
+
+    Raises
+    ------
+    ValueError
+        Targets that another method has made.
     """
 
     examples: Dataset
     aligned: Mapping[str, Dataset]
     problems: Dataset
     demonstrations: Dataset
+
+    def __post_init__(self) -> None:
+        for method, table in self.aligned.items():
+            _check_method(method, table)
 
     def problems_of(self, split: str, task: str) -> Dataset:
         """Return one task's problems of one split."""
@@ -65,9 +86,16 @@ class Inputs:
         return self.problems.select(np.flatnonzero(is_split & is_task))
 
     def examples_of(self, cell: Cell) -> Dataset:
-        """Return the training examples in the cell's formats."""
-        wanted = np.isin(self.examples["data_format"], cell.data_formats)
-        return self.examples.select(np.flatnonzero(wanted))
+        """Return the training examples in the cell's formats; each must have some."""
+        found = np.array(self.examples["data_format"])
+        missing = [f for f in cell.data_formats if f not in found]
+        if missing:
+            raise ValueError(
+                f"inputs.examples: none in {', '.join(missing)}, which cell {cell} "
+                f"learns from. Found: {', '.join(np.unique(found))}. Run notebook 03 "
+                "again with all of the cell's formats in formats.data_formats"
+            )
+        return self.examples.select(np.flatnonzero(np.isin(found, cell.data_formats)))
 
     def aligned_of(self, cell: Cell) -> Dataset | None:
         """Return the targets that the cell learns from; none for sample matching."""
@@ -81,6 +109,21 @@ class Inputs:
         return self.aligned[cell.alignment]
 
 
+def _check_method(method: str, table: Dataset) -> None:
+    """Refuse targets with a rule that another alignment method gives."""
+    rules = table.select_columns("rule").with_format("arrow")[:]["rule"]
+    found = set(pc.unique(pc.list_flatten(rules)).to_pylist())
+    for other, own in _OWN_RULES.items():
+        foreign = [rule.name for rule in own if rule in found]
+        if other != method and foreign:
+            raise ValueError(
+                f"inputs.aligned[{method!r}]: its targets were made by {other!r} (rule "
+                f"{', '.join(foreign)}). Allowed: targets by {method!r}. Give this "
+                "notebook the alignment.method that notebook 04 was run with, or run "
+                "notebook 04 again without it"
+            )
+
+
 @dataclass(frozen=True)
 class Settings:
     """The sections of a profile that all cells share."""
@@ -90,19 +133,23 @@ class Settings:
     evaluation: EvaluationConfig
     experiments: ExperimentsConfig
 
+    def __post_init__(self) -> None:
+        evaluation.sampling_of(self.evaluation)  # raises before anything is trained
+
 
 @dataclass(frozen=True)
 class Unit:
     """One task in one prompt mode: a file of predictions per checkpoint.
 
-    `digest` changes with all that its rows depend on but the weights; `is_every` asks
-    for every checkpoint instead of the last.
+    `digest` changes with all that its rows depend on but the weights; `problem_ids` are
+    its rows'; `is_every` asks for every checkpoint instead of the last.
     """
 
     split: str
     task: str
     prompt_mode: str
     digest: str
+    problem_ids: tuple[str, ...]
     is_every: bool = False
 
     def path(self, folder: Path, step: int) -> Path:
@@ -110,6 +157,15 @@ class Unit:
         task = self.task.replace("/", "-")
         name = f"{self.split}.{task}.{self.prompt_mode}.{self.digest[:16]}.parquet"
         return folder / "predictions" / f"step-{step}" / name
+
+    def is_done(self, path: Path) -> bool:
+        """Whether a file is there, whole, and of its problems."""
+        # One column, since a grid has thousands of files; a torn one has no footer.
+        try:
+            found = pq.read_table(path, columns=["problem_id"])
+            return found["problem_id"].to_pylist() == list(self.problem_ids)
+        except (OSError, ValueError, KeyError):
+            return False
 
 
 @dataclass(frozen=True)
@@ -144,7 +200,8 @@ class Job:
 
     def is_finished(self) -> bool:
         """Whether it is trained and every prediction is there."""
-        return self.is_trained() and all(path.exists() for *_, path in self.files())
+        done = (unit.is_done(path) for *_, unit, path in self.files())
+        return self.is_trained() and all(done)
 
 
 def run_job(job: Job, *, inputs: Inputs, settings: Settings) -> None:
@@ -203,7 +260,13 @@ def _train(job: Job, inputs: Inputs, settings: Settings) -> None:
 def _decode(job: Job, inputs: Inputs, settings: Settings) -> None:
     missing: dict[tuple[int, Path | None], list[tuple[Unit, Path]]] = {}
     for step, checkpoint, unit, path in job.files():
-        if not path.exists():
+        if not unit.is_done(path):
+            if path.exists():
+                logger.warning(
+                    "decoding again: %s does not hold its %d problems",
+                    path,
+                    len(unit.problem_ids),
+                )
             missing.setdefault((step, checkpoint), []).append((unit, path))
     if not missing:
         return

@@ -31,6 +31,7 @@ COLUMNS = [
     *CELL_COLUMNS,
     *"step split problem_id task prompt_mode".split(),
     *"predicted_answer is_correct no_answer".split(),
+    *"reference_is_correct lm_eval_is_correct".split(),  # none for generic tasks
 ]
 
 BaseId = tuple[StudentConfig, int]  # with the seed of random weights
@@ -100,7 +101,7 @@ def run(
     trained, bases = _jobs(cells, measurements, inputs, settings, Path(work_dir))
     due = [job for job in [*bases.values(), *trained] if not job.is_finished()]
     num_trained = sum(not job.is_trained() for job in due)
-    known = {path for job in due if job.is_trained() for path in _existing(job)}
+    known = {path for job in due if job.is_trained() for path in _done(job)}
     failed = workers.run_jobs(
         sorted(due, key=lambda job: job.size, reverse=True),
         functools.partial(work.run_job, inputs=inputs, settings=settings),
@@ -109,7 +110,7 @@ def run(
     if failed:
         raise CellsFailed(_failure(failed, len(due)))
     predictions = _gather(trained, bases)
-    decoded = {path for job in due for path in _existing(job)} - known
+    decoded = {path for job in due for *_, path in job.files()} - known
     predictions.attrs = {
         "cells": len(trained),
         "trained": num_trained,
@@ -174,26 +175,28 @@ def _units(
         if is_base and measurement.steps == "last":
             continue
         for task in measurement.tasks:
-            _check_problems(measurement.split, task, keys.inputs)
+            ids = _problem_ids(measurement.split, task, keys.inputs)
             for mode in measurement.prompt_modes:
                 name = measurement.split, task, mode
                 is_every = measurement.steps == "all"
                 is_every |= name in found and found[name].is_every
-                found[name] = Unit(*name, keys.unit(*name), is_every)
+                found[name] = Unit(*name, keys.unit(*name), ids, is_every)
     return list(found.values())
 
 
-def _check_problems(split: str, task: str, inputs: Inputs) -> None:
-    if len(inputs.problems_of(split, task)) == 0:
+def _problem_ids(split: str, task: str, inputs: Inputs) -> tuple[str, ...]:
+    ids = tuple(inputs.problems_of(split, task)["problem_id"])
+    if not ids:
         pairs = zip(inputs.problems["split"], inputs.problems["task"], strict=True)
         raise ValueError(
             f"measurement: no {split} problems of task {task!r}. Allowed: "
             f"{', '.join(sorted({f'{s} of {t}' for s, t in pairs}))}"
         )
+    return ids
 
 
-def _existing(job: Job) -> list[Path]:
-    return [path for *_, path in job.files() if path.exists()]
+def _done(job: Job) -> list[Path]:
+    return [path for *_, unit, path in job.files() if unit.is_done(path)]
 
 
 def _state(job: Job) -> str:
@@ -232,7 +235,9 @@ def _gather(trained: list[Job], bases: dict[BaseId, Job]) -> pd.DataFrame:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    return artifacts.read_dataset(path).to_pandas()
+    frame = artifacts.read_dataset(path).to_pandas()
+    # Other scorers leave generic tasks out: one type for both kinds of file.
+    return frame.astype(dict.fromkeys(COLUMNS[-2:], "boolean"))
 
 
 def _failure(failed: dict[str, str], count: int) -> str:

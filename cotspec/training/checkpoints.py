@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from cotspec import artifacts
-from cotspec.models import Student, copy_of
+from cotspec.models import Student, copy_of, tokenizer_digest
 from cotspec.training import log
 from cotspec.training.run import Progress, Run, TrainResult
 
@@ -35,11 +35,42 @@ _FULL_STATE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def load_checkpoint(student: Student, path: Path) -> Student:
-    """Return a copy of the student with a checkpoint's weights, in evaluation mode."""
+    """Return a copy of the student with a checkpoint's weights, in evaluation mode.
+
+    Raises
+    ------
+    ValueError
+        The weights are of another model, or were trained with another tokenizer. Only
+        weights without their ``state.json`` come without a word on the tokenizer.
+    """
+    _check_tokenizer(student, Path(path))
     loaded = copy_of(student)
-    load_model(loaded.model, Path(path) / "model.safetensors")
+    try:
+        load_model(loaded.model, Path(path) / "model.safetensors")
+    except RuntimeError as error:
+        raise ValueError(
+            f"checkpoint {path}: its weights do not fit student {student.name!r}. "
+            f"Allowed: the student it was trained from ({_one_line(error)})"
+        ) from error
     loaded.model.eval()
     return loaded
+
+
+def _check_tokenizer(student: Student, path: Path) -> None:
+    if not (path / "state.json").exists():
+        return
+    settings = artifacts.read_json(path / "state.json")["settings"]
+    digest = tokenizer_digest(student.tokenizer)
+    if settings["tokenizer"] != digest:
+        raise ValueError(
+            f"checkpoint {path}: tokenizer {settings['tokenizer'][:12]} (student "
+            f"{settings['student']!r}) was trained with, {digest[:12]} (student "
+            f"{student.name!r}) was given. Allowed: the vocabulary it was trained with"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def list_checkpoints(work_dir: Path) -> list[tuple[int, Path]]:
@@ -51,7 +82,10 @@ def list_checkpoints(work_dir: Path) -> list[tuple[int, Path]]:
 
 
 def export_weights(result: TrainResult, folder: Path) -> Path:
-    """Link every checkpoint's weights, without optimiser state, into a new folder.
+    """Link every checkpoint's weights and ``state.json`` into a new folder.
+
+    The optimiser's state is left out; ``state.json`` tells what was trained, and with
+    which tokenizer.
 
     Returns
     -------
@@ -62,7 +96,8 @@ def export_weights(result: TrainResult, folder: Path) -> Path:
         target = Path(folder) / "checkpoints" / f"step-{step}"
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
-        os.link(source / "model.safetensors", target / "model.safetensors")
+        for name in ("model.safetensors", "state.json"):
+            os.link(source / name, target / name)
     return Path(folder)
 
 
@@ -73,6 +108,7 @@ def _settings(run: Run) -> dict[str, object]:
         "loss": dataclasses.asdict(run.loss),
         "seed": run.seed,
         "student": run.student.name,
+        "tokenizer": tokenizer_digest(run.student.tokenizer),
         "num_examples": len(run.encoded),
         "num_tokens": run.encoded.lengths().sum(0).tolist(),
         "num_updates": run.num_updates,
