@@ -107,9 +107,10 @@ def encode(
     """
     if len(examples) == 0:
         raise ValueError("examples: none to encode. Allowed: at least one")
-    inputs = tokenizer(list(examples["inputs"]), verbose=False)["input_ids"]
+    inputs = tokenizer(examples["inputs"][:], verbose=False)["input_ids"]
     is_long = [len(ids) > max_input_tokens for ids in inputs]
-    num_truncated = dict(Counter(np.array(examples["data_format"])[is_long].tolist()))
+    data_format = np.array(examples["data_format"][:])
+    num_truncated = dict(Counter(data_format[is_long].tolist()))
     if num_truncated:
         logger.warning(
             "inputs over max_input_tokens=%d cut on the left: %d of %d (%s)",
@@ -136,8 +137,10 @@ def _labels(
     table: AlignedTable | None,
 ) -> list[np.ndarray]:
     """Aligned student ids where there are any, else the tokenised target; then EOS."""
+    texts = np.array(examples["targets"][:], dtype=object)
+    texts[rows >= 0] = ""
     options = {"add_special_tokens": False, "verbose": False}
-    targets = tokenizer(list(examples["targets"]), **options)["input_ids"]
+    targets = tokenizer(texts.tolist(), **options)["input_ids"]
     for i in np.flatnonzero(rows >= 0):
         start, end = table.starts[rows[i] : rows[i] + 2]
         targets[i] = table.student_ids[start:end]
@@ -150,9 +153,9 @@ def _teacher_rows(examples: Dataset, aligned: Dataset | None) -> np.ndarray:
     rows = np.full(len(examples), -1, dtype=np.int64)
     if aligned is None:
         return rows
-    keys = zip(aligned["problem_id"], aligned["sample_id"], strict=True)
+    keys = zip(aligned["problem_id"][:], aligned["sample_id"][:], strict=True)
     row_of = {key: row for row, key in enumerate(keys)}
-    wanted = zip(examples["problem_id"], examples["sample_id"], strict=True)
+    wanted = zip(examples["problem_id"][:], examples["sample_id"][:], strict=True)
     for i, key in enumerate(wanted):
         if key[1] < 0:
             continue

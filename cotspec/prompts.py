@@ -340,7 +340,7 @@ def _others(
 
 def _kept_rows(kept: Dataset, problems: Dataset) -> list[dict]:
     columns = ["problem_id", "sample_id", "question", "answer", "completion"]
-    reasons = kept["drop_reason"] if "drop_reason" in kept.column_names else None
+    reasons = kept["drop_reason"][:] if "drop_reason" in kept.column_names else None
     rows = [
         row
         for index, row in enumerate(kept.select_columns(columns))
@@ -351,7 +351,7 @@ def _kept_rows(kept: Dataset, problems: Dataset) -> list[dict]:
             f"0 of {len(kept)} solutions were kept, nothing to train on: sample more "
             "solutions, use a stronger teacher, or loosen the filter"
         )
-    known = set(problems["problem_id"])
+    known = set(problems["problem_id"][:])
     for row in rows:
         if row["problem_id"] not in known:
             raise ValueError(

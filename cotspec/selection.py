@@ -96,12 +96,12 @@ def demonstrations_by_task(
         shown = Demonstration(row["question"], row["rationale"], row["answer"])
         own.setdefault(row["task"], []).append(shown)
     shared = next(iter(own.values()), [])
-    return {task: own.get(task, shared) for task in dict.fromkeys(problems["task"])}
+    return {task: own.get(task, shared) for task in dict.fromkeys(problems["task"][:])}
 
 
 def descriptions_by_task(table: Dataset) -> dict[str, str]:
     """Return the sentence each task's prompts begin with, where it has one."""
-    pairs = zip(table["task"], table["description"], strict=True)
+    pairs = zip(table["task"][:], table["description"][:], strict=True)
     return {task: text for task, text in pairs if text}
 
 
@@ -118,6 +118,6 @@ def prompt_modes_by_task(
 def split_by_task(problems: Dataset) -> dict[str, Dataset]:
     """Return the problems of each task, tasks in order of appearance."""
     rows: dict[str, list[int]] = {}
-    for index, task in enumerate(problems["task"]):
+    for index, task in enumerate(problems["task"][:]):
         rows.setdefault(task, []).append(index)
     return {task: problems.select(indices) for task, indices in rows.items()}

@@ -56,7 +56,7 @@ def targets_table(kept: Dataset, result: Alignment) -> Dataset:
             **{name: getattr(found, name) for name in list(FEATURES)[2:]},
         }
         for problem_id, sample_id, found in zip(
-            kept["problem_id"], kept["sample_id"], result.targets, strict=True
+            kept["problem_id"][:], kept["sample_id"][:], result.targets, strict=True
         )
         if found is not None
     ]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
@@ -81,13 +82,19 @@ class Inputs:
 
     def problems_of(self, split: str, task: str) -> Dataset:
         """Return one task's problems of one split."""
-        is_split = np.array(self.problems["split"]) == split
-        is_task = np.array(self.problems["task"]) == task
-        return self.problems.select(np.flatnonzero(is_split & is_task))
+        return self.problems.select(self._problem_rows.get((split, task), []))
+
+    @functools.cached_property
+    def _problem_rows(self) -> dict[tuple[str, str], list[int]]:
+        rows: dict[tuple[str, str], list[int]] = {}
+        pairs = zip(self.problems["split"][:], self.problems["task"][:], strict=True)
+        for row, pair in enumerate(pairs):
+            rows.setdefault(pair, []).append(row)
+        return rows
 
     def examples_of(self, cell: Cell) -> Dataset:
         """Return the training examples in the cell's formats; each must have some."""
-        found = np.array(self.examples["data_format"])
+        found = np.array(self.examples["data_format"][:])
         missing = [f for f in cell.data_formats if f not in found]
         if missing:
             raise ValueError(

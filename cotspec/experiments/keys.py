@@ -48,6 +48,7 @@ class Keys:
     def __init__(self, inputs: Inputs, settings: Settings) -> None:
         self.inputs, self.settings = inputs, settings
         self._tables: dict[object, str] = {}
+        self._units: dict[tuple[str, str, str], str] = {}
 
     def cell(self, cell: Cell, base: str) -> str:
         """Return what the weights of a trained cell depend on.
@@ -76,6 +77,12 @@ class Keys:
 
     def unit(self, split: str, task: str, prompt_mode: str) -> str:
         """Return what the predictions of one task depend on, the weights aside."""
+        name = split, task, prompt_mode
+        if name not in self._units:
+            self._units[name] = self._unit(*name)
+        return self._units[name]
+
+    def _unit(self, split: str, task: str, prompt_mode: str) -> str:
         problems = self.inputs.problems_of(split, task)
         shown = selection.demonstrations_by_task(self.inputs.demonstrations, problems)
         said = selection.descriptions_by_task(self.inputs.demonstrations)

@@ -185,9 +185,10 @@ def _units(
 
 
 def _problem_ids(split: str, task: str, inputs: Inputs) -> tuple[str, ...]:
-    ids = tuple(inputs.problems_of(split, task)["problem_id"])
+    ids = tuple(inputs.problems_of(split, task)["problem_id"][:])
     if not ids:
-        pairs = zip(inputs.problems["split"], inputs.problems["task"], strict=True)
+        problems = inputs.problems
+        pairs = zip(problems["split"][:], problems["task"][:], strict=True)
         raise ValueError(
             f"measurement: no {split} problems of task {task!r}. Allowed: "
             f"{', '.join(sorted({f'{s} of {t}' for s, t in pairs}))}"

@@ -196,13 +196,13 @@ def build_requests(
     ValueError
         If two problems share a ``problem_id``.
     """
-    ids = problems["problem_id"]
+    ids = problems["problem_id"][:]
     repeated = [problem_id for problem_id, count in Counter(ids).items() if count > 1]
     if repeated:
         raise ValueError(f"problem_id: {repeated[0]!r} occurs more than once")
     return [
         Request(problem_id, question, prompts.teacher_prompt(question, demonstrations))
-        for problem_id, question in zip(ids, problems["question"], strict=True)
+        for problem_id, question in zip(ids, problems["question"][:], strict=True)
     ]
 
 

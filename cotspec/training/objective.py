@@ -84,7 +84,7 @@ def check_aligned(examples: Dataset, aligned: Dataset | None, loss: LossConfig) 
         Saying how many examples lack them.
     """
     if loss.name == "distribution_matching" and aligned is None:
-        sampled = sum(sample_id >= 0 for sample_id in examples["sample_id"])
+        sampled = sum(sample_id >= 0 for sample_id in examples["sample_id"][:])
         if sampled:
             raise ValueError(
                 f"aligned: None, but {sampled} examples are sampled solutions and "
