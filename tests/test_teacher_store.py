@@ -172,7 +172,7 @@ def test_a_compacted_position_takes_less_than_seventy_bytes(tmp_path):
     store = SampleStore(tmp_path)
     for number in range(400):
         ids = np.minimum(rng.zipf(1.3, (length, 5)), 50_256)
-        logprobs = np.log(rng.dirichlet(np.ones(6), length)[:, :5]).astype(np.float32)
+        logprobs = np.log(rng.dirichlet(np.ones(6), length)[:, :5]).astype(np.float16)
         pieces = [[b" t%d" % i for i in step] for step in ids]
         sampled = [step[0] for step in pieces]
         made = Completion(

@@ -146,7 +146,7 @@ def sample(
     if len(there) == len(keys):
         samples.compact(keys.values())
     identity = _identity(problems, there.values())
-    return map_once(rows, Path(store) / "traces.arrow", identity=identity)
+    return map_once(rows, Path(store) / "traces.parquet", identity=identity)
 
 
 def _identity(problems: Dataset, keys: Iterable[str]) -> str:
