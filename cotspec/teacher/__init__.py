@@ -31,7 +31,7 @@ from cotspec.teacher.records import (
     SamplingOptions,
     as_dataset,
     as_row,
-    sample_key,
+    sample_keys,
 )
 from cotspec.teacher.release import import_release
 from cotspec.teacher.store import MemoryStore, SampleStore
@@ -133,9 +133,11 @@ def sample(
     )
     requests = build_requests(problems, demonstrations)
     keys = {
-        (i, sample_id): sample_key(backend.model, request, options, sample_id)
+        (i, sample_id): key
         for i, request in enumerate(requests)
-        for sample_id in range(num_samples)
+        for sample_id, key in enumerate(
+            sample_keys(backend.model, request, options, range(num_samples))
+        )
     }
     samples = SampleStore(store) if store else MemoryStore()
     _draw(backend, requests, options, keys, samples)
@@ -196,13 +198,13 @@ def build_requests(
     ValueError
         If two problems share a ``problem_id``.
     """
-    ids = problems["problem_id"]
+    ids, questions = problems["problem_id"][:], problems["question"][:]
     repeated = [problem_id for problem_id, count in Counter(ids).items() if count > 1]
     if repeated:
         raise ValueError(f"problem_id: {repeated[0]!r} occurs more than once")
     return [
         Request(problem_id, question, prompts.teacher_prompt(question, demonstrations))
-        for problem_id, question in zip(ids, problems["question"], strict=True)
+        for problem_id, question in zip(ids, questions, strict=True)
     ]
 
 

@@ -19,8 +19,8 @@ from datasets import Dataset
 
 from cotspec import atomic
 from cotspec.teacher.mapped import MappedTable
-from cotspec.teacher.records import FEATURES, PROBLEM_COLUMNS, STORED, as_stored
-from cotspec.teacher.segments import FLOATS, REPEATED, ROWS
+from cotspec.teacher.records import FEATURES, STORED, as_stored
+from cotspec.teacher.segments import ROWS, open_writer
 
 _STATISTICS = ["problem_id"]
 
@@ -68,21 +68,10 @@ def write_mapped(rows: Iterable[Mapping[str, object]], path: Path) -> Dataset:
     table has no cache files: what ``filter`` and ``map`` make of it does not settle
     beside the samples.
     """
-    part = path.with_name(f".{path.name}.part")  # a later call overwrites it
-    with pq.ParquetWriter(
-        part,
-        STORED,
-        compression="zstd",
-        write_statistics=False,
-        use_dictionary=[*PROBLEM_COLUMNS, *REPEATED],
-        use_byte_stream_split=FLOATS,
-    ) as writer:
-        rows = iter(rows)
+    rows = iter(rows)
+    with open_writer(path, STORED) as writer:
         while batch := list(islice(rows, ROWS)):
             writer.write_table(as_stored(batch))
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
     return _mapped(path)
 
 

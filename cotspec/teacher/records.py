@@ -129,15 +129,15 @@ class Backend(Protocol):
         ...
 
 
-def sample_key(
-    model: str, request: Request, options: SamplingOptions, sample_id: int
-) -> str:
-    """Return the identity of one sample: 32 hexadecimal digits of a SHA-256.
+def sample_keys(
+    model: str, request: Request, options: SamplingOptions, sample_ids: Iterable[int]
+) -> list[str]:
+    """Return the identities of samples: 32 hexadecimal digits of a SHA-256 each.
 
-    It covers model, problem, prompt, temperature, limits, seed and sample index; not
+    They cover model, problem, prompt, temperature, limits, seed and sample index; not
     the number of samples, so that a larger run finds those of a smaller one.
     """
-    identity = (
+    shared = (
         model,
         request.problem_id,
         request.prompt,
@@ -145,9 +145,15 @@ def sample_key(
         options.max_new_tokens,
         options.top_k,
         options.seed,
-        sample_id,
     )
-    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    # Hashed once: the prompt is long, and a question has forty samples.
+    begun = hashlib.sha256(json.dumps(shared)[:-1].encode())
+    keys = []
+    for sample_id in sample_ids:
+        digest = begun.copy()
+        digest.update(f", {sample_id}]".encode())
+        keys.append(digest.hexdigest()[:32])
+    return keys
 
 
 def sample_seed(seed: int, problem_id: str, sample_id: int) -> int:
