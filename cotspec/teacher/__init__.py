@@ -14,6 +14,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, product
 from pathlib import Path
 
 from datasets import Dataset
@@ -132,13 +133,10 @@ def sample(
         num_samples, temperature, seed, backend.max_new_tokens, backend.top_k
     )
     requests = build_requests(problems, demonstrations)
-    keys = {
-        (i, sample_id): key
-        for i, request in enumerate(requests)
-        for sample_id, key in enumerate(
-            sample_keys(backend.model, request, options, range(num_samples))
-        )
-    }
+    sample_ids = range(num_samples)
+    names = (sample_keys(backend.model, r, options, sample_ids) for r in requests)
+    places = product(range(len(requests)), sample_ids)
+    keys = dict(zip(places, chain.from_iterable(names), strict=True))
     samples = SampleStore(store) if store else MemoryStore()
     _draw(backend, requests, options, keys, samples)
     there = {place: key for place, key in keys.items() if key in samples}

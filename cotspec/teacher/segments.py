@@ -24,7 +24,7 @@ from cotspec.teacher.records import (
     Completion,
 )
 
-ROWS = 128  # in a row group, the unit of reading
+ROWS = 64  # in a row group, the unit of reading
 _NAMES = [field.name for field in fields(Completion)]
 _TEXTS = [pa.field("key", pa.string()), pa.field("text", pa.string())]
 SCHEMA = pa.schema(_TEXTS + [STORED.field(name) for name in _NAMES[1:]])

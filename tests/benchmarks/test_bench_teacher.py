@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -139,7 +140,13 @@ class Stopwatch:
 
 
 def test_bench_ten_thousand_requests_with_faults(benchmark, tmp_path):
-    """None lost, none double, flat memory; client seconds are this process's CPU."""
+    """None lost, none double, flat memory, under a millisecond of client per request.
+
+    The client's seconds are the processor time of this process; reading, archive, store
+    and kernel are in them, waiting is not, nor is the server, another process. Of
+    twenty parts of the run the median counts: what else the machine does for a while
+    slows a few of them.
+    """
     problems = Dataset.from_list(
         [
             {
@@ -153,7 +160,8 @@ def test_bench_ten_thousand_requests_with_faults(benchmark, tmp_path):
     )
     command = [sys.executable, str(SERVER), "--fault-rate", "0.1"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    memory = []
+    memory, seconds = [], []
+    part = NUM_REQUESTS // 20
 
     class Watched(OpenAIBackend):
         def complete(self, requests, options, missing, folder=None):
@@ -161,6 +169,8 @@ def test_bench_ten_thousand_requests_with_faults(benchmark, tmp_path):
             for batch in super().complete(requests, options, missing, folder):
                 if seen // 2000 < (seen + len(batch)) // 2000:
                     memory.append(psutil.Process().memory_info().rss / 2**20)
+                if seen // part < (seen + len(batch)) // part:
+                    seconds.append((seen, time.process_time()))
                 seen += len(batch)
                 yield batch
 
@@ -177,15 +187,16 @@ def test_bench_ten_thousand_requests_with_faults(benchmark, tmp_path):
         url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
         backend = Watched("fake", (url,), samples_per_request=1, timeout=1.0)
         backend = dataclasses.replace(backend, backoff=0.01, max_new_tokens=64)
-        before = time.process_time()
         store = benchmark.pedantic(run, (backend,), rounds=1, iterations=1)
-        cpu = time.process_time() - before
         log = json.loads(server.communicate("", timeout=30)[0].splitlines()[-1])
     faults = sum(count for name, count in log.items() if name != "requests")
+    count, cpu = np.diff(np.array(seconds), axis=0).T
+    count *= log["requests"] / NUM_REQUESTS  # one for each sample, and the repeated
     benchmark.extra_info |= {
         "requests": log["requests"],
         "faults": faults,
-        "cpu_ms_per_request": 1000 * cpu / log["requests"],
+        "cpu_ms_per_request": float(np.median(1000 * cpu / count)),
+        "cpu_ms_per_request_of_all": float(1000 * cpu.sum() / count.sum()),
         "memory_mb_every_2000": memory,
     }
     print(benchmark.extra_info)
@@ -194,5 +205,4 @@ def test_bench_ten_thousand_requests_with_faults(benchmark, tmp_path):
     assert store.num_duplicates == 0
     assert faults > NUM_REQUESTS / 20
     assert memory[-1] - memory[0] < 32
-    # Kernel and store included; on a busy machine system calls cost several times more.
-    print(f"client {benchmark.extra_info['cpu_ms_per_request']:.2f} ms/request, bar 1")
+    assert benchmark.extra_info["cpu_ms_per_request"] < 1
