@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import io
 import json
 import os
 import platform
@@ -32,9 +31,10 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 from datasets.table import InMemoryTable
 
-from cotspec.atomic import write_bytes
+from cotspec.atomic import replacing, write_bytes
 
 SUCCESS = "SUCCESS.json"
+ROWS_AT_ONCE = 10_000  # in memory, while a Dataset is written
 PROVENANCE_PACKAGES = ("torch", "transformers", "datasets", "accelerate", "papermill")
 
 
@@ -76,11 +76,15 @@ def read_json(path: Path) -> object:
 
 
 def write_dataset(path: Path, dataset: Dataset) -> Path:
-    """Write a Dataset as one Parquet file; same rows, same bytes."""
-    table = dataset.with_format("arrow")[:]
-    buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(None), buffer, compression="zstd")
-    return write_bytes(path, buffer.getvalue())
+    """Write a Dataset as one Parquet file, by and by; same rows, same bytes."""
+    schema = dataset.features.arrow_schema.remove_metadata()
+    with (
+        replacing(path) as part,
+        pq.ParquetWriter(part, schema, compression="zstd") as writer,
+    ):
+        for table in dataset.with_format("arrow").iter(ROWS_AT_ONCE):
+            writer.write_table(table.replace_schema_metadata(None))
+    return path
 
 
 def read_dataset(path: Path) -> Dataset:

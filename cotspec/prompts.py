@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import repeat
 from random import Random
 from typing import TYPE_CHECKING
@@ -103,6 +104,7 @@ def question_block(question: str, *, chain_of_thought: bool) -> str:
     return f"{block} {COT_TRIGGER}" if chain_of_thought else block
 
 
+@lru_cache(maxsize=1024)  # a teacher shows the same few before every question
 def demonstration_block(demonstration: Demonstration, *, chain_of_thought: bool) -> str:
     """Return a question with its answer; answer-only leaves the rationale out."""
     opened = question_block(demonstration.question, chain_of_thought=chain_of_thought)

@@ -69,20 +69,20 @@ def test_a_foreign_parquet_file_is_refused(tmp_path):
 
 def test_a_mapped_table_holds_what_was_written_and_takes_no_memory(tmp_path):
     before = pa.total_allocated_bytes()
-    mapped = write_mapped(iter(rows(40, 8)), tmp_path / "traces.arrow")
+    mapped = write_mapped(iter(rows(40, 8)), tmp_path / "traces.parquet")
     assert pa.total_allocated_bytes() - before < mapped.data.nbytes / 10
     assert mapped.to_list() == as_dataset(rows(40, 8)).to_list()
 
 
 def test_a_filtered_table_leaves_no_file_beside_the_samples(tmp_path):
-    mapped = write_mapped(iter(rows()), tmp_path / "traces.arrow")
+    mapped = write_mapped(iter(rows()), tmp_path / "traces.parquet")
     assert len(mapped.filter(lambda row: row["sample_id"] == 0)) == 3
     assert len(mapped.map(lambda row: {"length": len(row["completion"])})) == 6
-    assert [file.name for file in tmp_path.iterdir()] == ["traces.arrow"]
+    assert [file.name for file in tmp_path.iterdir()] == ["traces.parquet"]
 
 
 def test_a_mapped_table_is_written_again_only_for_other_traces(tmp_path):
-    path = tmp_path / "traces.arrow"
+    path = tmp_path / "traces.parquet"
     first = map_once(iter(rows()), path, identity="a")
     unread = iter(rows(1, 1))
     again = map_once(unread, path, identity="a")
@@ -93,7 +93,7 @@ def test_a_mapped_table_is_written_again_only_for_other_traces(tmp_path):
 
 
 def test_a_table_whose_writing_broke_off_is_written_again(tmp_path):
-    path = tmp_path / "traces.arrow"
+    path = tmp_path / "traces.parquet"
     map_once(iter(rows()), path, identity="a")
 
     def broken():

@@ -1,13 +1,15 @@
 """Shards that survive a kill."""
 
 import dataclasses
+import hashlib
+import json
 
 import numpy as np
 import pytest
 
 from cotspec.teacher import segments
 from cotspec.teacher import store as stores
-from cotspec.teacher.records import Completion, Request, SamplingOptions, sample_key
+from cotspec.teacher.records import Completion, Request, SamplingOptions, sample_keys
 from cotspec.teacher.store import SampleStore
 
 OPTIONS = SamplingOptions(4, 0.5, seed=0, max_new_tokens=9, top_k=2)
@@ -172,7 +174,7 @@ def test_a_compacted_position_takes_less_than_seventy_bytes(tmp_path):
     store = SampleStore(tmp_path)
     for number in range(400):
         ids = np.minimum(rng.zipf(1.3, (length, 5)), 50_256)
-        logprobs = np.log(rng.dirichlet(np.ones(6), length)[:, :5]).astype(np.float32)
+        logprobs = np.log(rng.dirichlet(np.ones(6), length)[:, :5]).astype(np.float16)
         pieces = [[b" t%d" % i for i in step] for step in ids]
         sampled = [step[0] for step in pieces]
         made = Completion(
@@ -192,22 +194,34 @@ def test_a_compacted_position_takes_less_than_seventy_bytes(tmp_path):
     assert segment.stat().st_size / (400 * length) < 70
 
 
+def key_of(request: Request, model: str = "m", options=OPTIONS, sample_id: int = 0):
+    return sample_keys(model, request, options, [sample_id])[0]
+
+
+def test_a_key_is_the_hash_of_all_that_names_a_sample():
+    """Written out: another formula would lose the samples of stores that exist."""
+    identity = ["m", "p/0", "Q: né?", 0.5, 9, 2, 0, 3]
+    expected = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    request = Request("p/0", "né?", "Q: né?")
+    assert sample_keys("m", request, OPTIONS, range(4))[3] == expected
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"temperature": 0.6}, {"seed": 1}, {"max_new_tokens": 8}, {"top_k": 3}],
 )
 def test_the_key_changes_with_every_option(changes):
     request = Request("p/0", "1?", "Q: 1?")
-    key = sample_key("m", request, OPTIONS, 0)
+    key = key_of(request)
     other = dataclasses.replace(OPTIONS, **changes)
-    assert sample_key("m", request, other, 0) != key
-    assert sample_key("n", request, OPTIONS, 0) != key
-    assert sample_key("m", request, OPTIONS, 1) != key
-    assert sample_key("m", Request("p/1", "1?", "Q: 1?"), OPTIONS, 0) != key
-    assert sample_key("m", Request("p/0", "1?", "Q:  1?"), OPTIONS, 0) != key
+    assert key_of(request, options=other) != key
+    assert key_of(request, "n") != key
+    assert key_of(request, sample_id=1) != key
+    assert key_of(Request("p/1", "1?", "Q: 1?")) != key
+    assert key_of(Request("p/0", "1?", "Q:  1?")) != key
 
 
 def test_the_key_does_not_change_with_the_number_of_samples():
     request = Request("p/0", "1?", "Q: 1?")
     more = dataclasses.replace(OPTIONS, num_samples=40)
-    assert sample_key("m", request, more, 3) == sample_key("m", request, OPTIONS, 3)
+    assert key_of(request, options=more) == key_of(request)

@@ -14,6 +14,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, product
 from pathlib import Path
 
 from datasets import Dataset
@@ -31,7 +32,7 @@ from cotspec.teacher.records import (
     SamplingOptions,
     as_dataset,
     as_row,
-    sample_key,
+    sample_keys,
 )
 from cotspec.teacher.release import import_release
 from cotspec.teacher.store import MemoryStore, SampleStore
@@ -132,11 +133,10 @@ def sample(
         num_samples, temperature, seed, backend.max_new_tokens, backend.top_k
     )
     requests = build_requests(problems, demonstrations)
-    keys = {
-        (i, sample_id): sample_key(backend.model, request, options, sample_id)
-        for i, request in enumerate(requests)
-        for sample_id in range(num_samples)
-    }
+    sample_ids = range(num_samples)
+    names = (sample_keys(backend.model, r, options, sample_ids) for r in requests)
+    places = product(range(len(requests)), sample_ids)
+    keys = dict(zip(places, chain.from_iterable(names), strict=True))
     samples = SampleStore(store) if store else MemoryStore()
     _draw(backend, requests, options, keys, samples)
     there = {place: key for place, key in keys.items() if key in samples}
@@ -146,7 +146,7 @@ def sample(
     if len(there) == len(keys):
         samples.compact(keys.values())
     identity = _identity(problems, there.values())
-    return map_once(rows, Path(store) / "traces.arrow", identity=identity)
+    return map_once(rows, Path(store) / "traces.parquet", identity=identity)
 
 
 def _identity(problems: Dataset, keys: Iterable[str]) -> str:
@@ -196,13 +196,13 @@ def build_requests(
     ValueError
         If two problems share a ``problem_id``.
     """
-    ids = problems["problem_id"][:]
+    ids, questions = problems["problem_id"][:], problems["question"][:]
     repeated = [problem_id for problem_id, count in Counter(ids).items() if count > 1]
     if repeated:
         raise ValueError(f"problem_id: {repeated[0]!r} occurs more than once")
     return [
         Request(problem_id, question, prompts.teacher_prompt(question, demonstrations))
-        for problem_id, question in zip(ids, problems["question"][:], strict=True)
+        for problem_id, question in zip(ids, questions, strict=True)
     ]
 
 

@@ -16,22 +16,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
-from datasets.table import InMemoryTable
 
 from cotspec import atomic
-from cotspec.teacher.records import FEATURES, as_dataset
+from cotspec.teacher.mapped import MappedTable
+from cotspec.teacher.records import FEATURES, STORED, as_stored
+from cotspec.teacher.segments import ROWS, open_writer
 
-ROWS_AT_ONCE = 256  # in memory, while a table is written
-_HALF = {
-    "token_logprobs": pa.list_(pa.float16()),
-    "topk_logprobs": pa.list_(pa.list_(pa.float16())),
-}
-SCHEMA = pa.schema(
-    [
-        pa.field(name, _HALF.get(name, feature.type), nullable=False)
-        for name, feature in zip(FEATURES, FEATURES.arrow_schema, strict=True)
-    ]
-)
 _STATISTICS = ["problem_id"]
 
 
@@ -54,7 +44,7 @@ def compact(rows: Iterable[Mapping[str, object]] | Dataset, path: Path | str) ->
     part = path.with_name(f".{path.name}.part")  # a later call overwrites it
     seen: set[str] = set()
     with pq.ParquetWriter(
-        part, SCHEMA, compression="zstd", write_statistics=_STATISTICS
+        part, STORED, compression="zstd", write_statistics=_STATISTICS
     ) as writer:
         for problem_id, table in _by_question(rows):
             sample_ids = table["sample_id"].to_pylist()
@@ -64,7 +54,7 @@ def compact(rows: Iterable[Mapping[str, object]] | Dataset, path: Path | str) ->
                     "not together"
                 )
             seen.add(problem_id)
-            writer.write_table(table.cast(SCHEMA), row_group_size=len(table))
+            writer.write_table(table.cast(STORED), row_group_size=len(table))
     with part.open("rb+") as file:
         os.fsync(file.fileno())
     os.replace(part, path)
@@ -72,28 +62,23 @@ def compact(rows: Iterable[Mapping[str, object]] | Dataset, path: Path | str) ->
 
 
 def write_mapped(rows: Iterable[Mapping[str, object]], path: Path) -> Dataset:
-    """Write traces as they come to an Arrow file and map it; memory stays flat.
+    """Write traces as they come to a Parquet file and map it; memory stays flat.
 
-    The table has no cache files: what ``filter`` and ``map`` make of it does not settle
+    Log-probabilities are rounded to float16 on disk; they are read as float32. The
+    table has no cache files: what ``filter`` and ``map`` make of it does not settle
     beside the samples.
     """
-    part = path.with_name(f".{path.name}.part")  # a later call overwrites it
-    schema = FEATURES.arrow_schema
-    with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, schema) as stream:
-        rows = iter(rows)
-        while batch := list(islice(rows, ROWS_AT_ONCE)):
-            columns = {name: [row[name] for row in batch] for name in schema.names}
-            stream.write_table(pa.table(columns, schema=schema))
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    rows = iter(rows)
+    with open_writer(path, STORED) as writer:
+        while batch := list(islice(rows, ROWS)):
+            writer.write_table(as_stored(batch))
     return _mapped(path)
 
 
 def map_once(
     rows: Iterable[Mapping[str, object]], path: Path, *, identity: str
 ) -> Dataset:
-    """Map the Arrow file of the traces that `identity` names.
+    """Map the file of the traces that `identity` names.
 
     It is written, by `write_mapped`, unless the note beside it says that it holds
     just those; then `rows` is left alone.
@@ -108,9 +93,8 @@ def map_once(
 
 
 def _mapped(path: Path) -> Dataset:
-    """Map an Arrow file into memory; only what is read is loaded."""
-    table = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
-    return Dataset(InMemoryTable(table), fingerprint=_fingerprint(path))
+    """Map a file of `write_mapped` into memory; only what is read is loaded."""
+    return Dataset(MappedTable(path), fingerprint=_fingerprint(path))
 
 
 def _fingerprint(path: Path, part: str = "") -> str:
@@ -126,7 +110,7 @@ def _by_question(
     """Yield each run of rows with one ``problem_id`` as a table."""
     if not isinstance(rows, Dataset):
         for problem_id, group in groupby(rows, key=lambda row: row["problem_id"]):
-            yield problem_id, as_dataset(group).data.table
+            yield problem_id, as_stored(group)
         return
     traces = rows.select_columns(list(FEATURES)).with_format("arrow")
     start = 0

@@ -2,7 +2,8 @@
 
 Enters: samples. Leaves: `Request` (a prompt), `Completion` (a solution and its tokens),
 `Backend`, the protocol that every source of solutions follows, and traces: a `Dataset`
-with the columns of `FEATURES`.
+with the columns of `FEATURES`. On disk they have the types of `STORED`: a probability
+has 11 significant bits, and so it has in every table, stored or not.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
 NO_ID = -1  # for teachers that name tokens by their text
@@ -32,6 +34,16 @@ FEATURES = Features(
         "topk_logprobs": List(List(Value("float32"))),
         "finish_reason": Value("string"),
     }
+)
+_HALF = {
+    "token_logprobs": pa.list_(pa.float16()),
+    "topk_logprobs": pa.list_(pa.list_(pa.float16())),
+}
+STORED = pa.schema(
+    [
+        pa.field(name, _HALF.get(name, feature.type), nullable=False)
+        for name, feature in zip(FEATURES, FEATURES.arrow_schema, strict=True)
+    ]
 )
 
 
@@ -117,15 +129,15 @@ class Backend(Protocol):
         ...
 
 
-def sample_key(
-    model: str, request: Request, options: SamplingOptions, sample_id: int
-) -> str:
-    """Return the identity of one sample: 32 hexadecimal digits of a SHA-256.
+def sample_keys(
+    model: str, request: Request, options: SamplingOptions, sample_ids: Iterable[int]
+) -> list[str]:
+    """Return the identities of samples: 32 hexadecimal digits of a SHA-256 each.
 
-    It covers model, problem, prompt, temperature, limits, seed and sample index; not
+    They cover model, problem, prompt, temperature, limits, seed and sample index; not
     the number of samples, so that a larger run finds those of a smaller one.
     """
-    identity = (
+    shared = (
         model,
         request.problem_id,
         request.prompt,
@@ -133,9 +145,15 @@ def sample_key(
         options.max_new_tokens,
         options.top_k,
         options.seed,
-        sample_id,
     )
-    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    # Hashed once: the prompt is long, and a question has forty samples.
+    begun = hashlib.sha256(json.dumps(shared)[:-1].encode())
+    keys = []
+    for sample_id in sample_ids:
+        digest = begun.copy()
+        digest.update(f", {sample_id}]".encode())
+        keys.append(digest.hexdigest()[:32])
+    return keys
 
 
 def sample_seed(seed: int, problem_id: str, sample_id: int) -> int:
@@ -158,6 +176,11 @@ def as_row(
 
 def as_dataset(rows: Iterable[Mapping[str, object]]) -> Dataset:
     """Return traces, one row per sample, with the columns and types of `FEATURES`."""
+    return Dataset(as_stored(rows).cast(FEATURES.arrow_schema))
+
+
+def as_stored(rows: Iterable[Mapping[str, object]]) -> pa.Table:
+    """Return traces with the types of `STORED`."""
     rows = list(rows)
     columns = {name: [row[name] for row in rows] for name in FEATURES}
-    return Dataset.from_dict(columns, features=FEATURES)
+    return pa.table(columns, schema=FEATURES.arrow_schema).cast(STORED)

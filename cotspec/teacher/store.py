@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count, repeat
 from pathlib import Path
 
 from cotspec.teacher.records import Completion
@@ -71,8 +72,8 @@ class SampleStore:
         self._last = -1  # number of the latest file
         for path in sorted(self.folder.glob(SEGMENTS)):
             segment, self._last = Segment(path), _number(path)
-            for row, key in enumerate(segment.keys()):
-                self._places[key] = (segment, row)
+            rows = zip(repeat(segment), count())
+            self._places.update(zip(segment.keys(), rows, strict=False))
         for path in sorted(self.folder.glob(SHARDS)):
             if _number(path) <= self._last:
                 path.unlink()

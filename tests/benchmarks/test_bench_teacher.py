@@ -1,10 +1,7 @@
-"""Teacher sampling: the local model, the client of servers, the store.
+"""Teacher sampling: the local model and the client of servers.
 
 Times are of whatever else the machine does; the ratio of the two decoders is taken
-within one run. As configured here it all takes minutes; the issue's full sizes:
-
-    COTSPEC_BENCH_STORE_QUESTIONS=7500 COTSPEC_BENCH_REQUESTS=10000 \
-        pytest tests/benchmarks/test_bench_teacher.py --benchmark-only -s
+within one run. As configured here it all takes minutes.
 """
 
 import dataclasses
@@ -18,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import pyarrow as pa
 import pytest
 import torch
 from datasets import Dataset
@@ -27,12 +23,9 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from cotspec import models, teacher
 from cotspec.profiles import TeacherConfig
 from cotspec.prompts import Demonstration
-from cotspec.teacher import compaction
 from cotspec.teacher.huggingface import HuggingFaceBackend
 from cotspec.teacher.openai import OpenAIBackend
-from cotspec.teacher.records import FEATURES, Completion
 from cotspec.teacher.stopping import find_end
-from cotspec.teacher.store import decode_line, encode_line
 from cotspec.teacher.token_bytes import vocabulary_bytes
 
 NUM_SAMPLES = 8
@@ -40,8 +33,6 @@ NUM_QUESTIONS = int(os.environ.get("COTSPEC_BENCH_QUESTIONS", "8"))
 # Fewer for a shared machine: the plain decoder's rate hardly varies by question.
 NUM_PLAIN = int(os.environ.get("COTSPEC_BENCH_PLAIN_QUESTIONS", "2"))
 MAX_NEW_TOKENS = 128
-# Forty solutions each: 750 are 30,000 solutions, 7,500 the paper's 300,000.
-NUM_STORED = int(os.environ.get("COTSPEC_BENCH_STORE_QUESTIONS", "750"))
 NUM_REQUESTS = int(os.environ.get("COTSPEC_BENCH_REQUESTS", "10000"))
 SERVER = Path(__file__).parents[1] / "teacher_server.py"
 
@@ -149,7 +140,13 @@ class Stopwatch:
 
 
 def test_bench_ten_thousand_requests_with_faults(benchmark, tmp_path):
-    """None lost, none double, flat memory; client seconds are this process's CPU."""
+    """None lost, none double, flat memory, under a millisecond of client per request.
+
+    The client's seconds are the processor time of this process; reading, archive, store
+    and kernel are in them, waiting is not, nor is the server, another process. Of
+    twenty parts of the run the median counts: what else the machine does for a while
+    slows a few of them.
+    """
     problems = Dataset.from_list(
         [
             {
@@ -163,7 +160,8 @@ def test_bench_ten_thousand_requests_with_faults(benchmark, tmp_path):
     )
     command = [sys.executable, str(SERVER), "--fault-rate", "0.1"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    memory = []
+    memory, seconds = [], []
+    part = NUM_REQUESTS // 20
 
     class Watched(OpenAIBackend):
         def complete(self, requests, options, missing, folder=None):
@@ -171,6 +169,8 @@ def test_bench_ten_thousand_requests_with_faults(benchmark, tmp_path):
             for batch in super().complete(requests, options, missing, folder):
                 if seen // 2000 < (seen + len(batch)) // 2000:
                     memory.append(psutil.Process().memory_info().rss / 2**20)
+                if seen // part < (seen + len(batch)) // part:
+                    seconds.append((seen, time.process_time()))
                 seen += len(batch)
                 yield batch
 
@@ -187,15 +187,16 @@ def test_bench_ten_thousand_requests_with_faults(benchmark, tmp_path):
         url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
         backend = Watched("fake", (url,), samples_per_request=1, timeout=1.0)
         backend = dataclasses.replace(backend, backoff=0.01, max_new_tokens=64)
-        before = time.process_time()
         store = benchmark.pedantic(run, (backend,), rounds=1, iterations=1)
-        cpu = time.process_time() - before
         log = json.loads(server.communicate("", timeout=30)[0].splitlines()[-1])
     faults = sum(count for name, count in log.items() if name != "requests")
+    count, cpu = np.diff(np.array(seconds), axis=0).T
+    count *= log["requests"] / NUM_REQUESTS  # one for each sample, and the repeated
     benchmark.extra_info |= {
         "requests": log["requests"],
         "faults": faults,
-        "cpu_ms_per_request": 1000 * cpu / log["requests"],
+        "cpu_ms_per_request": float(np.median(1000 * cpu / count)),
+        "cpu_ms_per_request_of_all": float(1000 * cpu.sum() / count.sum()),
         "memory_mb_every_2000": memory,
     }
     print(benchmark.extra_info)
@@ -204,100 +205,4 @@ def test_bench_ten_thousand_requests_with_faults(benchmark, tmp_path):
     assert store.num_duplicates == 0
     assert faults > NUM_REQUESTS / 20
     assert memory[-1] - memory[0] < 32
-    # Kernel and store included; on a busy machine system calls cost several times more.
-    print(f"client {benchmark.extra_info['cpu_ms_per_request']:.2f} ms/request, bar 1")
-
-
-def synthetic_question(number: int, rng: np.random.Generator) -> pa.Table:
-    """Forty solutions of sixty tokens with five alternatives, GPT-2-sized ids."""
-    count, length, k = 40, 60, 5
-    # Zipf's law, as words have it; the sampled token is mostly the first choice.
-    top = np.minimum(rng.zipf(1.3, (count * length, k)), 50_256).astype(np.int32)
-    logprobs = np.log(rng.dirichlet(np.ones(k + 1), count * length)[:, :k])
-    logprobs = np.sort(logprobs, axis=1)[:, ::-1].astype(np.float32)
-    token_bytes = [b" t%d" % i for i in top.ravel()]
-    steps = np.arange(count * length + 1, dtype=np.int32)
-    solutions = pa.array(steps[::length][: count + 1])
-
-    def per_token(values) -> pa.Array:
-        return pa.ListArray.from_arrays(solutions, values)
-
-    def per_alternative(values) -> pa.Array:
-        return per_token(pa.ListArray.from_arrays(pa.array(steps * k), values))
-
-    columns = {
-        "problem_id": pa.array([f"p/{number:04d}"] * count),
-        "task": pa.array(["gsm8k"] * count),
-        "question": pa.array([f"How many are {number} cats? " * 8] * count),
-        "answer": pa.array([str(number)] * count),
-        "sample_id": pa.array(range(count), pa.int32()),
-        "completion": pa.array(
-            [
-                b"".join(token_bytes[i * k : (i + length) * k : k]).decode()
-                for i in range(0, count * length, length)
-            ]
-        ),
-        "token_ids": per_token(pa.array(top[:, 0])),
-        "token_bytes": per_token(pa.array(token_bytes[::k], pa.binary())),
-        "token_logprobs": per_token(pa.array(logprobs[:, 0])),
-        "topk_ids": per_alternative(pa.array(top.ravel())),
-        "topk_bytes": per_alternative(pa.array(token_bytes, pa.binary())),
-        "topk_logprobs": per_alternative(pa.array(logprobs.ravel())),
-        "finish_reason": pa.array(["stop"] * count),
-    }
-    return pa.table(columns).cast(FEATURES.arrow_schema)
-
-
-def test_bench_store(benchmark, tmp_path, monkeypatch):
-    """Size, opening, one question; the tables are made as they are written.
-
-    One question is a row group: its reading does not depend on the others. Opening
-    does, by a row group's metadata; full size needs ten times the default's.
-    """
-    rng, num_questions = np.random.default_rng(0), NUM_STORED
-
-    def tables(rows):
-        for number in rows:
-            yield f"p/{number:04d}", synthetic_question(number, rng)
-
-    monkeypatch.setattr(compaction, "_by_question", tables)
-    path = compaction.compact(range(num_questions), tmp_path / "traces.parquet")
-    started = time.monotonic()
-    file = benchmark.pedantic(compaction.TraceFile, (path,), rounds=1, iterations=1)
-    opened = time.monotonic() - started
-    times = []
-    for number in rng.integers(0, num_questions, 50):
-        started = time.monotonic()
-        assert len(file.solutions(f"p/{number:04d}")) == 40
-        times.append(1000 * (time.monotonic() - started))
-    positions = num_questions * 40 * 60
-    benchmark.extra_info |= {
-        "solutions": len(file),
-        "bytes_per_position": path.stat().st_size / positions,
-        "seconds_to_open": opened,
-        "ms_per_question_median": float(np.median(times)),
-        "ms_per_question_slowest": max(times),
-        "seconds_to_open_300_000": opened * 7500 / num_questions,
-    }
-    print(benchmark.extra_info)
-    assert len(file) == 40 * num_questions
-    assert path.stat().st_size / positions <= 70
-    assert opened * 7500 / num_questions < 2
-    assert np.median(times) < 10
-
-
-def test_bench_shard_lines(benchmark):
-    """One solution of sixty tokens to a JSON line and back."""
-    steps = [[i, 7, 8, 9, 10] for i in range(60)]
-    completion = Completion(
-        text="x" * 60,
-        token_ids=list(range(60)),
-        token_bytes=[b"x"] * 60,
-        token_logprobs=[-0.123456789] * 60,
-        topk_ids=steps,
-        topk_bytes=[[b" token"] * 5] * 60,
-        topk_logprobs=[[-0.123456789] * 5] * 60,
-        finish_reason="stop",
-    )
-    line = benchmark(encode_line, "k" * 32, completion)
-    assert decode_line(line) == ("k" * 32, completion)
+    assert benchmark.extra_info["cpu_ms_per_request"] < 1
