@@ -363,10 +363,11 @@ def lm_eval_flexible_score(completion: str, gold: str) -> bool:
     pattern = r"(-?[$0-9.,]{2,})|(-?[0-9]+)"
     matches = re.findall(pattern, cut_at_next_question(completion))
     predicted = next(filter(None, matches[-1])) if matches else "[invalid]"
-    return _lm_eval_clean(predicted) == _lm_eval_clean(gold)
+    expected = gold.split("####")[-1].strip()
+    return _lm_eval_clean(predicted) == _lm_eval_clean(expected)
 
 
 def _lm_eval_clean(text: str) -> str:
     for ignored in (",", r"\$", r"(?s).*#### ", r"\.$"):
         text = re.sub(ignored, "", text)
-    return text.strip().lower()
+    return text.lower()

@@ -240,6 +240,11 @@ def test_the_reference_counts_an_unparsable_gold_as_right():
     assert not reference_score("no number", "5")
 
 
+def test_lm_eval_strips_the_gold_before_it_drops_the_dollar_not_after():
+    assert lm_eval_flexible_score("so 5", " 5 ")
+    assert not lm_eval_flexible_score("so 5", "$ 5")
+
+
 # --- real golds ----------------------------------------------------------------------
 
 

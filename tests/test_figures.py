@@ -277,13 +277,31 @@ def test_published_accuracies_are_hollow_and_ours_are_filled():
     ]
 
 
-def test_twenty_seven_tasks_wrap_into_rows_of_nine():
-    tasks = profiles.BBH_TASKS
-    frame = pd.concat(
-        [RESULTS[RESULTS["task"] == "bbh/navigate"].assign(task=t) for t in tasks]
-    )
-    chart = figures.accuracy_bars(frame, {"generic": tasks})
-    assert [len(axes.get_xticks()) for axes in chart.axes] == [9, 9, 9]
+def with_generic_tasks(count):
+    tasks = profiles.BBH_TASKS[:count]
+    generic = RESULTS[RESULTS["task"] == "bbh/navigate"]
+    rows = [RESULTS[RESULTS["task"] == "gsm8k"]]
+    frame = pd.concat([*rows, *(generic.assign(task=task) for task in tasks)])
+    groups = {"in-distribution": ["gsm8k"], "generic": tasks}
+    return figures.accuracy_bars(frame, groups)
+
+
+@pytest.mark.parametrize(
+    ("count", "per_row"),
+    [(9, [9]), (10, [5, 5]), (11, [6, 5]), (27, [9, 9, 9])],
+)
+def test_a_long_group_wraps_into_rows_of_equal_length(count, per_row):
+    chart = with_generic_tasks(count)
+    assert [len(axes.get_xticks()) for axes in chart.axes] == [1, *per_row]
+
+
+@pytest.mark.parametrize("count", [3, 10, 11, 27])
+def test_bars_are_equally_wide_in_all_rows(count):
+    chart = with_generic_tasks(count)
+    chart.draw_without_rendering()
+    groups = [axes.transData.transform([(0, 0), (1, 0)]) for axes in chart.axes]
+    widths = [right - left for (left, _), (right, _) in groups]
+    assert max(widths) < 1.05 * min(widths)
 
 
 def test_groups_without_any_result_are_an_error_naming_them():

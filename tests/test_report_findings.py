@@ -325,8 +325,11 @@ def loss_rows(name, validation, test, **cell):
     [
         ((30, 42, 48), 48, "reproduced"),
         ((30, 42, 48), 12, "not reproduced"),  # faster, but ends lower
+        ((30, 42, 48), (48, 47, 48), "reproduced"),  # a point lower at most
+        ((30, 42, 48), (44, 48, 52), "not reproduced"),  # as high, but who knows
         ((12, 24, 48), 48, "not reproduced"),  # equal
         ((0, 6, 12), 48, "opposite"),
+        ((0, 6, 12), (44, 48, 52), "opposite"),  # whatever the end is
     ],
 )
 def test_c7_is_the_mean_over_checkpoints_and_the_end(distribution, test, verdict):
@@ -338,6 +341,26 @@ def test_c7_is_the_mean_over_checkpoints_and_the_end(distribution, test, verdict
     mean = (sum(distribution) - sum((12, 24, 48))) / 3 / 120
     assert found["C7"].effect == pytest.approx(mean)
     assert verdicts(found)["C7"] == verdict
+
+
+def test_c7_says_why_a_faster_loss_is_not_reproduced():
+    sample = loss_rows("sample_matching", (12, 24, 48), 48)
+    faster = loss_rows("distribution_matching", (30, 42, 48), (44, 48, 52))
+    found = findings(report.loss_findings, sample, faster)["C7"]
+    assert found.ours.endswith(
+        "-8.3 to +8.3 points: faster, but 3 points lower not ruled out"
+    )
+    slower = loss_rows("distribution_matching", (0, 6, 12), (44, 48, 52))
+    found = findings(report.loss_findings, sample, slower)["C7"]
+    assert found.ours.endswith("-8.3 to +8.3 points")
+    assert found.reason == ""
+
+
+def test_c7_opposite_is_judged_by_the_curve_alone():
+    sample = loss_rows("sample_matching", (12, 24, 48), 48)
+    slower = loss_rows("distribution_matching", (0, 6, 12), (44, 45, 46))
+    found = findings(report.loss_findings, sample, slower)["C7"]
+    assert found.p_value < 0.001
 
 
 def test_c7_judges_the_variant_it_is_asked_for_and_leaves_out_the_others():

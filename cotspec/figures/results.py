@@ -31,6 +31,7 @@ from cotspec.figures.style import (
 )
 
 TASKS_PER_ROW = 9
+PANEL_MARGIN = 0.2  # around a panel's groups of bars, in groups
 
 
 @themed
@@ -50,7 +51,7 @@ def accuracy_bars(
         ci_low, ci_high``; the smallest step is "before", the largest "after".
     groups : mapping
         Group title to its tasks, e.g. ``{"in-distribution": ["gsm8k"]}``; long groups
-        wrap.
+        wrap into rows of equal length. Bars are equally wide in all rows.
     published : DataFrame, optional
         ``task, prompt_mode, step, accuracy`` of the paper: hollow markers; only
         for a student of the paper's size.
@@ -63,16 +64,20 @@ def accuracy_bars(
     rows = _packed(panels)
     chart = new_chart(width, 1.85 * len(rows) + 0.4)
     top = min(1.0, max(0.05, float(results["ci_high"].max())) * 1.08)
+    widest = max(map(_row_width, rows))
     for figure, row in zip(
         np.atleast_1d(chart.subfigures(len(rows), 1)), rows, strict=True
     ):
-        ratios = [len(tasks) + 0.3 for _, tasks in row]
-        grid = figure.subplots(1, len(row), width_ratios=ratios, squeeze=False)[0]
-        for index, (axes, (title, tasks)) in enumerate(zip(grid, row, strict=True)):
+        ratios = [len(tasks) + PANEL_MARGIN for _, tasks in row]
+        ratios.append(widest - sum(ratios) + 1e-3)  # left empty; no ratio may be 0
+        grid = figure.add_gridspec(1, len(ratios), width_ratios=ratios)
+        for index, (title, tasks) in enumerate(row):
+            axes = figure.add_subplot(grid[index])
             _draw_bars(axes, results[results["task"].isin(tasks)], tasks, published)
             axes.set(title=title, ylim=(0, top))
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
             axes.yaxis.set_major_locator(MaxNLocator(4))
+            axes.tick_params(labelleft=index == 0)
             axes.set_ylabel("accuracy" if index == 0 else "")
     _draw_legend(chart, results["prompt_mode"], published is not None)
     return chart
@@ -81,14 +86,16 @@ def accuracy_bars(
 def _panels(
     results: pd.DataFrame, groups: Mapping[str, Sequence[str]]
 ) -> list[tuple[str, list[str]]]:
-    """Keep the groups and tasks that have results; split groups too long for a row."""
+    """Keep groups and tasks with results; split those too long for a row evenly."""
     present = set(results["task"])
     panels = []
     for title, tasks in groups.items():
         tasks = [task for task in tasks if task in present]
-        for first in range(0, len(tasks), TASKS_PER_ROW):
-            more = " (continued)" if first else ""
-            panels.append((title + more, tasks[first : first + TASKS_PER_ROW]))
+        num_rows = -(-len(tasks) // TASKS_PER_ROW)
+        for row, part in enumerate(np.array_split(tasks, max(num_rows, 1))):
+            more = " (continued)" if row else ""
+            if part.size:
+                panels.append((title + more, part.tolist()))
     if not panels:
         raise ValueError(
             f"groups: no task of {dict(groups)} is in the results {sorted(present)}"
@@ -107,6 +114,10 @@ def _packed(
             rows.append([])
         rows[-1].append(panel)
     return rows
+
+
+def _row_width(row: list[tuple[str, list[str]]]) -> float:
+    return sum(len(tasks) + PANEL_MARGIN for _, tasks in row)
 
 
 def _draw_bars(
@@ -136,7 +147,8 @@ def _draw_bars(
                 axes.plot(x, theirs, style.marker, **hollow)
     labels = [_short_task(task) for task in tasks]
     axes.set_xticks(np.arange(len(tasks)), labels, fontsize=6.5)
-    axes.set_xlim(-0.6, len(tasks) - 0.4)
+    side = (1 + PANEL_MARGIN) / 2
+    axes.set_xlim(-side, len(tasks) - 1 + side)
 
 
 def _draw_series(

@@ -1,7 +1,9 @@
 """The paper's claims and the rule that judges each.
 
 Enters: nothing. Leaves: `CLAIMS` and the thresholds of their rules, written down before
-any of the numbers were measured.
+any of the numbers were measured. One rule was changed since, to a stricter one: C7's
+last checkpoint must be shown to be not inferior, where an interval around 0 had been
+enough. The micro profile had been measured by then: "not reproduced" by both rules.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ MIN_SIZES = 3  # a kink needs three points
 MAX_KINK = 0.1  # of a line that counts as straight: accuracy per doubling of the size
 MIN_CHECKPOINTS = 2  # saved while training; the start is none of them
 MIN_GENERIC_ACCURACY = 0.05  # a start below this has no generic ability to lose
+MAX_INFERIORITY = 0.03  # "at least as high": of accuracy, shown by the interval
 MAX_GENERIC_KEPT = 0.2  # "falls to zero": at most this share of the start's accuracy
 
 _BEYOND_ZERO = (
@@ -105,8 +108,10 @@ CLAIMS = (
         "mean in-distribution validation accuracy, in-context CoT, over the "
         "checkpoints, distribution minus sample matching; the last checkpoint on the "
         "in-distribution test problems beside it",
-        "Reproduced if the 95% interval lies above 0 and the last checkpoint's lies "
-        "not below 0, opposite if it lies below 0, else not reproduced.",
+        "Reproduced if the 95% interval lies above 0 and the last checkpoint's above "
+        "-3 points (non-inferiority), opposite if the first lies below 0, else not "
+        "reproduced: also where training is faster but the end not shown to be at "
+        "least as high.",
         "09_loss_ablation",
     ),
     Claim(

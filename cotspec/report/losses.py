@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from cotspec.profiles import AlignmentConfig, DataConfig, LossConfig
+from cotspec.report.claims import MAX_INFERIORITY
 from cotspec.report.ledger import Finding, cannot_judge, measured
 from cotspec.report.pairing import (
     MATH_MODE,
     Comparison,
     at_last_step,
-    compare,
     compare_arrays,
     falls,
     pair,
@@ -69,16 +69,35 @@ def loss_findings(
     tests = [at_last_step(pick(side, [data.train_task], MATH_MODE)) for side in sides]
     if curve is None or any(test.empty for test in tests):
         return {"C7": cannot_judge("validation or test problems were not measured")}
-    end = compare(*tests, seed=seed, label="last checkpoint on test problems")
-    return {
-        "C7": measured(
-            curve.change,
-            f"sample → distribution matching: {curve}; {end}",
-            is_met=rises(curve) and not falls(end),
-            is_opposite=falls(curve),
-            reason=too_few([curve, end]),
-        )
-    }
+    return {"C7": _judge(curve, *pair(*tests), seed)}
+
+
+def _judge(
+    curve: Comparison, sample: np.ndarray, distribution: np.ndarray, seed: int
+) -> Finding:
+    """Faster along the training, and at its end not inferior by the margin.
+
+    Both have to be significant, so the larger p-value counts; "opposite" rests on the
+    curve alone.
+    """
+    label = "last checkpoint on test problems"
+    end = compare_arrays(sample, distribution, seed=seed, label=label)
+    margin = compare_arrays(sample, distribution + MAX_INFERIORITY, seed=seed)
+    is_faster, is_slower = rises(curve), falls(curve)
+    low, high = 100 * end.change.ci_low, 100 * end.change.ci_high
+    ours = f"sample → distribution matching: {curve}; {end}, {low:+.1f} to {high:+.1f}"
+    ours += " points"
+    if is_faster and not rises(margin):
+        ours += f": faster, but {100 * MAX_INFERIORITY:.0f} points lower not ruled out"
+    p_values = [curve.change.p_value] + [margin.change.p_value] * (not is_slower)
+    return measured(
+        curve.change,
+        ours,
+        is_met=is_faster and rises(margin),
+        is_opposite=is_slower,
+        reason=too_few([curve, end]),
+        p_value=max(p_values),
+    )
 
 
 def _along_training(
