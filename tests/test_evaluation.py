@@ -513,6 +513,10 @@ def test_a_killed_evaluation_resumes_and_ends_with_the_same_bytes(tmp_path):
     resumed = run(student, TASKS, MODES, work_dir=tmp_path / "resumed")
     assert resumed.to_list() == whole.to_list()
     assert files(tmp_path / "resumed") == files(tmp_path / "whole")
+    ends = [tmp_path / f"{name}.parquet" for name in ("whole", "resumed")]
+    for path, predictions in zip(ends, (whole, resumed), strict=True):
+        artifacts.write_dataset(path, predictions)
+    assert ends[0].read_bytes() == ends[1].read_bytes()
 
 
 def test_finished_cells_are_not_decoded_again_unless_their_inputs_change(tmp_path):
