@@ -11,7 +11,7 @@ from safetensors.torch import save_model
 
 from cotspec import artifacts, models, profiles, selection, stages
 from cotspec.evaluation import __main__ as command
-from cotspec.evaluation import cells
+from cotspec.evaluation import cells, outcomes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OVERRIDES = {
@@ -155,6 +155,31 @@ def test_weights_of_another_training_need_no_notebook_05_and_keep_their_name(
     forbid_decoding()
     assert command.main(other) == 0
     assert predicted(runs, name) == first
+
+
+def test_a_checkpoint_of_another_tokenizer_is_refused_before_decoding(
+    runs, capsys, forbid_decoding
+):
+    folder = runs / "trained/checkpoints/step-3"
+    settings = {"tokenizer": "f" * 64, "student": "other"}
+    artifacts.write_json(folder / "state.json", {"settings": settings})
+    forbid_decoding()
+    assert command.main([*SMOKE, "--checkpoint", str(folder)]) == 2
+    assert "tokenizer ffffffffffff (student 'other')" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_counted_and_do_not_stop_the_run(runs):
+    profile = profiles.resolve("smoke", OVERRIDES)
+    student = models.load_student(profile.student)
+    student.model.get_input_embeddings().weight.data.fill_(float("nan"))
+    folder = save_checkpoint(student, runs / "broken/checkpoints/step-9")
+    assert command.main([*SMOKE, "--checkpoint", str(folder)]) == 0
+    (left,) = (runs / "smoke/evaluation").iterdir()
+    rows = artifacts.read_dataset(left / "predictions.parquet")
+    assert set(rows["finish_reason"]) == {"not_finite"}
+    assert all(rows["no_answer"]) and not any(rows["is_correct"])
+    lost = outcomes(rows)
+    assert (lost["not_finite"] == lost["n"]).all()
 
 
 @pytest.mark.parametrize(
