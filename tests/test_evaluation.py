@@ -417,6 +417,16 @@ def test_a_row_without_finite_logits_has_no_answer_and_the_rest_counts(caplog):
     assert "1 of 3 counted as without answer: not_finite" in caplog.text
 
 
+def test_a_row_that_never_stops_is_counted_and_the_rest_kept():
+    def write(prompt):
+        return "7" * 500 if "is 1 +" in prompt else answer_last_question(prompt)
+
+    predictions = run(scripted(write))
+    assert predictions["finish_reason"][:] == ["stop", "length", "stop"]
+    assert predictions["is_correct"][:] == [True, False, True]
+    assert evaluation.outcomes(predictions)["length"].tolist() == [1]
+
+
 def test_self_consistency_takes_the_majority_and_keeps_every_sample():
     written = iter(["I pass", "The answer is 4.", "The answer is 1.", "It is 1"])
     student = scripted(lambda _: next(written))
@@ -513,6 +523,10 @@ def test_a_killed_evaluation_resumes_and_ends_with_the_same_bytes(tmp_path):
     resumed = run(student, TASKS, MODES, work_dir=tmp_path / "resumed")
     assert resumed.to_list() == whole.to_list()
     assert files(tmp_path / "resumed") == files(tmp_path / "whole")
+    ends = [tmp_path / f"{name}.parquet" for name in ("whole", "resumed")]
+    for path, predictions in zip(ends, (whole, resumed), strict=True):
+        artifacts.write_dataset(path, predictions)
+    assert ends[0].read_bytes() == ends[1].read_bytes()
 
 
 def test_finished_cells_are_not_decoded_again_unless_their_inputs_change(tmp_path):

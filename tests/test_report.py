@@ -22,7 +22,8 @@ PUBLISHED = report.load_published()
 def predictions(task, mode, before, after, *, n=200, seeds=(0,), **cell):
     """`n` problems, of which the first `before` (`after`) are right."""
     fixed = dict.fromkeys(TRAINING, "x") | {"model": "s", "size": 1, "split": "test"}
-    fixed |= {"start": "instruction_tuned", "data_formats": "all"} | cell
+    fixed |= {"start": "instruction_tuned", "data_formats": "all"}
+    fixed |= {"reference_is_correct": None, "lm_eval_is_correct": None} | cell
     return pd.DataFrame(
         [
             fixed
@@ -155,6 +156,44 @@ def test_published_models_keep_before_and_after_in_one_row_and_holes_empty():
     assert math.isnan(palm["before"]) and math.isnan(palm["after"])
 
 
+def scored(task, before, after, **others):
+    """Predictions in which other scorers call every answer right or wrong."""
+    columns = {f"{name}_is_correct": value for name, value in others.items()}
+    return predictions(task, MATH, before, after).assign(**columns)
+
+
+def test_math_carries_the_reference_and_lm_eval_and_generic_tasks_do_not():
+    math_rows = scored("gsm8k", 20, 80, reference=False, lm_eval=True)
+    is_after = math_rows["step"] > 0
+    math_rows.loc[is_after, "reference_is_correct"] = math_rows["is_correct"]
+    table = table_of(math_rows, predictions("bbh/navigate", COT, 100, 0))
+    ours = table[table["kind"] == "ours"].set_index("task")
+    names = "before_reference after_reference before_lm_eval after_lm_eval".split()
+    assert ours.loc["gsm8k", names].tolist() == pytest.approx([0, 0.4, 1, 1])
+    assert ours.loc["bbh/navigate", names].isna().all()
+    assert table.loc[table["kind"] != "ours", names].isna().all(axis=None)
+
+
+def test_three_scorers_stand_side_by_side_for_math_in_the_table_and_the_report():
+    rows = [
+        scored("gsm8k", 20, 80, reference=True, lm_eval=False),
+        scored("multiarith", 0, 50, reference=False, lm_eval=True),
+        scored("svamp", 0, 0, reference=True, lm_eval=True),
+        predictions("bbh/navigate", COT, 100, 0),
+    ]
+    main = table_of(*rows)
+    shown = tables.scorer_rows(main, GROUPS)
+    scorers = ["ours", "reference's regex", "lm-eval, flexible"]
+    assert shown.set_index("set")[scorers].T.to_dict("list") == {
+        "gsm8k": ["10.0 → 40.0", "100.0 → 100.0", "0.0 → 0.0"],
+        "all out of distribution": ["0.0 → 12.5", "50.0 → 50.0", "100.0 → 100.0"],
+    }
+    claims = report.claims_table({}, PUBLISHED, scale="here")
+    text = report.report_text("micro", main, claims, groups=GROUPS)
+    section = text.split("## The same answers, three scorers")[1].split("## ")[0]
+    assert tables.markdown_table(shown) in section
+
+
 def test_groups_pool_their_problems():
     table = table_of(
         predictions("multiarith", MATH, 0, 60, n=60),
@@ -223,7 +262,7 @@ def test_the_report_states_every_rule():
 def test_the_page_has_the_reports_tables_and_needs_nothing_beside_it():
     page = report.report_page(report_of("micro"), title="a < b")
     assert page.startswith("<!doctype html>") and "<title>a &lt; b</title>" in page
-    assert page.count("<table>") == report_of("micro").count("| --- |\n") == 5
+    assert page.count("<table>") == report_of("micro").count("| --- |\n") == 6
     assert "src=" not in page and "<script" not in page
 
 

@@ -38,6 +38,17 @@ def test_extra_training_tasks_are_trained_on_and_not_validated(data_dir, monkeyp
     assert not trained & set(frame[frame["split"] == "test"]["question"])
 
 
+def test_a_task_without_demonstrations_does_not_borrow_the_math_ones(monkeypatch):
+    own = tasks.demonstrations
+
+    def without_one(name):
+        return [] if name == "micro/last_letters" else own(name)
+
+    monkeypatch.setattr(tasks, "demonstrations", without_one)
+    with pytest.raises(ValueError, match="none for task 'micro/last_letters'"):
+        selection.select_demonstrations(DATA)
+
+
 def test_math_tasks_share_the_training_tasks_demonstrations(problems):
     table = selection.select_demonstrations(DATA)
     shown = selection.demonstrations_by_task(table, problems)

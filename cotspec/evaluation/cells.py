@@ -203,6 +203,8 @@ def run_cell(
         )
         rows.append(row)
     predictions = Dataset.from_list(rows, features=PREDICTION_FEATURES)
+    # In the order of a cell read back: a resumed evaluation ends with the same bytes.
+    predictions = predictions.select_columns(list(PREDICTION_FEATURES))
     _warn_of_losses(cell, predictions)
     return predictions
 

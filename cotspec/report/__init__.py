@@ -22,6 +22,7 @@ from cotspec.report.specialization import before_and_after, specialization_findi
 from cotspec.report.tables import (
     main_table,
     published_rows,
+    scorer_rows,
     students_table,
     summary_rows,
     task_groups,
@@ -56,6 +57,7 @@ __all__ = [
     "report_text",
     "scale_of",
     "scaling_findings",
+    "scorer_rows",
     "size_curves",
     "size_slopes",
     "slopes_table",

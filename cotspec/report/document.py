@@ -18,6 +18,7 @@ from cotspec.report.tables import (
     our_rows,
     percent,
     published_rows,
+    scorer_rows,
     summary_rows,
 )
 
@@ -60,6 +61,7 @@ def report_text(
         f"**What it cannot prove:** {scale.cannot}",
         _claims_section(claims),
         _ours_section(main, scale, groups),
+        _scorers_section(main, groups),
         _published_section(main, scale),
         _rules_section(),
         _details_section(main),
@@ -95,6 +97,18 @@ def _ours_section(
         "its 95% interval), the mean over the seeds. Math is asked in context with "
         "chain of thought, out of distribution and generic sets are pooled; an empty "
         "cell was not measured.\n\n" + markdown_table(summary_rows(main, groups))
+    )
+
+
+def _scorers_section(main: pd.DataFrame, groups: Mapping[str, Sequence[str]]) -> str:
+    return (
+        "## The same answers, three scorers\n\n"
+        "Math in context with chain of thought, percent before → after. *Ours* decides "
+        "everywhere else in this report. Beside it, on the same outputs: the reference "
+        "repository's regular expression and lm-eval's flexible extraction, which both "
+        "take the last number of the text. `main_table.csv` has them for every set and "
+        "prompt of math."
+        "\n\n" + markdown_table(scorer_rows(main, groups))
     )
 
 

@@ -18,8 +18,11 @@ from cotspec.report.pairing import MATH_MODE, at_last_step, at_start, compare, p
 
 COLUMNS = (
     "kind model start size task prompt_mode n num_seeds before before_low before_high "
-    "after after_low after_high change change_low change_high mcnemar_p source"
+    "after after_low after_high change change_low change_high mcnemar_p "
+    "before_reference after_reference before_lm_eval after_lm_eval source"
 ).split()
+# Other readings of the same math answers; generic tasks have none.
+SCORERS = {"reference": "reference_is_correct", "lm_eval": "lm_eval_is_correct"}
 NUM_RESAMPLES = 2_000  # per row; the claims are judged with more
 _SUMMARY = (
     ("in-distribution", "in-distribution", MATH_MODE),
@@ -66,7 +69,8 @@ def students_table(
         intervals over both. ``mcnemar_p`` is the exact test of each seed on the same
         problems, the smallest p-value times the number of seeds (Holm): small where at
         least one seed's student changed. It is not corrected for the number of rows and
-        says nothing about seeds that were not trained. Fractions.
+        says nothing about seeds that were not trained. ``before_reference`` and its
+        like are accuracies by `SCORERS`, empty for generic tasks. Fractions.
 
     Raises
     ------
@@ -97,6 +101,9 @@ def _change(rows: pd.DataFrame, seed: int) -> dict[str, float]:
         row[f"{name}_low"], row[f"{name}_high"] = _interval(answers)
     row |= {"change": one.change.estimate}
     row |= {"change_low": one.change.ci_low, "change_high": one.change.ci_high}
+    for name, column in SCORERS.items():
+        for side, answered in zip(("before", "after"), sides, strict=True):
+            row[f"{side}_{name}"] = answered[column].astype(float).mean()
     by_seed = [statistics.mcnemar(*sides) for sides in zip(before, after, strict=True)]
     return row | {"mcnemar_p": statistics.holm(by_seed).min()}
 
@@ -197,6 +204,44 @@ def summary_rows(
 def _before_after(row: pd.Series) -> str:
     change = percent(row["change"], row["change_low"], row["change_high"], signed=True)
     return f"{100 * row['before']:.1f} → {100 * row['after']:.1f} ({change})"
+
+
+def scorer_rows(
+    table: pd.DataFrame, groups: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """Return math before → after as three scorers read the same answers, in percent.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `main_table`.
+    groups : mapping
+        From `task_groups`.
+
+    Returns
+    -------
+    DataFrame
+        A line per student for the training task and for the pooled
+        out-of-distribution sets, asked in context with chain of thought.
+    """
+    sets = [pooled_name(g, groups[g]) for _, g, mode in _SUMMARY if mode == MATH_MODE]
+    is_shown = table["task"].isin(sets) & (table["prompt_mode"] == MATH_MODE)
+    rows = table[is_shown & (table["kind"] == "ours")]
+    return pd.DataFrame(
+        {
+            "student": rows["model"],
+            "start": rows["start"].str.replace("_", " "),
+            "set": rows["task"],
+            "ours": _sides(rows, ""),
+            "reference's regex": _sides(rows, "_reference"),
+            "lm-eval, flexible": _sides(rows, "_lm_eval"),
+        }
+    )
+
+
+def _sides(rows: pd.DataFrame, suffix: str) -> list[str]:
+    sides = zip(rows[f"before{suffix}"], rows[f"after{suffix}"], strict=True)
+    return [f"{100 * before:.1f} → {100 * after:.1f}" for before, after in sides]
 
 
 def our_rows(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,232 @@
+"""Claims about ``python -m cotspec.evaluation``: one notebook's work, shared."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_model
+
+from cotspec import artifacts, models, profiles, selection, stages
+from cotspec.evaluation import __main__ as command
+from cotspec.evaluation import cells, outcomes
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+OVERRIDES = {
+    "data.num_train": 1,
+    "data.num_validation": 1,
+    "data.num_test_math": 3,
+    "data.num_test_generic": 2,
+    "student.model": "micro-small",
+    "evaluation.max_new_tokens": 8,
+    "evaluation.batch_tokens": 1,  # several streams a cell, for two processes to share
+}
+SETS = [
+    part for item in OVERRIDES.items() for part in ("--set", "=".join(map(str, item)))
+]
+SMOKE = ["--profile", "smoke", *SETS]
+
+
+def publish(run, producer, **values):
+    """Leave artifacts as a finished stage would."""
+    folder, entries = run / "artifacts" / producer, {}
+    for name, value in values.items():
+        if isinstance(value, Path):
+            path = artifacts.write_folder(folder / name, value)
+        else:
+            path = artifacts.write_dataset(folder / f"{name}.parquet", value)
+        entries[name] = {
+            "path": str(path.relative_to(run)),
+            "sha256": artifacts.checksum(path),
+        }
+    marker = {"key": "", "key_parts": {}, "artifacts": entries}
+    artifacts.write_json(folder / artifacts.SUCCESS, marker)
+
+
+def save_checkpoint(student, folder):
+    folder.mkdir(parents=True)
+    save_model(student.model, str(folder / "model.safetensors"))
+    digest = models.tokenizer_digest(student.tokenizer)
+    settings = {"tokenizer": digest, "student": student.name}
+    artifacts.write_json(folder / "state.json", {"settings": settings})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run in which every stage before notebook 06 has finished."""
+    runs = tmp_path_factory.mktemp("runs")
+    profile = profiles.resolve("smoke", OVERRIDES)
+    student = models.load_student(profile.student)
+    weights = student.model.get_input_embeddings().weight
+    weights.data.neg_()  # a trained student that answers differently
+    save_checkpoint(student, runs / "trained/checkpoints/step-3")
+    producer = stages.producers(stages.load_series(REPOSITORY))
+    made = {
+        "problems": selection.select_problems(profile.data, seed=0),
+        "demonstrations": selection.select_demonstrations(profile.data),
+        "checkpoints": runs / "trained",
+    }
+    by_stage = {}
+    for name, value in made.items():
+        by_stage.setdefault(producer[name], {})[name] = value
+    for stage, values in by_stage.items():
+        publish(runs / "smoke", stage, **values)
+    return runs
+
+
+@pytest.fixture
+def runs(finished, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "runs")
+    monkeypatch.setenv("COTSPEC_RUNS", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def forbid_decoding(monkeypatch):
+    def forbid():
+        def decode(*arguments, **options):
+            raise AssertionError("decoded again")
+
+        monkeypatch.setattr(cells, "decode", decode)
+
+    return forbid
+
+
+def predicted(runs, name="step-3"):
+    return (runs / f"smoke/evaluation/{name}/predictions.parquet").read_bytes()
+
+
+def run_notebook():
+    """Run the code of notebook 06 as it stands."""
+    path = REPOSITORY / "notebooks/06_evaluation.ipynb"
+    names = {"PROFILE": "smoke", "SEED": 0, "OVERRIDES": OVERRIDES}
+    for source in stages.load_notebook(path).code:
+        exec(source, names)
+    return names
+
+
+def test_a_checkpoint_gets_predictions_and_accuracies_with_intervals(runs, capsys):
+    assert command.main(SMOKE) == 0
+    rows = artifacts.read_dataset(runs / "smoke/evaluation/step-3/predictions.parquet")
+    assert rows.features == cells.PREDICTION_FEATURES
+    assert set(rows["checkpoint"]) == {"step-3"}
+    shown = capsys.readouterr().out
+    assert "accuracy  ci_low  ci_high" in shown and "micro/last_letters" in shown
+    table = (runs / "smoke/evaluation/step-3/results.csv").read_text()
+    assert table.startswith("student,start,size,step,seed,task,prompt_mode,n,accuracy")
+
+
+def test_a_second_run_decodes_nothing(runs, forbid_decoding):
+    assert command.main(SMOKE) == 0
+    first = predicted(runs)
+    forbid_decoding()
+    assert command.main(SMOKE) == 0
+    assert predicted(runs) == first
+
+
+@pytest.mark.slow
+def test_notebook_06_takes_up_the_cells_and_the_command_its_predictions(
+    runs, forbid_decoding
+):
+    for wanted in ("start", "last"):
+        assert command.main([*SMOKE, "--checkpoint", wanted]) == 0
+    forbid_decoding()
+    names = run_notebook()
+    assert set(names["after"]["checkpoint"]) == {"step-3"}
+    assert not list((runs / "smoke/work").glob("06_evaluation-*"))  # it has finished
+    first = predicted(runs)
+    assert command.main(SMOKE) == 0
+    assert predicted(runs) == first
+
+
+def test_weights_of_another_training_need_no_notebook_05_and_keep_their_name(
+    runs, tmp_path, forbid_decoding
+):
+    by_name = stages.producers(stages.load_series(REPOSITORY))
+    shutil.rmtree(runs / "smoke/artifacts" / by_name["checkpoints"])
+    folder = runs / "trained/checkpoints/step-3"
+    other = [*SMOKE, "--checkpoint", str(folder)]
+    assert command.main(other) == 0
+    name = f"step-3-{artifacts.checksum(folder / 'model.safetensors')[:8]}"
+    first = predicted(runs, name)
+    forbid_decoding()
+    assert command.main(other) == 0
+    assert predicted(runs, name) == first
+
+
+def test_a_checkpoint_of_another_tokenizer_is_refused_before_decoding(
+    runs, capsys, forbid_decoding
+):
+    folder = runs / "trained/checkpoints/step-3"
+    settings = {"tokenizer": "f" * 64, "student": "other"}
+    artifacts.write_json(folder / "state.json", {"settings": settings})
+    forbid_decoding()
+    assert command.main([*SMOKE, "--checkpoint", str(folder)]) == 2
+    assert "tokenizer ffffffffffff (student 'other')" in capsys.readouterr().err
+
+
+def test_weights_that_are_not_finite_are_counted_and_do_not_stop_the_run(runs):
+    profile = profiles.resolve("smoke", OVERRIDES)
+    student = models.load_student(profile.student)
+    student.model.get_input_embeddings().weight.data.fill_(float("nan"))
+    folder = save_checkpoint(student, runs / "broken/checkpoints/step-9")
+    assert command.main([*SMOKE, "--checkpoint", str(folder)]) == 0
+    (left,) = (runs / "smoke/evaluation").iterdir()
+    rows = artifacts.read_dataset(left / "predictions.parquet")
+    assert set(rows["finish_reason"]) == {"not_finite"}
+    assert all(rows["no_answer"]) and not any(rows["is_correct"])
+    lost = outcomes(rows)
+    assert (lost["not_finite"] == lost["n"]).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "nope"], "profile: unknown name 'nope'"),
+        (["--profile", "micro"], "05_distillation has not finished"),
+        (["--checkpoint", "step-7"], "--checkpoint 'step-7': no checkpoint"),
+        (["--set", "evaluation.x=1"], "'evaluation.x': unknown field"),
+        (["--set", "student.model=micro-base"], "weights do not fit student"),
+    ],
+)
+def test_a_wrong_profile_or_checkpoint_is_one_sentence(
+    runs, capsys, arguments, message
+):
+    assert command.main([*SMOKE, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_an_override_without_a_value_says_how_to_write_it(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--set", "evaluation.precision"])
+    assert stopped.value.code == 2
+    assert "write it as section.field=value" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_leave_the_predictions_of_one(runs, tmp_path):
+    environment = os.environ | {
+        "COTSPEC_RUNS": str(tmp_path / "two"),
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path]),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    shutil.copytree(runs, tmp_path / "two")
+    launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2".split()
+    launcher += ["--num_machines", "1", "--mixed_precision", "no"]
+    launcher += ["--dynamo_backend", "no", "--main_process_port", "0"]
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "cotspec.evaluation", *SMOKE],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("accuracy  ci_low  ci_high") == 1
+    assert command.main(SMOKE) == 0
+    assert predicted(tmp_path / "two") == predicted(runs)
