@@ -1,4 +1,4 @@
-"""T5 models with random weights.
+"""T5 models with random weights, and T5's attention for CPUs.
 
 Enters: a `T5Config`. Leaves: a model shaped like the published T5 v1.1 and FlanT5.
 """
@@ -6,7 +6,12 @@ Enters: a `T5Config`. Leaves: a model shaped like the published T5 v1.1 and Flan
 from __future__ import annotations
 
 import torch
-from transformers import T5Config, T5ForConditionalGeneration
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, T5Config, T5ForConditionalGeneration
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+IN_PLACE = "t5_in_place"  # a name for `PreTrainedModel.set_attn_implementation`
 
 
 def new_t5(config: T5Config) -> T5ForConditionalGeneration:
@@ -21,3 +26,50 @@ def new_t5(config: T5Config) -> T5ForConditionalGeneration:
     torch.nn.init.normal_(weight, std=config.initializer_factor * config.d_model**-0.5)
     model.lm_head.weight = torch.nn.Parameter(weight)
     return model
+
+
+def attend_in_place(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    position_bias: Tensor | None = None,
+    **_: object,
+) -> tuple[Tensor, Tensor]:
+    """Attend as transformers' eager T5 does, to the bit, with fewer copies of scores.
+
+    The scores are the largest tensors of a small student, and a CPU waits for memory:
+    they are added to in place. T5 does not scale them. (Fused attention would have to
+    return the gradient of the position bias, which PyTorch's does not on CPUs.)
+
+    Parameters
+    ----------
+    query : Tensor, shape (B, H, L, D)
+    key, value : Tensor, shape (B, H, S, D)
+    attention_mask : Tensor, optional
+        Added to the scores; broadcasts to (B, H, L, S).
+    dropout : float
+        Of the weights.
+    position_bias : Tensor, optional
+        Likewise, broadcasts to (B, H, L, S).
+
+    Returns
+    -------
+    tuple of Tensor
+        What was attended to, (B, L, H, D), and the weights, (B, H, L, S).
+    """
+    scores = torch.matmul(query, key.transpose(2, 3))
+    for term in (position_bias, attention_mask):
+        if term is not None:
+            # Under autocast the scores are narrower than what is added.
+            same = term.dtype == scores.dtype
+            scores = scores.add_(term) if same else scores + term
+    weights = F.dropout(F.softmax(scores, dim=-1), dropout, module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+AttentionInterface.register(IN_PLACE, attend_in_place)
+AttentionMaskInterface.register(IN_PLACE, eager_mask)

@@ -26,6 +26,7 @@ from transformers import Adafactor, PreTrainedModel, T5ForConditionalGeneration
 from cotspec.micro import corpus, shipped, tokenizers
 from cotspec.micro.architectures import new_model
 from cotspec.profiles import SHIPPED_MICRO, MicroConfig
+from cotspec.t5 import IN_PLACE
 
 logger = logging.getLogger(__name__)
 _WARMUP_STEPS = 50
@@ -191,7 +192,7 @@ def _train(
     model.to(device).train()
     if device.type == "cpu" and model.config.is_encoder_decoder:
         # T5's position bias keeps PyTorch's fused attention off its fast path.
-        model.set_attn_implementation("eager")
+        model.set_attn_implementation(IN_PLACE)
     steps, peak = recipe["steps"], recipe["peak"]
     optimizer = _optimizer(model, peak)
     first, seconds = _resume(model, optimizer, folder)

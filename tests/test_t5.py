@@ -1,0 +1,75 @@
+"""T5's attention for CPUs against transformers' eager one."""
+
+import pytest
+import torch
+
+from cotspec import t5
+from cotspec.models import flan_t5_config
+
+
+def new_model(implementation, dropout=0.0):
+    config = flan_t5_config("google/flan-t5-small")
+    config.update({"d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4})
+    config.update({"num_layers": 2, "num_decoder_layers": 2, "vocab_size": 50})
+    config.dropout_rate = dropout
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = t5.new_t5(config)
+        model.encoder.block[0].layer[
+            0
+        ].SelfAttention.relative_attention_bias.reset_parameters()
+    model.set_attn_implementation(implementation)
+    return model
+
+
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(2, 50, (3, 17), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, 9:] = 0
+    labels = torch.randint(2, 50, (3, 11), generator=generator)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def loss_and_gradients(model, *, bfloat16):
+    torch.manual_seed(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+        loss = model.train()(**batch()).loss
+    loss.backward()
+    return loss, {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("bfloat16", (False, True), ids=("float32", "bfloat16"))
+@pytest.mark.parametrize("dropout", (0.0, 0.3))
+def test_attention_in_place_trains_as_eager_attention_to_the_bit(bfloat16, dropout):
+    eager, ours = (
+        loss_and_gradients(new_model(name, dropout), bfloat16=bfloat16)
+        for name in ("eager", t5.IN_PLACE)
+    )
+    assert torch.equal(eager[0], ours[0])
+    for name, gradient in eager[1].items():
+        assert torch.equal(gradient, ours[1][name]), name
+
+
+def test_attention_in_place_generates_as_eager_attention():
+    given = {name: batch()[name] for name in ("input_ids", "attention_mask")}
+    options = {"max_new_tokens": 12, "output_scores": True}
+    options |= {"return_dict_in_generate": True, "do_sample": False}
+    eager, ours = (
+        new_model(name).eval().generate(**given, **options)
+        for name in ("eager", t5.IN_PLACE)
+    )
+    assert torch.equal(eager.sequences, ours.sequences)
+    for one, other in zip(eager.scores, ours.scores, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_attention_in_place_leaves_mask_and_bias_alone():
+    query, key, value = torch.randn(3, 2, 4, 5, 8).unbind()
+    mask, bias = torch.randn(2, 1, 1, 5), torch.randn(1, 4, 5, 5)
+    before = mask.clone(), bias.clone()
+    t5.attend_in_place(
+        torch.nn.Module().eval(), query, key, value, mask, position_bias=bias
+    )
+    assert torch.equal(mask, before[0])
+    assert torch.equal(bias, before[1])
