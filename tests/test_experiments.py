@@ -382,7 +382,9 @@ def test_a_file_without_its_problems_is_decoded_again(
 ):
     cells, store, predictions = finished
     shutil.copytree(store, tmp_path, dirs_exist_ok=True)
-    spoiled = sorted(tmp_path.rglob("cells/*/predictions/step-4/*.parquet"))[0]
+    given = cells, MEASUREMENTS, inputs, SETTINGS, tmp_path
+    planned, _ = experiments.running._jobs(*given)
+    spoiled = [path for step, *_, path in planned[0].files() if step == 4][0]
     spoil(spoiled)
     found = states(cells, inputs, tmp_path)
     assert sorted(found) == ["finished", "to decode"]
@@ -502,6 +504,22 @@ def test_two_workers_leave_the_same_bytes_as_one(finished, inputs, tmp_path):
     pd.testing.assert_frame_equal(beside, predictions)
     alone = contents(store)
     assert {name: alone[name] for name in contents(tmp_path)} == contents(tmp_path)
+
+
+def test_all_trainings_come_before_what_is_decoded(
+    finished, inputs, tmp_path, monkeypatch
+):
+    cells, _, predictions = finished
+    seen = []
+    for name in ("_train", "_decode"):
+        plain = getattr(jobs, name)
+        monkeypatch.setattr(
+            jobs,
+            name,
+            lambda job, *rest, p=plain: (seen.append(job.step), p(job, *rest)),
+        )
+    pd.testing.assert_frame_equal(run(cells, inputs, tmp_path), predictions)
+    assert seen == [None, None, 0, 2, 4, 2, 4]
 
 
 def write_then_break(job, folder):

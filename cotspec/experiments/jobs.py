@@ -1,4 +1,4 @@
-"""The work of one process: train a cell, decode what is measured on it.
+"""The work of one process: train a cell, or decode what is measured on a checkpoint.
 
 Enters: a `Job`, the artifacts of earlier notebooks and the profile's sections. Leaves,
 in the job's folder::
@@ -177,13 +177,17 @@ class Unit:
 
 @dataclass(frozen=True)
 class Job:
-    """A cell to train and measure, or (`is_base`) a base model to measure."""
+    """A cell to train and measure, or (`is_base`) a base model to measure.
+
+    With `step`, the part of it that decodes this checkpoint.
+    """
 
     cell: Cell
     folder: Path
     units: tuple[Unit, ...]
     size: int
     is_base: bool = False
+    step: int | None = None
 
     def __str__(self) -> str:
         base = f"{self.cell.model}, {self.cell.start}, before training"
@@ -207,22 +211,41 @@ class Job:
 
     def is_finished(self) -> bool:
         """Whether it is trained and every prediction is there."""
-        done = (unit.is_done(path) for *_, unit, path in self.files())
-        return self.is_trained() and all(done)
+        return self.is_trained() and not self.missing()
+
+    def missing(self) -> dict[int, list[tuple[Unit, Path]]]:
+        """Return the predictions of a trained job that are not there, by step."""
+        found: dict[int, list[tuple[Unit, Path]]] = {}
+        for step, _, unit, path in self.files():
+            if not unit.is_done(path):
+                found.setdefault(step, []).append((unit, path))
+        return found
+
+    def parts(self) -> list[Job]:
+        """Return what is to be done next: the training, else the decoding by step."""
+        if self.step is not None:
+            return []
+        if not self.is_trained():
+            return [self]
+        return [dataclasses.replace(self, step=step) for step in self.missing()]
 
 
 def run_job(job: Job, *, inputs: Inputs, settings: Settings) -> None:
-    """Train and decode whatever of the job is missing.
+    """Train the job's cell, or decode the checkpoint whose part it is.
 
     Raises
     ------
     Exception
         Whatever training or decoding raises; finished files stay.
     """
-    with _alone_in(job.folder):
-        if not job.is_trained():
-            _train(job, inputs, settings)
-        _sweep(job.folder)
+    if job.step is None:
+        with _alone_in(job.folder):
+            if not job.is_trained():
+                _train(job, inputs, settings)
+        return
+    folder = job.folder / "predictions" / f"step-{job.step}"
+    with _alone_in(folder):
+        _sweep(job.folder, folder)
         _decode(job, inputs, settings)
 
 
@@ -240,11 +263,12 @@ def _alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
-def _sweep(folder: Path) -> None:
+def _sweep(folder: Path, predictions: Path) -> None:
     """Remove what only training needed, and what a killed run was writing."""
     shutil.rmtree(folder / "training", ignore_errors=True)
-    for torn in folder.rglob(".*.*"):
-        torn.unlink()
+    torn = [*folder.glob(".*.*"), *(folder / "checkpoints").rglob(".*.*")]
+    for path in [*torn, *predictions.glob(".*.*")]:
+        path.unlink(missing_ok=True)  # parts of one job may run side by side
 
 
 def _train(job: Job, inputs: Inputs, settings: Settings) -> None:
@@ -265,25 +289,23 @@ def _train(job: Job, inputs: Inputs, settings: Settings) -> None:
 
 
 def _decode(job: Job, inputs: Inputs, settings: Settings) -> None:
-    missing: dict[tuple[int, Path | None], list[tuple[Unit, Path]]] = {}
-    for step, checkpoint, unit, path in job.files():
-        if not unit.is_done(path):
-            if path.exists():
-                logger.warning(
-                    "decoding again: %s does not hold its %d problems",
-                    path,
-                    len(unit.problem_ids),
-                )
-            missing.setdefault((step, checkpoint), []).append((unit, path))
+    missing = job.missing().get(job.step, [])
     if not missing:
         return
-    base = load_base(job.cell, inputs)
-    for (step, checkpoint), units in missing.items():
-        student = training.load_checkpoint(base, checkpoint) if checkpoint else base
-        student.model.to(models.device())
-        for unit, path in units:
-            table = _predictions(student, unit, f"step-{step}", inputs, settings)
-            artifacts.write_dataset(path, table)
+    student = load_base(job.cell, inputs)
+    checkpoint = dict(job.checkpoints())[job.step]
+    if checkpoint:
+        student = training.load_checkpoint(student, checkpoint)
+    student.model.to(models.device())
+    for unit, path in missing:
+        if path.exists():
+            logger.warning(
+                "decoding again: %s does not hold its %d problems",
+                path,
+                len(unit.problem_ids),
+            )
+        table = _predictions(student, unit, f"step-{job.step}", inputs, settings)
+        artifacts.write_dataset(path, table)
 
 
 def _predictions(

@@ -7,6 +7,7 @@ the others are finished whatever happens to one of them, be it killed for its me
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import multiprocessing
 import os
@@ -25,7 +26,10 @@ Work = Callable[[Job], None]
 
 
 def run_jobs(jobs: Sequence[Job], work: Work, *, num_workers: int) -> dict[str, str]:
-    """Do all jobs; return the traceback of each that failed, by its name.
+    """Do all parts of all jobs; return the tracebacks of those that failed, by name.
+
+    All trainings come before what is decoded, so that no process is left alone with
+    the last one for long.
 
     Parameters
     ----------
@@ -38,22 +42,29 @@ def run_jobs(jobs: Sequence[Job], work: Work, *, num_workers: int) -> dict[str, 
         many at a time, each with one thread; what they compute does not depend on how
         many there are.
     """
-    if num_workers == 1:
-        outcomes = _in_turn(jobs, work)
-    else:
-        outcomes = _side_by_side(jobs, work, num_workers)
+    waiting = [part for job in jobs for part in job.parts()]
+    waiting.sort(key=lambda part: part.step is not None)  # stable
+    run = (
+        _in_turn if num_workers == 1 else functools.partial(_side_by_side, num_workers)
+    )
     failed = {}
-    with tqdm(total=len(jobs), desc="cells", unit="cell", disable=not jobs) as bar:
-        for job, error in outcomes:
+    with tqdm(total=len(waiting), desc="cells", unit="part", disable=not jobs) as bar:
+        for part, error in run(waiting, work):
             bar.update()
             if error:
-                failed[str(job)] = error
-                bar.write(f"failed: {job}: {error.strip().splitlines()[-1]}")
+                failed[str(part)] = error
+                bar.write(f"failed: {part}: {error.strip().splitlines()[-1]}")
+                continue
+            more = part.parts() if part.is_trained() else []
+            waiting += more
+            bar.total += len(more)
+            bar.refresh()
     return failed
 
 
-def _in_turn(jobs: Sequence[Job], work: Work) -> Iterator[tuple[Job, str | None]]:
-    for job in jobs:
+def _in_turn(waiting: list[Job], work: Work) -> Iterator[tuple[Job, str | None]]:
+    while waiting:
+        job = waiting.pop(0)
         yield job, _error_of(work, job)
 
 
@@ -66,12 +77,11 @@ def _error_of(work: Work, job: Job) -> str | None:
 
 
 def _side_by_side(
-    jobs: Sequence[Job], work: Work, num_workers: int
+    num_workers: int, waiting: list[Job], work: Work
 ) -> Iterator[tuple[Job, str | None]]:
     # A server that has imported everything once forks a process for every job.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "cotspec.experiments.jobs"])
-    waiting = list(jobs)
     running: dict[Connection, tuple[Job, multiprocessing.Process]] = {}
     with _killed_at_the_end(running):
         while waiting or running:
