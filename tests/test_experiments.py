@@ -556,6 +556,32 @@ def start_elsewhere(*arguments):
     return process
 
 
+def test_a_training_that_is_kept_is_the_one_a_grid_would_have_done(
+    finished, inputs, tmp_path, monkeypatch
+):
+    cells, store, predictions = finished
+    cell, table = cells[0], inputs.aligned["offsets"]
+    result = training.train(
+        jobs.load_base(cell, inputs),
+        inputs.examples,
+        SETTINGS.training,
+        aligned=table,
+        seed=cell.seed,
+        work_dir=tmp_path / "elsewhere",
+    )
+    given = {"examples": inputs.examples, "aligned": table}
+    given |= {"config": SETTINGS.training, "formats": SETTINGS.formats}
+    experiments.keep(cell, result, **given, work_dir=tmp_path / "store")
+    shutil.rmtree(tmp_path / "elsewhere")
+    experiments.keep(cell, None, **given, work_dir=tmp_path / "store")  # has it
+    monkeypatch.setattr(jobs, "_train", None)  # nothing is left to train
+    kept = run([cell], inputs, tmp_path / "store")
+    of_cell = predictions[predictions["seed"] == cell.seed]
+    pd.testing.assert_frame_equal(kept, of_cell.reset_index(drop=True))
+    own = contents(tmp_path / "store")
+    assert own and own.items() <= contents(store).items()
+
+
 @pytest.mark.parametrize("settings", (SETTINGS, TWO_WORKERS), ids=("one", "two"))
 @pytest.mark.parametrize("seen", ("*/training/checkpoints/step-*", "predictions/*"))
 def test_a_killed_run_resumes_and_ends_with_the_same_bytes(

@@ -21,6 +21,7 @@ from cotspec.experiments.running import (
     CELL_COLUMNS,
     COLUMNS,
     CellsFailed,
+    keep,
     plan,
     run,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "ability_grid",
     "base_cells",
     "format_grid",
+    "keep",
     "loss_grid",
     "plan",
     "run",

@@ -283,9 +283,21 @@ def _train(job: Job, inputs: Inputs, settings: Settings) -> None:
         formats=settings.formats,
         seed=cell.seed,
     )
+    _export(job, result)
+
+
+def _export(job: Job, result: training.TrainResult) -> None:
+    folder = job.folder
     training.export_weights(result, folder)
     artifacts.write_bytes(folder / "metrics.csv", result.metrics_path.read_bytes())
-    artifacts.write_json(folder / DONE, dataclasses.asdict(cell))
+    artifacts.write_json(folder / DONE, dataclasses.asdict(job.cell))
+
+
+def keep(job: Job, result: training.TrainResult) -> None:
+    """Put a training that was done elsewhere into the job's folder if it has none."""
+    with _alone_in(job.folder):
+        if not job.is_trained():
+            _export(job, result)
 
 
 def _decode(job: Job, inputs: Inputs, settings: Settings) -> None:

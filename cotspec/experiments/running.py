@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
+from datasets import Dataset
 
 from cotspec import artifacts
 from cotspec.experiments import jobs as work
@@ -21,7 +22,14 @@ from cotspec.experiments.grid import Cell, Measurement
 from cotspec.experiments.jobs import Inputs, Job, Settings, Unit
 from cotspec.experiments.keys import Keys, student_digest
 from cotspec.models import RANDOM_PREFIX
-from cotspec.profiles import StudentConfig
+from cotspec.profiles import (
+    EvaluationConfig,
+    ExperimentsConfig,
+    FormatsConfig,
+    StudentConfig,
+    TrainingConfig,
+)
+from cotspec.training import TrainResult
 
 CELL_COLUMNS = (
     "model start size seed data_formats loss tail divergence cross_entropy_weight "
@@ -119,6 +127,45 @@ def run(
     return predictions
 
 
+def keep(
+    cell: Cell,
+    result: TrainResult,
+    *,
+    examples: Dataset,
+    aligned: Dataset,
+    config: TrainingConfig,
+    formats: FormatsConfig,
+    work_dir: Path,
+) -> None:
+    """Put a finished training into the store: grids with this cell need not train it.
+
+    What the store has already, it keeps. The weights are those of `result` to the bit;
+    a grid with several workers, one thread each, would have rounded otherwise.
+
+    Parameters
+    ----------
+    cell : Cell
+    result : TrainResult
+        Of the cell's student.
+    examples, aligned : Dataset
+        What it was trained on.
+    config : TrainingConfig
+    formats : FormatsConfig
+        How it was trained, as `training.train` was told.
+    work_dir : Path
+        The store.
+    """
+    nothing = examples.select([])  # a training asks for no problems, nor how to decode
+    inputs = Inputs(examples, {cell.alignment: aligned}, nothing, nothing)
+    settings = Settings(formats, config, EvaluationConfig(), ExperimentsConfig())
+    keys, (digest, size) = Keys(inputs, settings), _base(cell, inputs, {})
+    work.keep(Job(cell, _folder(cell, keys, digest, Path(work_dir)), (), size), result)
+
+
+def _folder(cell: Cell, keys: Keys, base: str, work_dir: Path) -> Path:
+    return work_dir / "cells" / _name(cell, keys.cell(cell, base))
+
+
 def _jobs(
     cells: Sequence[Cell],
     measurements: Sequence[Measurement],
@@ -136,7 +183,7 @@ def _jobs(
     for cell in dict.fromkeys(cells):
         digest, size = _base(cell, inputs, known)
         after = tuple(_units(cell, measurements, keys, is_base=False))
-        folder = work_dir / "cells" / _name(cell, keys.cell(cell, digest))
+        folder = _folder(cell, keys, digest, work_dir)
         planned.append(Job(cell, folder, after, size))
         before = tuple(_units(cell, measurements, keys, is_base=True))
         folder = work_dir / "bases" / _name(cell, digest)
