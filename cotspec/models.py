@@ -32,7 +32,7 @@ from cotspec import artifacts
 from cotspec.micro import shipped
 from cotspec.micro import tokenizers as micro_tokenizers
 from cotspec.profiles import StudentConfig, TeacherConfig
-from cotspec.t5 import IN_PLACE, new_t5
+from cotspec.t5 import IN_PLACE, fuse_gelu, new_t5
 
 # Published configurations of google/flan-t5-* (T5 v1.1: gated GELU, untied head).
 # (d_model, d_kv, d_ff, num_layers, num_heads); vocabulary 32,128 in all of them.
@@ -143,10 +143,12 @@ def as_student(
             f"model embeds {rows}; they do not belong together"
         )
     size = sum(p.numel() for p in model.parameters())
-    if model.config.model_type == "t5" and not torch.cuda.is_available():
-        # On CPUs T5's position bias keeps PyTorch's fused attention off its fast path:
-        # a training step takes 1.5 times as long with it.
-        model.set_attn_implementation(IN_PLACE)
+    if model.config.model_type == "t5":
+        fuse_gelu(model)
+        if not torch.cuda.is_available():
+            # On CPUs T5's position bias keeps PyTorch's fused attention off its fast
+            # path: a training step takes 1.5 times as long with it.
+            model.set_attn_implementation(IN_PLACE)
     return Student(name, model.eval(), tokenizer, start, size)
 
 

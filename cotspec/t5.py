@@ -1,4 +1,4 @@
-"""T5 models with random weights, and T5's attention for CPUs.
+"""T5 models with random weights, and T5's attention and activation made faster.
 
 Enters: a `T5Config`. Leaves: a model shaped like the published T5 v1.1 and FlanT5.
 """
@@ -8,8 +8,15 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AttentionInterface,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from transformers.activations import NewGELUActivation
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
 
 IN_PLACE = "t5_in_place"  # a name for `PreTrainedModel.set_attn_implementation`
 
@@ -69,6 +76,17 @@ def attend_in_place(
             scores = scores.add_(term) if same else scores + term
     weights = F.dropout(F.softmax(scores, dim=-1), dropout, module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+def fuse_gelu(model: PreTrainedModel) -> None:
+    """Let a gated-GELU T5 compute its activation in one kernel instead of seven.
+
+    The same function, GELU's approximation by tanh, equal up to rounding.
+    """
+    for module in model.modules():
+        if isinstance(module, T5DenseGatedActDense):
+            if isinstance(module.act, NewGELUActivation):
+                module.act = torch.nn.GELU(approximate="tanh")
 
 
 AttentionInterface.register(IN_PLACE, attend_in_place)

@@ -1,7 +1,8 @@
-"""T5's attention for CPUs against transformers' eager one."""
+"""T5's attention and activation against transformers' own."""
 
 import pytest
 import torch
+from transformers.activations import ACT2FN
 
 from cotspec import t5
 from cotspec.models import flan_t5_config
@@ -73,3 +74,24 @@ def test_attention_in_place_leaves_mask_and_bias_alone():
     )
     assert torch.equal(mask, before[0])
     assert torch.equal(bias, before[1])
+
+
+def test_the_fused_activation_is_the_same_function():
+    plain, fused = new_model("eager"), new_model("eager")
+    t5.fuse_gelu(fused)
+    before = loss_and_gradients(plain, bfloat16=False)
+    after = loss_and_gradients(fused, bfloat16=False)
+    acts = {type(m.act) for m in fused.modules() if hasattr(m, "wi_0")}
+    assert acts == {torch.nn.GELU}
+    torch.testing.assert_close(before[0], after[0])
+    for name, gradient in before[1].items():
+        torch.testing.assert_close(gradient, after[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_another_activation_stays_as_it_is():
+    config = new_model("eager").config
+    config.update({"feed_forward_proj": "gated-silu", "dense_act_fn": "silu"})
+    model = t5.new_t5(config)
+    t5.fuse_gelu(model)
+    acts = {type(m.act) for m in model.modules() if hasattr(m, "wi_0")}
+    assert acts == {type(ACT2FN["silu"])}
