@@ -107,7 +107,8 @@ def encode(
     """
     if len(examples) == 0:
         raise ValueError("examples: none to encode. Allowed: at least one")
-    inputs = tokenizer(examples["inputs"][:], verbose=False)["input_ids"]
+    options = {"return_attention_mask": False, "verbose": False}
+    inputs = tokenizer(examples["inputs"][:], **options)["input_ids"]
     is_long = [len(ids) > max_input_tokens for ids in inputs]
     data_format = np.array(examples["data_format"][:])
     num_truncated = dict(Counter(data_format[is_long].tolist()))
@@ -137,15 +138,18 @@ def _labels(
     table: AlignedTable | None,
 ) -> list[np.ndarray]:
     """Aligned student ids where there are any, else the tokenised target; then EOS."""
-    texts = np.array(examples["targets"][:], dtype=object)
-    texts[rows >= 0] = ""
+    texts = [t for t, row in zip(examples["targets"][:], rows, strict=True) if row < 0]
     options = {"add_special_tokens": False, "verbose": False}
-    targets = tokenizer(texts.tolist(), **options)["input_ids"]
-    for i in np.flatnonzero(rows >= 0):
-        start, end = table.starts[rows[i] : rows[i] + 2]
-        targets[i] = table.student_ids[start:end]
+    tokenised = iter(tokenizer(texts, **options)["input_ids"] if texts else [])
     end_of_sequence = tokenizer.eos_token_id
-    return [np.append(ids, end_of_sequence).astype(np.int32) for ids in targets]
+    labels = []
+    for row in rows:
+        if row < 0:
+            ids = next(tokenised)
+        else:
+            ids = table.student_ids[table.starts[row] : table.starts[row + 1]]
+        labels.append(np.append(ids, end_of_sequence).astype(np.int32))
+    return labels
 
 
 def _teacher_rows(examples: Dataset, aligned: Dataset | None) -> np.ndarray:
