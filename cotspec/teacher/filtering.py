@@ -79,7 +79,7 @@ def filter_traces(traces: Dataset, config: FilterConfig) -> Dataset:
 
 def kept(marked: Dataset) -> Dataset:
     """Return the rows without a ``drop_reason``."""
-    reasons = marked["drop_reason"]
+    reasons = marked["drop_reason"][:]
     return marked.select([i for i, reason in enumerate(reasons) if reason == KEPT])
 
 
