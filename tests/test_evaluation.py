@@ -59,7 +59,7 @@ class ScriptedModel(torch.nn.Module):
     def __init__(self, tokenizer, write):
         super().__init__()
         self.tokenizer, self.write = tokenizer, write
-        self.scripts, self.rows_per_step = [], []
+        self.scripts, self.rows_per_step, self.held_per_step = [], [], []
         self.config = SimpleNamespace(
             is_encoder_decoder=True, eos_token_id=1, decoder_start_token_id=0
         )
@@ -93,6 +93,8 @@ class ScriptedModel(torch.nn.Module):
         past_key_values.self_attention_cache.update(seen, seen, 0)
         steps = decoder_attention_mask.sum(1).tolist()
         self.rows_per_step.append(len(decoder_input_ids))
+        columns = attention_mask.shape[1] + decoder_attention_mask.shape[1]
+        self.held_per_step.append(len(decoder_input_ids) * columns)
         logits = torch.zeros(len(decoder_input_ids), 1, len(self.tokenizer))
         nan = self.tokenizer("\0")["input_ids"][0]
         for row, script in enumerate(encoder_outputs[0][:, 0, 0].long().tolist()):
@@ -169,10 +171,11 @@ def answer_last_question(prompt: str) -> str:
 
 
 def test_streams_hold_each_text_once_longest_first_under_the_budget():
-    lengths = [5, 50, 7, 300, 50, 6, 8]
+    lengths = [5, 50, 7, 300, 50, 6, 8, 9, 9, 9, 9]
     config = dataclasses.replace(CONFIG, max_new_tokens=50, batch_tokens=110)
-    # 300 and 50 tokens: one row at a time; four of those make a stream.
-    assert make_streams(lengths, config) == [[3, 1, 4, 6], [2, 5, 0]]
+    # 300 and 50 tokens: one row at a time; eight of those make a stream.
+    streams = [[3, 1, 4, 7, 8, 9, 10, 6], [2, 5, 0]]
+    assert make_streams(lengths, config) == streams
     assert make_streams([], config) == []
 
 
@@ -226,15 +229,25 @@ def test_a_batch_ends_at_the_answer_sentence_and_drops_finished_rows():
     assert len(rows) < CONFIG.max_new_tokens
 
 
-def test_waiting_texts_take_the_place_of_finished_rows():
-    lengths = [50, 10, 10, 10, 10]
+@pytest.mark.parametrize(
+    "lengths", ([50, 10, 10, 10, 10] * 4, [50] * 9, [3, 58] * 6), ids=str
+)
+def test_rows_join_and_wait_so_that_what_is_held_fits_the_budget(lengths):
     student = scripted(lambda prompt: "z" * lengths[int(prompt)])
-    config = dataclasses.replace(CONFIG, batch_tokens=2 * (2 + 60))
-    done = decode(student, list("01234"), config)
+    config = dataclasses.replace(CONFIG, batch_tokens=2 * (3 + 60))
+    done = decode(student, [str(i) for i in range(len(lengths))], config)
     assert [generation.num_tokens for generation in done] == lengths
-    assert max(student.model.rows_per_step) == 2
-    # One slot writes the long text while the other writes the four short ones.
-    assert len(student.model.rows_per_step) < 50 + 4 * evaluation.decoding.CHECK_EVERY
+    assert max(student.model.held_per_step) <= config.batch_tokens
+    assert max(student.model.rows_per_step) > 2  # as many as could all reach the limit
+    # Two rows at a time would take that many steps if none were ever left alone.
+    assert len(student.model.rows_per_step) < sum(lengths) / 2
+
+
+def test_a_text_over_the_budget_is_completed_by_itself():
+    student = scripted(lambda prompt: "z" * 20)
+    done = decode(student, ["0", "1"], dataclasses.replace(CONFIG, batch_tokens=5))
+    assert [generation.num_tokens for generation in done] == [20, 20]
+    assert set(student.model.rows_per_step) == {1}
 
 
 def test_the_end_token_ends_a_row_and_is_not_counted():

@@ -1,9 +1,12 @@
 """Let a student complete texts, batched by length under a budget of tokens.
 
 Enters: a student and texts. Leaves: a `Generation` per text. A row ends at its end
-token or its answer sentence, leaves the batch, and makes room for waiting texts. Which
-texts share a batch depends on the texts alone, so the same texts give the same
-generations however many processes share them.
+token or its answer sentence, leaves the batch, and makes room for waiting texts. Rows
+are as many as fit with what they have written so far, not with all they might write: a
+step costs little more for thirty rows than for ten. If they outgrow the budget, the
+youngest wait and are taken up again later. Which texts share a batch depends on the
+texts alone, so the same texts give the same generations however many processes share
+them.
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ from cotspec.teacher.stopping import find_end
 FINISH_REASONS = ("stop", "length", "not_finite", "prompt_too_long")
 CHECK_EVERY = 4  # decoder steps between looks at the rows, which wait for the device
 REFILL_FRACTION = 0.25  # of the batch must be free before waiting texts join it
-STREAM_BATCHES = 4  # a stream, what one process decodes in one go, has so many fills
+HEADROOM = 0.125  # of the token limit: what rows that join may write before others wait
+STREAM_BATCHES = 8  # a stream, what one process decodes in one go, has so many fills
 _NOT_FINITE = -1  # stands for a token in rows whose logits are not finite
 
 
@@ -69,8 +73,8 @@ def decode(
     """Let the student complete each text.
 
     Texts are batched by length under ``config.batch_tokens`` padded tokens, input and
-    ``config.max_new_tokens`` together. A row ends at its end token or its answer
-    sentence (`teacher.stopping.find_end`) and makes room for the next text.
+    output together. A row ends at its end token or its answer sentence
+    (`teacher.stopping.find_end`) and makes room for the next text.
 
     Parameters
     ----------
@@ -126,15 +130,11 @@ def make_streams(lengths: Sequence[int], config: EvaluationConfig) -> list[list[
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     streams: list[list[int]] = []
     while order:
-        size = STREAM_BATCHES * num_slots(lengths[order[0]], config)
+        longest = lengths[order[0]] + config.max_new_tokens
+        size = STREAM_BATCHES * max(1, config.batch_tokens // longest)
         streams.append(order[:size])
         order = order[size:]
     return streams
-
-
-def num_slots(longest: int, config: EvaluationConfig) -> int:
-    """Return how many rows of up to `longest` input tokens fit the budget, or one."""
-    return max(1, config.batch_tokens // (longest + config.max_new_tokens))
 
 
 def check_tokenizer(student: Student) -> None:
@@ -184,25 +184,25 @@ def _precision(model: PreTrainedModel, config: EvaluationConfig) -> torch.autoca
 class _Seq2SeqBatch:
     """Running rows of an encoder-decoder: B rows, S source tokens, T written ones.
 
-    Rows that joined later are padded on the left of T. T5 sees relative positions
-    only, so padding does not change what it computes.
+    What is written is padded on the left. T5 sees relative positions only, so padding
+    does not change what it computes.
     """
 
-    def __init__(self, model: PreTrainedModel, input_ids, mask):
-        self.model, self.mask = model, mask  # (B, S), padded on the right
-        self.encoded = model.get_encoder()(input_ids, attention_mask=mask)[0]
-        self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    def __init__(self, model: PreTrainedModel, prompts, written):
+        source, self.mask = _padded(model, prompts, on_left=False)  # (B, S)
+        self.model = model
+        self.encoded = model.get_encoder()(source, attention_mask=self.mask)[0]
         start = model.config.decoder_start_token_id
-        self.last = input_ids.new_full((len(input_ids),), start)  # (B,)
-        self.seen = mask.new_zeros((len(mask), 0))  # (B, T), what the cache holds
+        begun = [[start, *tokens] for tokens in written]
+        self.inputs, self.seen = _padded(model, begun, on_left=True)  # (B, T)
+        self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
 
     def logits(self) -> torch.Tensor:
         """The next token's logits, shape (B, V)."""
-        self.seen = F.pad(self.seen, (0, 1), value=1)
         output = self.model(
             encoder_outputs=BaseModelOutput(self.encoded),
             attention_mask=self.mask,
-            decoder_input_ids=self.last[:, None],
+            decoder_input_ids=self.inputs,
             decoder_attention_mask=self.seen,
             past_key_values=self.cache,
             use_cache=True,
@@ -210,27 +210,28 @@ class _Seq2SeqBatch:
         return output.logits[:, -1]
 
     def append(self, tokens: torch.Tensor) -> None:
-        self.last = tokens
+        self.inputs = tokens[:, None]
+        self.seen = F.pad(self.seen, (0, 1), value=1)
 
     def keep(self, rows: torch.Tensor) -> None:
         """Drop the other rows, and the padding that no row needs any more."""
         self.mask, self.seen = self.mask[rows], self.seen[rows]
-        self.encoded, self.last = self.encoded[rows], self.last[rows]
+        self.encoded, self.inputs = self.encoded[rows], self.inputs[rows]
         self.cache.batch_select_indices(rows)
         num_source = int(self.mask.sum(1).max())
         self.mask = self.mask[:, :num_source]
         self.encoded = self.encoded[:, :num_source]
         _trim(self.cache.cross_attention_cache, slice(num_source))
-        written = slice(-int(self.seen.sum(1).max()), None)
-        self.seen = self.seen[:, written]
-        _trim(self.cache.self_attention_cache, written)
+        longest = int(self.seen.sum(1).max())
+        self.seen = self.seen[:, -longest:]
+        _trim(self.cache.self_attention_cache, _cached(longest))
 
     def join(self, other: _Seq2SeqBatch) -> None:
         """Add the rows of another batch."""
         self.mask = _stack(self.mask, other.mask, dim=1, on_left=False)
         self.encoded = _stack(self.encoded, other.encoded, dim=1, on_left=False)
         self.seen = _stack(self.seen, other.seen, dim=1, on_left=True)
-        self.last = torch.cat([self.last, other.last])
+        self.inputs = torch.cat([self.inputs, other.inputs])
         mine, theirs = self.cache, other.cache
         _join(mine.self_attention_cache, theirs.self_attention_cache, on_left=True)
         _join(mine.cross_attention_cache, theirs.cross_attention_cache, on_left=False)
@@ -239,10 +240,10 @@ class _Seq2SeqBatch:
 class _CausalBatch:
     """Running rows of a decoder-only model, padded on the left: B rows, T tokens."""
 
-    def __init__(self, model: PreTrainedModel, input_ids, mask):
-        self.model, self.inputs = model, input_ids  # (B, S), then (B, 1)
-        self.seen = mask  # (B, T), inputs included
-        self.cache = DynamicCache()
+    def __init__(self, model: PreTrainedModel, prompts, written):
+        begun = [[*p, *tokens] for p, tokens in zip(prompts, written, strict=True)]
+        self.inputs, self.seen = _padded(model, begun, on_left=True)  # (B, T)
+        self.model, self.cache = model, DynamicCache()
 
     def logits(self) -> torch.Tensor:
         """The next token's logits, shape (B, V)."""
@@ -266,13 +267,32 @@ class _CausalBatch:
         self.cache.batch_select_indices(rows)
         longest = int(self.seen.sum(1).max())
         self.seen = self.seen[:, -longest:]
-        _trim(self.cache, slice(1 - longest, None))  # the last token is not in it yet
+        _trim(self.cache, _cached(longest))
 
     def join(self, other: _CausalBatch) -> None:
         """Add the rows of another batch."""
         self.seen = _stack(self.seen, other.seen, dim=1, on_left=True)
         self.inputs = torch.cat([self.inputs, other.inputs])
         _join(self.cache, other.cache, on_left=True)
+
+
+def _padded(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], *, on_left: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and mask, (B, longest), on the model's device."""
+    longest = max(map(len, rows))
+    ids = torch.zeros((len(rows), longest), dtype=torch.long)  # masked where padded
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        columns = slice(longest - len(row), None) if on_left else slice(0, len(row))
+        ids[i, columns] = torch.tensor(row, dtype=torch.long)
+        mask[i, columns] = 1
+    return ids.to(model.device), mask.to(model.device)
+
+
+def _cached(longest: int) -> slice:
+    """The columns of a cache; the last token written is not in it yet."""
+    return slice(1 - longest, None)
 
 
 def _trim(cache: DynamicCache, columns: slice) -> None:
@@ -314,13 +334,15 @@ def _decode_stream(
     done: list[Generation | None] = [None] * len(encoded)
     waiting, alive = list(range(len(encoded))), []
     running = None
+    fitting = functools.partial(_num_fitting, encoded, written, config.batch_tokens)
+    headroom = max(CHECK_EVERY + 1, int(HEADROOM * config.max_new_tokens))
     while alive or waiting:
-        longest = max(len(encoded[row]) for row in alive + waiting[:1])
-        slots = num_slots(longest, config)  # more as the texts get shorter
-        num_free = slots - len(alive)
-        if waiting and (not alive or num_free >= REFILL_FRACTION * slots):
-            fresh, waiting = waiting[:num_free], waiting[num_free:]
-            started = _start(student, [encoded[row] for row in fresh])
+        slots = fitting(alive + waiting, headroom)
+        fresh = waiting[: max(0, slots - len(alive))]
+        is_worth = len(fresh) == len(waiting) or len(fresh) >= REFILL_FRACTION * slots
+        if fresh and (not alive or is_worth):
+            waiting = waiting[len(fresh) :]
+            started = _start(student, fresh, encoded, written)
             _advance(started, fresh, written, pick, num_steps=1)
             if alive:
                 running.join(started)
@@ -331,10 +353,34 @@ def _decode_stream(
         for row in alive:
             done[row] = _finish(student, written[row], config.max_new_tokens)
         going_on = [i for i, row in enumerate(alive) if done[row] is None]
+        num_kept = fitting([alive[i] for i in going_on], CHECK_EVERY)
+        waiting[:0] = [alive[i] for i in going_on[num_kept:]]
+        going_on = going_on[:num_kept]
         if going_on and len(going_on) < len(alive):
             running.keep(torch.tensor(going_on, device=student.model.device))
         alive = [alive[i] for i in going_on]
     return [generation for generation in done if generation is not None]
+
+
+def _num_fitting(
+    encoded: Sequence[Sequence[int]],
+    written: Sequence[Sequence[int]],
+    budget: int,
+    rows: Sequence[int],
+    headroom: int,
+) -> int:
+    """How many of the first rows the budget holds after `headroom` more tokens each.
+
+    Of any rows at least one. A batch holds its longest input and its longest output
+    once per row.
+    """
+    source = target = 0
+    for count, row in enumerate(rows):
+        source = max(source, len(encoded[row]))
+        target = max(target, len(written[row]))
+        if count and (count + 1) * (source + target + headroom) > budget:
+            return count
+    return len(rows)
 
 
 def _advance(
@@ -357,21 +403,16 @@ def _advance(
 
 
 def _start(
-    student: Student, encoded: Sequence[Sequence[int]]
+    student: Student,
+    rows: Sequence[int],
+    encoded: Sequence[Sequence[int]],
+    written: Sequence[Sequence[int]],
 ) -> _Seq2SeqBatch | _CausalBatch:
-    """Pad, encode and return the running batch."""
+    """Begin rows, or take them up where they waited."""
     is_seq2seq = student.model.config.is_encoder_decoder
-    pad_id = student.tokenizer.pad_token_id or 0  # masked anyway
-    longest = max(map(len, encoded))
-    input_ids = torch.full((len(encoded), longest), pad_id)
-    mask = torch.zeros_like(input_ids)
-    for row, ids in enumerate(encoded):
-        columns = slice(0, len(ids)) if is_seq2seq else slice(longest - len(ids), None)
-        input_ids[row, columns] = torch.tensor(ids, dtype=torch.long)
-        mask[row, columns] = 1
-    device = student.model.device
     make = _Seq2SeqBatch if is_seq2seq else _CausalBatch
-    return make(student.model, input_ids.to(device), mask.to(device))
+    begun = [[max(token, 0) for token in written[row]] for row in rows]
+    return make(student.model, [encoded[row] for row in rows], begun)
 
 
 def _uniforms(seeds: Sequence[int], config: EvaluationConfig) -> torch.Tensor:
