@@ -10,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from torch.profiler import ProfilerActivity, profile
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -292,9 +293,22 @@ def test_decoding_leaves_the_model_as_it_found_it():
     assert student.model.training
 
 
-def test_bfloat16_decodes_too():
-    config = dataclasses.replace(CONFIG, precision="bfloat16")
-    assert len(decode(tiny_t5(), ["a", "bc"], config)) == 2
+def test_bfloat16_casts_each_weight_once_whatever_the_number_of_steps():
+    def num_casts(limit):
+        config = dataclasses.replace(CONFIG, precision="bfloat16", max_new_tokens=limit)
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+            decode(student, ["a"], config)
+        shape = list(student.model.lm_head.weight.shape)
+        return sum(
+            event.count
+            for event in seen.key_averages(group_by_input_shape=True)
+            if event.key == "aten::_to_copy" and event.input_shapes[0] == shape
+        )
+
+    student = tiny_t5()
+    with torch.no_grad():
+        student.model.lm_head.weight[1] = -1  # does not end early
+    assert num_casts(4) == num_casts(40) == 1
 
 
 def test_no_texts_give_no_generations():

@@ -170,7 +170,8 @@ def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        # In inference mode autocast would cast every weight again at every step.
+        with torch.no_grad():
             yield
     finally:
         model.train(was_training)
