@@ -412,8 +412,8 @@ def _start(
     """Begin rows, or take them up where they waited."""
     is_seq2seq = student.model.config.is_encoder_decoder
     make = _Seq2SeqBatch if is_seq2seq else _CausalBatch
-    begun = [[max(token, 0) for token in written[row]] for row in rows]
-    return make(student.model, [encoded[row] for row in rows], begun)
+    prompts, begun = ([table[row] for row in rows] for table in (encoded, written))
+    return make(student.model, prompts, begun)
 
 
 def _uniforms(seeds: Sequence[int], config: EvaluationConfig) -> torch.Tensor:
