@@ -363,7 +363,7 @@ def _micro() -> Profile:
             model="micro-teacher",
             num_samples=5,
             max_new_tokens=96,
-            batch_size=128,
+            batch_size=512,
         ),
         student=StudentConfig(model="micro-base"),
         # PAPER: four demonstrations. HERE: one; they are most of an input's tokens.

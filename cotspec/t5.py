@@ -45,12 +45,13 @@ def attend_in_place(
     dropout: float = 0.0,
     position_bias: Tensor | None = None,
     **_: object,
-) -> tuple[Tensor, Tensor]:
-    """Attend as transformers' eager T5 does, to the bit, with fewer copies of scores.
+) -> tuple[Tensor, Tensor | None]:
+    """Attend as transformers' eager T5 does, with fewer copies of the scores.
 
     The scores are the largest tensors of a small student, and a CPU waits for memory:
-    they are added to in place. T5 does not scale them. (Fused attention would have to
-    return the gradient of the position bias, which PyTorch's does not on CPUs.)
+    they are added to in place. T5 does not scale them. Where no gradient is asked for,
+    prompts are attended to by PyTorch's fused kernel, equal up to rounding; for training
+    it would have to return the gradient of the position bias, which it does not on CPUs.
 
     Parameters
     ----------
@@ -66,14 +67,21 @@ def attend_in_place(
     Returns
     -------
     tuple of Tensor
-        What was attended to, (B, L, H, D), and the weights, (B, H, L, S).
+        What was attended to, (B, L, H, D), and the weights, (B, H, L, S); None for the
+        weights if they were not computed as such.
     """
+    terms = [term for term in (position_bias, attention_mask) if term is not None]
+    is_plain = not dropout and all(term.dtype == query.dtype for term in terms)
+    if is_plain and query.shape[2] > 1 and not torch.is_grad_enabled():
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=sum(terms) if terms else None, scale=1.0
+        )
+        return attended.transpose(1, 2).contiguous(), None
     scores = torch.matmul(query, key.transpose(2, 3))
-    for term in (position_bias, attention_mask):
-        if term is not None:
-            # Under autocast the scores are narrower than what is added.
-            same = term.dtype == scores.dtype
-            scores = scores.add_(term) if same else scores + term
+    for term in terms:
+        # Under autocast the scores are narrower than what is added.
+        same = term.dtype == scores.dtype
+        scores = scores.add_(term) if same else scores + term
     weights = F.dropout(F.softmax(scores, dim=-1), dropout, module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 

@@ -1,6 +1,7 @@
 """Decoding, scoring and aggregating, with doubles that write what a test wants."""
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch.profiler import ProfilerActivity, profile
 from transformers import (
@@ -22,7 +25,7 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from cotspec import artifacts, evaluation
 from cotspec.evaluation import Sampling, aggregate, decode, evaluate
-from cotspec.evaluation.cells import majority
+from cotspec.evaluation.cells import GROUP_ROWS, grouped, majority
 from cotspec.evaluation.decoding import make_streams
 from cotspec.models import Student, as_student
 from cotspec.profiles import EvaluationConfig
@@ -270,19 +273,22 @@ def test_logits_that_are_not_finite_end_their_row_only():
     assert (good.completion, good.finish_reason) == ("Fine.", "stop")
 
 
-def test_sampling_depends_on_the_seed_and_the_index_alone():
+def test_what_is_sampled_depends_on_the_seed_of_its_text_alone():
     student = tiny_t5()
     texts = ["Q: one", "Q: two three", "four"]
 
-    def sample(some, seed):
-        return [g.completion for g in decode(student, some, CONFIG, **seed)]
+    def sample(some, seeds):
+        done = decode(student, some, CONFIG, temperature=1.0, seeds=seeds)
+        return [g.completion for g in done]
 
-    first = sample(texts, {"temperature": 1.0, "seed": 3})
-    assert first == sample(texts, {"temperature": 1.0, "seed": 3})
-    assert first[:1] == sample(texts[:1], {"temperature": 1.0, "seed": 3})
-    assert first != sample(texts, {"temperature": 1.0, "seed": 4})
+    first = sample(texts, [3, 4, 5])
+    assert first == sample(texts, [3, 4, 5])
+    assert first[::-1] == sample(texts[::-1], [5, 4, 3])
+    assert first[:1] == sample(texts[:1], [3])
+    assert first != sample(texts, [4, 5, 6])
+    assert sample(texts, None) == sample(texts, [0, 1, 2])
     state = torch.random.get_rng_state()
-    sample(texts, {"temperature": 1.0, "seed": 3})
+    sample(texts, [3, 4, 5])
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -517,6 +523,29 @@ def test_what_cannot_be_evaluated_is_an_error_before_decoding(tasks, modes, mess
     assert student.model.scripts == []
 
 
+@pytest.mark.parametrize("options", [{}, {"sampling": Sampling(1.0, num_samples=2)}])
+def test_small_cells_are_decoded_together_and_give_what_each_gives_alone(options):
+    student = scripted(answer_last_question) if not options else tiny_t5()
+    together = run(student, TASKS, MODES, **options).to_list()
+    if not options:
+        assert max(student.model.rows_per_step) == 2 * (3 + 5)
+    alone = [
+        run(student, {task: rows}, (mode,), **options).to_list()
+        for task, rows in TASKS.items()
+        for mode in MODES
+    ]
+    assert together == list(itertools.chain(*alone))
+
+
+@given(sizes=st.lists(st.integers(1, 2000)))
+def test_groups_hold_every_cell_in_order_and_end_when_they_are_full(sizes):
+    groups = list(grouped(enumerate(sizes), lambda item: item[1]))
+    assert list(itertools.chain(*groups)) == list(enumerate(sizes))
+    totals = [[size for _, size in group] for group in groups]
+    assert all(sum(total) >= GROUP_ROWS for total in totals[:-1])
+    assert all(sum(total[:-1]) < GROUP_ROWS for total in totals)
+
+
 # --- resuming and sharing ------------------------------------------------------------
 
 TASKS = {"toy": problems(), "other": problems("other", 5)}
@@ -527,7 +556,10 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def test_a_killed_evaluation_resumes_and_ends_with_the_same_bytes(tmp_path):
+def test_a_killed_evaluation_resumes_and_ends_with_the_same_bytes(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(evaluation.cells, "GROUP_ROWS", 6)  # two groups of two cells
     whole = run(tiny_t5(), TASKS, MODES, work_dir=tmp_path / "whole")
 
     class Killed(BaseException):
@@ -535,13 +567,13 @@ def test_a_killed_evaluation_resumes_and_ends_with_the_same_bytes(tmp_path):
 
     student, calls = tiny_t5(), []
 
-    def kill_in_the_third_cell(module, arguments, options):
+    def kill_in_the_second_group(module, arguments, options):
         calls.append(1)
         if len(list((tmp_path / "resumed").glob("*"))) == 2:
             raise Killed
 
     hook = student.model.register_forward_pre_hook(
-        kill_in_the_third_cell, with_kwargs=True
+        kill_in_the_second_group, with_kwargs=True
     )
     with pytest.raises(Killed):
         run(student, TASKS, MODES, work_dir=tmp_path / "resumed")

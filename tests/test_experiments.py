@@ -285,6 +285,26 @@ def test_the_base_is_decoded_once_for_all_seeds(finished):
     assert (seeds[0] == seeds[1]).all()
 
 
+def test_what_is_measured_on_one_checkpoint_is_decoded_together(
+    finished, model, inputs, tmp_path, monkeypatch
+):
+    def evaluate(student, problems, modes, *arguments, **options):
+        asked.append((options["checkpoint"], {t: tuple(m) for t, m in modes.items()}))
+        return really(student, problems, modes, *arguments, **options)
+
+    asked, really = [], jobs.evaluation.evaluate
+    shutil.copytree(finished[1], tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(jobs.evaluation, "evaluate", evaluate)
+    both = (MODE, "zero_shot_answer_only")
+    measurements = [*MEASUREMENTS, Measurement("test", (TASK,), both)]
+    again = run(finished[0][:1], inputs, tmp_path, measurements=measurements)
+    assert asked == [("step-4", {TASK: both[1:]})]  # the other mode was there
+    fresh = Measurement("test", (TASK,), ("in_context_answer_only", both[1]))
+    run(finished[0][1:], inputs, tmp_path, measurements=[fresh])
+    assert asked[1:] == [("step-4", {TASK: fresh.prompt_modes})]
+    assert len(again) == len(finished[2]) // 2 + 3
+
+
 def test_a_second_run_trains_and_decodes_nothing(finished, inputs, monkeypatch):
     cells, store, predictions = finished
     assert predictions.attrs == {"cells": 2, "trained": 2, "decoded": 8}

@@ -62,7 +62,23 @@ def test_attention_in_place_generates_as_eager_attention():
     )
     assert torch.equal(eager.sequences, ours.sequences)
     for one, other in zip(eager.scores, ours.scores, strict=True):
-        assert torch.equal(one, other)
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("is_padded", (False, True))
+@pytest.mark.parametrize("is_biased", (False, True))
+def test_prompts_are_attended_to_alike_with_and_without_gradients(is_padded, is_biased):
+    query, key, value = torch.randn(3, 2, 4, 5, 8).unbind()
+    mask = torch.zeros(2, 1, 1, 5)
+    mask[0, ..., 3:] = torch.finfo(torch.float32).min
+    given = (query, key, value, mask if is_padded else None)
+    bias = {"position_bias": torch.randn(1, 4, 5, 5) if is_biased else None}
+    module = torch.nn.Module().eval()
+    plain, weights = t5.attend_in_place(module, *given, **bias)
+    with torch.no_grad():
+        fused, none = t5.attend_in_place(module, *given, **bias)
+    assert weights.shape == (2, 4, 5, 5) and none is None
+    torch.testing.assert_close(fused, plain)
 
 
 def test_attention_in_place_leaves_mask_and_bias_alone():

@@ -4,13 +4,15 @@ Enters: a student, problems by task and the prompt modes to test. Leaves: predic
 one row per (problem, prompt mode) with the raw completion, and from them the tidy table
 of accuracies. Prompts come from `prompts`, scores from `answers`.
 
-Batches are formed from a whole (task, prompt mode) in a fixed order, so the same inputs
-give the same bytes wherever a run was interrupted and however many processes share it.
+Batches are formed from whole (task, prompt mode) cells, several small ones together, in
+a fixed order: the same inputs give the same bytes however many processes share them,
+and also after an interruption, unless it fell between two files of one group: what is
+missing then makes smaller batches, which may round otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -79,8 +81,8 @@ def evaluate(
     descriptions : mapping of task to str, optional
         The sentence a generic prompt begins with.
     work_dir : Path, optional
-        Keeps each finished (task, mode); a later call with the same inputs takes it
-        from there. The student's weights are known by name and checkpoint only.
+        Keeps each finished (task, mode), `cells.GROUP_ROWS` problems at a time; a later
+        call with the same inputs takes it from there. The student's weights are known by name and checkpoint only.
     sampling : Sampling, optional
         Default: as `config` says, with seed 0.
     accelerator : Accelerator, optional
@@ -103,22 +105,46 @@ def evaluate(
     pairs = _pairs(list(problems_by_task), prompt_modes)
     for task, mode in pairs:
         cells.check_cell(task, mode, problems_by_task[task], demonstrations)
+
+    def cell_of(task: str, mode: str) -> cells.Cell:
+        problems, shown = problems_by_task[task], demonstrations.get(task, ())
+        about = (descriptions or {}).get(task, "")
+        fitted = cells.fit_prompts(student, problems, mode, shown, about, config)
+        return cells.Cell(task, mode, checkpoint, problems, fitted)
+
+    def path_of(cell: cells.Cell) -> Path | None:
+        return cells.cell_path(work_dir, cell, student, config, sampling)
+
+    def run(group: Sequence[cells.Cell]) -> list[Dataset]:
+        return cells.run_cells(group, student, config, sampling, accelerator)
+
     is_main = place(accelerator)[0] == 0
-    tables = []
-    for task, mode in tqdm(pairs, desc=f"evaluate {checkpoint}", disable=not is_main):
-        problems = problems_by_task[task]
-        shown = demonstrations.get(task, ())
-        description = (descriptions or {}).get(task, "")
-        fitted = cells.fit_prompts(student, problems, mode, shown, description, config)
-        cell = cells.Cell(task, mode, checkpoint, problems, fitted)
-        path = cells.cell_path(work_dir, cell, student, config, sampling)
-        table = cells.finished(path, cell)
-        if table is None:
-            table = cells.run_cell(cell, student, config, sampling, accelerator)
-            if path is not None and is_main:
-                artifacts.write_dataset(path, table)
-        tables.append(table)
+    bar = tqdm(total=len(pairs), desc=f"evaluate {checkpoint}", disable=not is_main)
+    tables: list[Dataset] = []
+    with bar:
+        for group in cells.grouped(
+            (cell_of(*pair) for pair in pairs), lambda cell: len(cell.problems)
+        ):
+            tables += _tables(group, [path_of(cell) for cell in group], run, is_main)
+            bar.update(len(group))
     return concatenate_datasets(tables)
+
+
+def _tables(
+    group: Sequence[cells.Cell],
+    paths: Sequence[Path | None],
+    run: Callable[[Sequence[cells.Cell]], list[Dataset]],
+    is_main: bool,
+) -> list[Dataset]:
+    """The predictions of each cell; what is not kept is decoded together."""
+    kept = [cells.finished(path, cell) for path, cell in zip(paths, group, strict=True)]
+    missing = [i for i, table in enumerate(kept) if table is None]
+    decoded = run([group[i] for i in missing]) if missing else []
+    for i, table in zip(missing, decoded, strict=True):
+        kept[i] = table
+        if paths[i] is not None and is_main:
+            artifacts.write_dataset(paths[i], table)
+    return kept
 
 
 def _pairs(

@@ -1,7 +1,9 @@
-"""One task in one prompt mode: the unit of evaluation that is kept and resumed.
+"""One task in one prompt mode: the unit of evaluation that is kept.
 
 Enters: a task's problems, its demonstrations and a student. Leaves: predictions with
 their scores, one row per problem, in memory and as one Parquet file.
+
+Small cells are decoded together: a step costs little more for many rows than for few.
 """
 
 from __future__ import annotations
@@ -9,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from accelerate import Accelerator
 from datasets import Dataset, Features, List, Value
@@ -22,6 +25,9 @@ from cotspec.models import Student
 from cotspec.profiles import EvaluationConfig
 
 logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
+
+GROUP_ROWS = 1024  # decoded together; what a killed evaluation loses at most
 
 PREDICTION_FEATURES = Features(
     {
@@ -172,26 +178,52 @@ def finished(path: Path | None, cell: Cell) -> Dataset | None:
     return None
 
 
-def run_cell(
-    cell: Cell,
+def grouped(
+    items: Iterable[Item], num_rows: Callable[[Item], int]
+) -> Iterator[list[Item]]:
+    """Yield items in their order, so many at a time as make `GROUP_ROWS` rows."""
+    group: list[Item] = []
+    for item in items:
+        group.append(item)
+        if sum(map(num_rows, group)) >= GROUP_ROWS:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def run_cells(
+    cells: Sequence[Cell],
     student: Student,
     config: EvaluationConfig,
     sampling: Sampling,
     accelerator: Accelerator | None,
-) -> Dataset:
-    """Decode and score one cell."""
+) -> list[Dataset]:
+    """Decode the prompts of several cells together, and score each cell."""
+    prompts_by_cell = [[p.text for p in cell.fitted if p] for cell in cells]
     k = sampling.num_samples
-    decodable = [prompt.text for prompt in cell.fitted if prompt]
     generations = iter(
         decode(
             student,
-            [text for text in decodable for _ in range(k)],
+            [text for texts in prompts_by_cell for text in texts for _ in range(k)],
             config,
             temperature=sampling.temperature,
-            seed=sampling.seed,
+            # By the place in its cell: samples do not depend on the other cells.
+            seeds=[
+                sampling.seed + i
+                for texts in prompts_by_cell
+                for i in range(len(texts) * k)
+            ],
             accelerator=accelerator,
         )
     )
+    return [_predictions(cell, student, generations, k) for cell in cells]
+
+
+def _predictions(
+    cell: Cell, student: Student, generations: Iterator[Generation], k: int
+) -> Dataset:
+    """Score the next `k` generations of each problem."""
     rows = []
     for problem, prompt in zip(cell.problems, cell.fitted, strict=True):
         candidates = [Generation("", 0, "prompt_too_long")]

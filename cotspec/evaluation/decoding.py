@@ -67,7 +67,7 @@ def decode(
     config: EvaluationConfig,
     *,
     temperature: float = 0.0,
-    seed: int = 0,
+    seeds: Sequence[int] | None = None,
     accelerator: Accelerator | None = None,
 ) -> list[Generation]:
     """Let the student complete each text.
@@ -83,7 +83,9 @@ def decode(
     texts : sequence of str
     config : EvaluationConfig
     temperature : float
-        0 is greedy; else text i is sampled with its own generator, ``seed + i``.
+        0 is greedy; else each text is sampled with a generator of its own.
+    seeds : sequence of int, optional
+        One per text. Default: 0, 1, 2, ...
     accelerator : Accelerator, optional
         Its processes take turns at the streams; each gets all generations back.
 
@@ -102,10 +104,11 @@ def decode(
     )
     streams = make_streams([len(ids) for ids in encoded], config)
     process, num_processes = place(accelerator)
+    seeds = range(len(texts)) if seeds is None else seeds
     done: list[tuple[int, Generation]] = []
     with _evaluation_mode(student.model), _precision(student.model, config):
         for stream in streams[process::num_processes]:
-            draws = _uniforms([seed + i for i in stream], config)
+            draws = _uniforms([seeds[i] for i in stream], config)
             pick = functools.partial(_pick, temperature=temperature, draws=draws)
             rows = _decode_stream(student, [encoded[i] for i in stream], config, pick)
             done += zip(stream, rows, strict=True)

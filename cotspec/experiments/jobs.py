@@ -18,19 +18,21 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import itertools
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 
 from cotspec import artifacts, evaluation, models, selection, training
 from cotspec.alignment import Rule
+from cotspec.evaluation import cells
 from cotspec.experiments.grid import Cell
 from cotspec.profiles import (
     EvaluationConfig,
@@ -309,32 +311,48 @@ def _decode(job: Job, inputs: Inputs, settings: Settings) -> None:
     if checkpoint:
         student = training.load_checkpoint(student, checkpoint)
     student.model.to(models.device())
-    for unit, path in missing:
+    paths = {path for _, path in missing}
+    at_step = [(unit, path) for step, _, unit, path in job.files() if step == job.step]
+    for split, files in itertools.groupby(at_step, key=lambda file: file[0].split):
+        for group in cells.grouped(files, lambda file: len(file[0].problem_ids)):
+            due = [(unit, path) for unit, path in group if path in paths]
+            if due:
+                _decode_group(student, split, due, job.step, inputs, settings)
+
+
+def _decode_group(
+    student: models.Student,
+    split: str,
+    due: Sequence[tuple[Unit, Path]],
+    step: int,
+    inputs: Inputs,
+    settings: Settings,
+) -> None:
+    """Decode units of one split together, and write a file for each."""
+    problems: dict[str, Dataset] = {}
+    modes: dict[str, list[str]] = {}
+    for unit, path in due:
         if path.exists():
             logger.warning(
                 "decoding again: %s does not hold its %d problems",
                 path,
                 len(unit.problem_ids),
             )
-        table = _predictions(student, unit, f"step-{job.step}", inputs, settings)
-        artifacts.write_dataset(path, table)
-
-
-def _predictions(
-    student: models.Student,
-    unit: Unit,
-    checkpoint: str,
-    inputs: Inputs,
-    settings: Settings,
-) -> Dataset:
-    problems = inputs.problems_of(unit.split, unit.task)
+        problems[unit.task] = inputs.problems_of(split, unit.task)
+        modes.setdefault(unit.task, []).append(unit.prompt_mode)
     table = inputs.demonstrations
-    return evaluation.evaluate(
+    predictions = evaluation.evaluate(
         student,
-        {unit.task: problems},
-        (unit.prompt_mode,),
+        problems,
+        modes,
         settings.evaluation,
-        demonstrations=selection.demonstrations_by_task(table, problems),
+        demonstrations=selection.demonstrations_by_task(
+            table, concatenate_datasets(list(problems.values()))
+        ),
         descriptions=selection.descriptions_by_task(table),
-        checkpoint=checkpoint,
+        checkpoint=f"step-{step}",
     )
+    task, mode = (np.array(predictions[name][:]) for name in ("task", "prompt_mode"))
+    for unit, path in due:
+        rows = np.flatnonzero((task == unit.task) & (mode == unit.prompt_mode))
+        artifacts.write_dataset(path, predictions.select(rows))
