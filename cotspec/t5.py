@@ -50,8 +50,8 @@ def attend_in_place(
 
     The scores are the largest tensors of a small student, and a CPU waits for memory:
     they are added to in place. T5 does not scale them. Where no gradient is asked for,
-    prompts are attended to by PyTorch's fused kernel, equal up to rounding; for training
-    it would have to return the gradient of the position bias, which it does not on CPUs.
+    PyTorch's fused kernel attends to prompts, equal up to rounding; in training it
+    would have to return the gradient of the position bias, which it does not on CPUs.
 
     Parameters
     ----------

@@ -82,7 +82,8 @@ def evaluate(
         The sentence a generic prompt begins with.
     work_dir : Path, optional
         Keeps each finished (task, mode), `cells.GROUP_ROWS` problems at a time; a later
-        call with the same inputs takes it from there. The student's weights are known by name and checkpoint only.
+        call with the same inputs takes it from there. The student's weights are known
+        by name and checkpoint only.
     sampling : Sampling, optional
         Default: as `config` says, with seed 0.
     accelerator : Accelerator, optional

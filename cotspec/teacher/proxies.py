@@ -8,14 +8,19 @@ This machine is never reached by one: a request to it carries the key in the cle
 from __future__ import annotations
 
 import ipaddress
+import ssl
 from urllib.request import getproxies, proxy_bypass
 
 import httpcore
 import httpx
 
+from cotspec.teacher.network import Lane, Network, PlainNetwork
 
-def open_pool(url: str, **options) -> httpcore.AsyncConnectionPool:
-    """Return connections to one server, by the proxy that is right for it.
+
+def open_lane(
+    url: str, ssl_context: ssl.SSLContext
+) -> Lane | httpcore.AsyncConnectionPool:
+    """Return a connection to one server, by the proxy that is right for it.
 
     Raises
     ------
@@ -24,9 +29,17 @@ def open_pool(url: str, **options) -> httpcore.AsyncConnectionPool:
     """
     proxy = choose_proxy(httpx.URL(url))
     if proxy is None:
-        return httpcore.AsyncConnectionPool(**options)
+        is_plain = url.startswith("http:")
+        network = PlainNetwork() if is_plain else Network()
+        return Lane(url, ssl_context=ssl_context, network_backend=network)
     address = httpcore.URL(str(proxy.url))
-    return httpcore.AsyncHTTPProxy(address, proxy_auth=proxy.raw_auth, **options)
+    return httpcore.AsyncHTTPProxy(
+        address,
+        proxy_auth=proxy.raw_auth,
+        max_connections=1,
+        ssl_context=ssl_context,
+        network_backend=Network(),
+    )
 
 
 def choose_proxy(url: httpx.URL) -> httpx.Proxy | None:

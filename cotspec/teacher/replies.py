@@ -6,6 +6,7 @@ completions by choice index, or an `InvalidReply` that says what is missing.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 
@@ -136,6 +137,7 @@ def _entry_bytes(entry: Mapping) -> bytes:
     return bytes(given) if given is not None else token_bytes(entry["token"])
 
 
+@functools.lru_cache(maxsize=2**16)  # a vocabulary, which comes in every reply again
 def token_bytes(token: str) -> bytes:
     r"""Return the bytes of a token's text; OpenAI writes split ones as ``bytes:\xNN``.
 
