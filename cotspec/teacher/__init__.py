@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from cotspec import prompts
 from cotspec.profiles import TeacherConfig
-from cotspec.teacher.compaction import compact, map_once
+from cotspec.teacher.compaction import compact, map_kept, map_once
 from cotspec.teacher.connection import ServerError
 from cotspec.teacher.records import (
     FEATURES,
@@ -38,6 +38,7 @@ from cotspec.teacher.release import import_release
 from cotspec.teacher.store import MemoryStore, SampleStore
 
 OPENAI_URL = "https://api.openai.com/v1"  # where no base URL is configured
+TRACES_FILE = "traces.parquet"  # in a store, beside its samples
 RELEASE_FILE = "codex_traces.parquet"  # what the authors' folder is turned into
 
 logger = logging.getLogger(__name__)
@@ -137,6 +138,8 @@ def sample(
     names = (sample_keys(backend.model, r, options, sample_ids) for r in requests)
     places = product(range(len(requests)), sample_ids)
     keys = dict(zip(places, chain.from_iterable(names), strict=True))
+    if store and (kept := _kept(problems, keys.values(), Path(store))) is not None:
+        return kept
     samples = SampleStore(store) if store else MemoryStore()
     _draw(backend, requests, options, keys, samples)
     there = {place: key for place, key in keys.items() if key in samples}
@@ -146,7 +149,15 @@ def sample(
     if len(there) == len(keys):
         samples.compact(keys.values())
     identity = _identity(problems, there.values())
-    return map_once(rows, Path(store) / "traces.parquet", identity=identity)
+    return map_once(rows, Path(store) / TRACES_FILE, identity=identity)
+
+
+def _kept(problems: Dataset, keys: Iterable[str], store: Path) -> Dataset | None:
+    """Map the traces if all are there: then nothing of the samples need be read."""
+    traces = map_kept(store / TRACES_FILE, identity=_identity(problems, keys))
+    if traces is not None:
+        logger.info("all %d solutions are in %s", len(traces), store / TRACES_FILE)
+    return traces
 
 
 def _identity(problems: Dataset, keys: Iterable[str]) -> str:

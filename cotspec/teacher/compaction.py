@@ -83,13 +83,25 @@ def map_once(
     It is written, by `write_mapped`, unless the note beside it says that it holds
     just those; then `rows` is left alone.
     """
-    note = path.with_suffix(".identity")
-    if path.exists() and note.exists() and note.read_text() == identity:
-        return _mapped(path)
+    if (kept := map_kept(path, identity=identity)) is not None:
+        return kept
+    note = _note(path)
     note.unlink(missing_ok=True)  # before the file changes, whatever happens then
     traces = write_mapped(rows, path)
     atomic.write_bytes(note, identity.encode())
     return traces
+
+
+def map_kept(path: Path, *, identity: str) -> Dataset | None:
+    """Map the file if the note beside it says that it holds those traces."""
+    note = _note(path)
+    if path.exists() and note.exists() and note.read_text() == identity:
+        return _mapped(path)
+    return None
+
+
+def _note(path: Path) -> Path:
+    return path.with_suffix(".identity")
 
 
 def _mapped(path: Path) -> Dataset:
