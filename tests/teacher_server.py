@@ -116,6 +116,7 @@ class FaultServer:
     ):
         self.fault_rate, self.faults, self.always = fault_rate, faults, always
         self.tls = tls  # an SSLContext
+        self.more: dict = {}  # beside the choices of every reply
         self.log: Counter = Counter()
         self.headers: list[dict] = []
         self.bodies: list[dict] = []
@@ -179,7 +180,7 @@ class FaultServer:
         choices = choices_for(body, fault)
         if self.always == "ignores_n":
             choices = choices[:1]
-        return "200", "", json.dumps({"choices": choices}).encode()
+        return "200", "", json.dumps({"choices": choices} | self.more).encode()
 
 
 async def serve(server: FaultServer, announce) -> None:

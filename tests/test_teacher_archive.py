@@ -56,10 +56,10 @@ def test_the_samples_can_be_read_again_from_the_kept_replies(api, tmp_path):
     for record in read_archive(tmp_path):
         try:
             asked = {"top_k": 5, "n": len(record["sample_ids"])}
-            found = replies.read_reply(record["reply"], chat=api == "chat", **asked)
+            reply = replies.read_reply(record["reply"], chat=api == "chat", **asked)
         except replies.InvalidReply:  # torn ones are kept too, and were asked again
             continue
-        for index, completion in found.items():
+        for index, completion in reply.completions.items():
             place = record["problem_id"], record["sample_ids"][index]
             again[place] = completion.text
     stored = zip(traces["problem_id"], traces["sample_id"], strict=True)

@@ -170,6 +170,15 @@ def test_a_budget_stops_the_run_and_says_so(caplog):
     assert "teacher.max_total_tokens" in caplog.text
 
 
+@pytest.mark.parametrize(("counted", "num_requests"), ((150, 2), (99, 3)))
+def test_a_budget_counts_what_the_server_counts(counted, num_requests):
+    with running() as server:
+        server.more = {"usage": {"total_tokens": counted}}
+        options = {"max_total_tokens": 200, "max_in_flight": 1}
+        traces = draw(backend(server, samples_per_request=1, **options))
+    assert len(traces) == num_requests
+
+
 def test_the_key_is_sent_and_appears_nowhere_else(caplog, capfd):
     with running(0.3) as server, caplog.at_level(logging.DEBUG):
         source = backend(server)

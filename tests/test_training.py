@@ -277,6 +277,13 @@ def test_a_folder_of_another_run_is_refused(finished):
         run(finished[0], config)
 
 
+def test_a_folder_of_another_model_is_refused(finished):
+    student = tiny_student()
+    student.model.resize_token_embeddings(56)
+    with pytest.raises(ValueError, match="do not fit student 'tiny'.*size mismatch"):
+        run(finished[0], student=student)
+
+
 def test_loss_and_gradients_do_not_depend_on_how_an_update_is_cut(tmp_path):
     """Four micro-batches in one update: the mean over all their tokens."""
     config = dataclasses.replace(CONFIG, gradient_accumulation_steps=4, max_steps=1)

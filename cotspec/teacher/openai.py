@@ -30,7 +30,7 @@ from cotspec.teacher.records import (
     SamplingOptions,
     sample_seed,
 )
-from cotspec.teacher.replies import read_reply
+from cotspec.teacher.replies import Reply, read_reply
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,8 @@ class OpenAIBackend:
     max_in_flight : int, concurrent requests over all servers
     samples_per_request : int, OpenAI's ``n``; 1 where the server takes no ``n``
     max_total_tokens : int, optional
-        Budget of prompt and completion tokens; no request begins once it is spent.
+        Budget of prompt and completion tokens, as the server counts them, or else
+        estimated; no request begins once it is spent.
     key_variable : the environment variable with the key
     timeout : float, seconds without an answer until a request counts as lost
     max_retries : int, per request
@@ -245,13 +246,15 @@ class _Run:
         )
         expected = {"chat": self.backend.api == "chat", "n": len(sample_ids)}
 
-        def read(content: bytes) -> dict[int, Completion]:
+        def read(content: bytes) -> Reply:
             if self.archive:
                 kept = connection.without_key(content)
                 self.archive.append(request.problem_id, sample_ids, kept)
             return read_reply(content, top_k=self.options.top_k, **expected)
 
-        choices = await connection.post(body, read)
-        self.spent += len(request.prompt) // 4  # about four bytes a token
-        self.spent += sum(len(c.token_bytes) for c in choices.values())
-        return {sample_ids[i]: completion for i, completion in choices.items()}
+        found, num_tokens = await connection.post(body, read)
+        if num_tokens is None:  # a guess: a token has about four bytes
+            num_tokens = len(request.prompt) // 4
+            num_tokens += sum(len(c.token_bytes) for c in found.values())
+        self.spent += num_tokens
+        return {sample_ids[i]: completion for i, completion in found.items()}

@@ -49,7 +49,8 @@ def _reader(backend, options: SamplingOptions, n: int):
     def read(content: bytes) -> dict[int, Completion]:
         try:
             chat = backend.api == "chat"
-            return read_reply(content, chat=chat, top_k=options.top_k, n=n)
+            asked = {"top_k": options.top_k, "n": n}
+            return read_reply(content, chat=chat, **asked).completions
         except InvalidReply as error:
             raise ServerError(f"the server returns {error}. {_ADVICE}") from None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from cotspec.teacher.records import NO_ID, Completion
 from cotspec.teacher.stopping import cut_tokens, find_end, valid_length
@@ -21,10 +22,21 @@ class InvalidReply(ValueError):
     """A reply without what was asked for; asking again may help."""
 
 
-def read_reply(
-    content: bytes, *, chat: bool, top_k: int, n: int
-) -> dict[int, Completion]:
-    """Return the completions of a reply by choice index, 0 to `n` - 1.
+class Reply(NamedTuple):
+    """What one request brought.
+
+    Attributes
+    ----------
+    completions : dict of int to Completion, by choice index
+    num_tokens : int, of prompt and completions; None where the server does not say
+    """
+
+    completions: dict[int, Completion]
+    num_tokens: int | None
+
+
+def read_reply(content: bytes, *, chat: bool, top_k: int, n: int) -> Reply:
+    """Read a reply's choices of index 0 to `n` - 1.
 
     A repeated index counts once; choices of any other index were not asked for.
 
@@ -35,19 +47,20 @@ def read_reply(
         log-probabilities or alternatives.
     """
     try:
-        choices = json.loads(content)["choices"]
+        reply = json.loads(content)
         found = {}
-        for position, choice in enumerate(choices):
+        for position, choice in enumerate(reply["choices"]):
             index = choice.get("index", position)
             if index in range(n) and index not in found:
                 found[int(index)] = read_choice(choice, chat=chat, top_k=top_k)
+        num_tokens = (reply.get("usage") or {}).get("total_tokens")
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         if isinstance(error, InvalidReply):
             raise
         raise InvalidReply(f"malformed reply ({type(error).__name__})") from None
     if not found:
         raise InvalidReply(f"no choices of index 0 to {n - 1}")
-    return found
+    return Reply(found, num_tokens if isinstance(num_tokens, int) else None)
 
 
 def read_choice(choice: Mapping, *, chat: bool, top_k: int) -> Completion:

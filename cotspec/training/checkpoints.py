@@ -45,15 +45,26 @@ def load_checkpoint(student: Student, path: Path) -> Student:
     """
     _check_tokenizer(student, Path(path))
     loaded = copy_of(student)
+    load_weights(loaded, Path(path))
+    loaded.model.eval()
+    return loaded
+
+
+def load_weights(student: Student, path: Path) -> None:
+    """Give the student a checkpoint's weights.
+
+    Raises
+    ------
+    ValueError
+        The weights are of another model.
+    """
     try:
-        load_model(loaded.model, Path(path) / "model.safetensors")
+        load_model(student.model, path / "model.safetensors")
     except RuntimeError as error:
         raise ValueError(
             f"checkpoint {path}: its weights do not fit student {student.name!r}. "
             f"Allowed: the student it was trained from ({_one_line(error)})"
         ) from error
-    loaded.model.eval()
-    return loaded
 
 
 def _check_tokenizer(student: Student, path: Path) -> None:

@@ -14,7 +14,6 @@ import pandas as pd
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from datasets import Dataset
-from safetensors.torch import load_model
 from tqdm import tqdm
 
 from cotspec import batching
@@ -89,7 +88,7 @@ def train(
     newest = checkpoints.newest(work_dir, accelerator)
     student.model.float()
     if newest:
-        load_model(student.model, newest / "model.safetensors")
+        checkpoints.load_weights(student, newest)
     model, optimizer = accelerator.prepare(
         student.model, schedule.make_optimizer(student.model, config)
     )
