@@ -58,6 +58,7 @@ def serving(command: list[str], seconds: float = 120):
                 break
             except httpx.TransportError:
                 time.sleep(0.5)
+        assert process.poll() is None, f"the server ended with {process.returncode}"
         yield url
     finally:
         process.terminate()
@@ -66,7 +67,7 @@ def serving(command: list[str], seconds: float = 120):
 
 @pytest.fixture(scope="module")
 def llama_cpp():
-    python = python_with("llama_cpp.server", "COTSPEC_LLAMA_PYTHON")
+    python = python_with("llama_cpp.server.app", "COTSPEC_LLAMA_PYTHON")
     folder, file = models.smollm2_gguf()
     options = ["--model", os.path.join(folder, file), "--logits_all", "true"]
     options += ["--n_ctx", "1024", "--verbose", "false"]
