@@ -27,7 +27,7 @@ from cotspec.profiles import EvaluationConfig
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
-GROUP_ROWS = 1024  # decoded together; what a killed evaluation loses at most
+GROUP_ROWS = 1024  # cells are decoded together until they have so many problems
 
 PREDICTION_FEATURES = Features(
     {

@@ -29,6 +29,9 @@ class Lane:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
+        await self._close()
+
+    async def _close(self) -> None:
         if self._connection is not None:
             await self._connection.aclose()
 
@@ -36,7 +39,7 @@ class Lane:
         """Send one request and read its reply whole; one at a time."""
         current = self._connection
         if current is None or current.is_closed() or current.has_expired():
-            await self.__aexit__()
+            await self._close()
             self._connection = httpcore.AsyncHTTPConnection(
                 self._origin, **self._options
             )
@@ -58,7 +61,7 @@ class PlainNetwork(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         opening = asyncio.open_connection(host, port)
         try:
-            return _Plain(*await asyncio.wait_for(opening, timeout))
+            return _Together(_Plain(*await asyncio.wait_for(opening, timeout)))
         except asyncio.TimeoutError as error:  # before OSError, of which it is one
             raise httpcore.ConnectTimeout(str(error)) from error
         except OSError as error:
@@ -99,16 +102,12 @@ class _Plain(httpcore.AsyncNetworkStream):
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
         self._reader, self._writer = reader, writer
-        self._written = b""
         self._is_late = False
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._written += buffer
+        self._writer.write(buffer)
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        if self._written:
-            written, self._written = self._written, b""
-            self._writer.write(written)
         timer = None
         if timeout is not None:
             timer = asyncio.get_running_loop().call_later(timeout, self._end)
@@ -128,7 +127,9 @@ class _Plain(httpcore.AsyncNetworkStream):
         self._writer.transport.abort()  # the read ends as if the server had closed
 
     async def aclose(self) -> None:
-        self._writer.close()
+        # Not `close`, which first sends what is left: a server that does not read it
+        # would hold up the end of the run.
+        self._writer.transport.abort()
         with suppress(OSError):
             await self._writer.wait_closed()
 
