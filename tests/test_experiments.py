@@ -564,6 +564,23 @@ def test_a_process_that_fails_or_is_killed_costs_only_its_own_cell(tmp_path):
     assert failed[str(listed[2])] == "the process ended with -9"
 
 
+def note_process(job, folder):
+    """Module-level, so that a process can import it."""
+    (folder / f"{job.cell.seed} {os.getpid()}").touch()
+
+
+def test_a_process_does_one_job_after_the_other(tmp_path):
+    listed = [
+        jobs.Job(Cell(**CELL_FIELDS | {"seed": seed}), tmp_path, (), 1)
+        for seed in range(6)
+    ]
+    work = functools.partial(note_process, folder=tmp_path)
+    assert workers.run_jobs(listed, work, num_workers=2) == {}
+    seeds, pids = zip(*(p.name.split() for p in tmp_path.iterdir()), strict=True)
+    assert sorted(seeds) == list("012345")
+    assert len(set(pids)) <= 2 and str(os.getpid()) not in pids
+
+
 def run_elsewhere(cells, inputs, store, settings):
     torch.set_num_threads(1)
     run(cells, inputs, store, settings)

@@ -38,9 +38,9 @@ def run_jobs(jobs: Sequence[Job], work: Work, *, num_workers: int) -> dict[str, 
     work : callable
         Importable by name, or a partial of such a function.
     num_workers : int
-        1: in this process, with all of torch's threads. More: one process a job, so
-        many at a time, each with one thread; what they compute does not depend on how
-        many there are.
+        1: in this process, with all of torch's threads. More: so many processes, each
+        with one thread; what they compute does not depend on how many there are. One
+        that dies fails the job it had, and another takes its place.
     """
     waiting = [part for job in jobs for part in job.parts()]
     waiting.sort(key=lambda part: part.step is not None)  # stable
@@ -79,47 +79,58 @@ def _error_of(work: Work, job: Job) -> str | None:
 def _side_by_side(
     num_workers: int, waiting: list[Job], work: Work
 ) -> Iterator[tuple[Job, str | None]]:
-    # A server that has imported everything once forks a process for every job.
+    # A server that has imported everything once forks the workers.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "cotspec.experiments.jobs"])
-    running: dict[Connection, tuple[Job, multiprocessing.Process]] = {}
-    with _killed_at_the_end(running):
+    with contextlib.ExitStack() as stack:
+        idle: list[_Worker] = []
+        running: dict[Connection, tuple[Job, _Worker]] = {}
         while waiting or running:
             while waiting and len(running) < num_workers:
-                job = waiting.pop(0)
-                receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=_serve, args=(sender, work, job))
-                process.start()
-                sender.close()
-                running[receiver] = job, process
-            for receiver in wait(list(running)):
-                job, process = running.pop(receiver)
-                yield job, _outcome(receiver, process)
+                if not idle:
+                    idle.append(_Worker(context, work))
+                    stack.callback(idle[-1].end)
+                job, worker = waiting.pop(0), idle.pop()
+                worker.begin(job)
+                running[worker.connection] = job, worker
+            for connection in wait(list(running)):
+                job, worker = running.pop(connection)
+                try:
+                    error = connection.recv()
+                    idle.append(worker)
+                except (EOFError, ConnectionResetError):
+                    error = f"the process ended with {worker.exit_status()}"
+                yield job, error
 
 
-@contextlib.contextmanager
-def _killed_at_the_end(running: dict) -> Iterator[None]:
-    """Leave no process behind when the caller is interrupted."""
-    try:
-        yield
-    finally:
-        for _, process in running.values():
-            process.kill()
-            process.join()
+class _Worker:
+    """A process that does one job after the other: it starts and reads inputs once."""
+
+    def __init__(self, context: multiprocessing.context.ForkServerContext, work: Work):
+        self.connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, work))
+        self._process.start()
+        theirs.close()
+
+    def begin(self, job: Job) -> None:
+        """Send a job; its error or None can be received from `connection`."""
+        with contextlib.suppress(BrokenPipeError):  # who receives sees that it died
+            self.connection.send(job)
+
+    def exit_status(self) -> int | None:
+        """Wait for the end of a process that closed its side."""
+        self._process.join()
+        return self._process.exitcode
+
+    def end(self) -> None:
+        """Leave no process behind, idle or interrupted."""
+        self.connection.close()
+        self._process.kill()
+        self._process.join()
 
 
-def _outcome(receiver: Connection, process: multiprocessing.Process) -> str | None:
-    with receiver:
-        try:
-            error = receiver.recv()
-        except EOFError:
-            error = "died"
-        process.join()
-    return f"the process ended with {process.exitcode}" if error == "died" else error
-
-
-def _serve(sender: Connection, work: Work, job: Job) -> None:
-    """Do one job in a process of its own, and send its error or None."""
+def _serve(connection: Connection, work: Work) -> None:
+    """Do what is sent, and send back the error of each job or None."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     # Bars of several processes would write over each other, the parent has one for
@@ -127,8 +138,8 @@ def _serve(sender: Connection, work: Work, job: Job) -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         sys.stderr = nowhere
-        sender.send(_error_of(work, job))
-    sender.close()
+        while True:
+            connection.send(_error_of(work, connection.recv()))
 
 
 def _end_with_parent() -> None:
