@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from cotspec import alignment, figures, models, profiles, targets
 from cotspec.report.claims import VERDICTS
@@ -336,6 +338,25 @@ def test_a_saved_figure_is_four_files_with_the_same_bytes_every_time(tmp_path):
         "05_loss.png",
         "05_loss.svg",
     ]
+
+
+def test_a_last_bit_of_layout_changes_nothing_in_the_svg(tmp_path):
+    written = []
+    for left in (0.1, math.nextafter(0.1, 1)):
+        figure = Figure()
+        axes = figure.add_axes((left, 0.1, 0.8, 0.8))
+        axes.plot([0, 1], [0, 1], marker="o")
+        axes.bar([0], [1], hatch="//")
+        paths = figures.save_figure(
+            figure, tmp_path, "bit", data=METRICS, caption="A line."
+        )
+        written.append(paths["svg"].read_text())
+    assert written[0] == written[1]
+    defined = re.findall(r'id="([^"]*)"', written[0])
+    used = re.findall(r"(?:url\(|href=\")#([^)\"]*)", written[0])
+    assert len(set(defined)) == len(defined)
+    assert used and set(used) <= set(defined)
+    assert any(name.startswith("p-bit-") for name in used)
 
 
 def test_a_saved_figure_carries_its_numbers_and_its_caption(tmp_path):

@@ -85,7 +85,25 @@ def _rendered(figure: Figure, name: str, suffix: str) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
         figure.savefig(buffer, format=suffix, dpi=PNG_DPI, metadata=metadata[suffix])
-    return buffer.getvalue()
+    content = buffer.getvalue()
+    return _numbered(content, name) if suffix == "svg" else content
+
+
+def _numbered(svg: bytes, name: str) -> bytes:
+    """Number the ids that matplotlib makes by hashing coordinates.
+
+    It hashes them unrounded, so that equal pictures can differ in them.
+    """
+    hashed = re.findall(rb'id="([a-z]+[0-9a-f]{10})"', svg)
+    numbered = {
+        old: b"%s-%s-%d" % (old[:-10], name.encode(), number)
+        for number, old in enumerate(dict.fromkeys(hashed))
+    }
+    return re.sub(
+        rb'(?<=["#])[a-z]+[0-9a-f]{10}(?=["\)])',
+        lambda found: numbered.get(found[0], found[0]),
+        svg,
+    )
 
 
 def _described(
