@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,18 +57,36 @@ class AlignedTable:
 class EncodedExamples:
     """Token ids of all examples, and which aligned target belongs to each.
 
-    ``teacher_row[i]`` is -1 for a one-hot example. ``num_truncated`` counts, per data
-    format, the inputs that were cut.
+    ``teacher_row[i]`` is -1 for a one-hot example; ``is_cut[i]`` says that its input
+    was too long.
     """
 
     input_ids: list[np.ndarray]
     labels: list[np.ndarray]
     teacher_row: np.ndarray
     aligned: AlignedTable | None
-    num_truncated: dict[str, int]
+    data_format: np.ndarray
+    is_cut: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def num_truncated(self) -> dict[str, int]:
+        """How many inputs were cut, per data format."""
+        return dict(Counter(self.data_format[self.is_cut].tolist()))
+
+    def of_formats(self, data_formats: Sequence[str]) -> EncodedExamples:
+        """Return the examples in some formats, in the same order."""
+        rows = np.flatnonzero(np.isin(self.data_format, data_formats))
+        return EncodedExamples(
+            input_ids=[self.input_ids[row] for row in rows],
+            labels=[self.labels[row] for row in rows],
+            teacher_row=self.teacher_row[rows],
+            aligned=self.aligned,
+            data_format=self.data_format[rows],
+            is_cut=self.is_cut[rows],
+        )
 
     def lengths(self, indices: np.ndarray | None = None) -> np.ndarray:
         """Source and target lengths in tokens of all or some examples, (N, 2)."""
@@ -109,26 +127,25 @@ def encode(
         raise ValueError("examples: none to encode. Allowed: at least one")
     options = {"return_attention_mask": False, "verbose": False}
     inputs = tokenizer(examples["inputs"][:], **options)["input_ids"]
-    is_long = [len(ids) > max_input_tokens for ids in inputs]
-    data_format = np.array(examples["data_format"][:])
-    num_truncated = dict(Counter(data_format[is_long].tolist()))
-    if num_truncated:
-        logger.warning(
-            "inputs over max_input_tokens=%d cut on the left: %d of %d (%s)",
-            max_input_tokens,
-            sum(is_long),
-            len(inputs),
-            ", ".join(f"{name} {n}" for name, n in sorted(num_truncated.items())),
-        )
     table = None if aligned is None else _aligned_table(aligned)
     rows = _teacher_rows(examples, aligned)
-    return EncodedExamples(
+    encoded = EncodedExamples(
         input_ids=[np.array(ids[-max_input_tokens:], np.int32) for ids in inputs],
         labels=_labels(examples, tokenizer, rows, table),
         teacher_row=rows,
         aligned=table,
-        num_truncated=num_truncated,
+        data_format=np.array(examples["data_format"][:]),
+        is_cut=np.array([len(ids) > max_input_tokens for ids in inputs]),
     )
+    if cut := encoded.num_truncated:
+        logger.warning(
+            "inputs over max_input_tokens=%d cut on the left: %d of %d (%s)",
+            max_input_tokens,
+            sum(cut.values()),
+            len(inputs),
+            ", ".join(f"{name} {n}" for name, n in sorted(cut.items())),
+        )
+    return encoded
 
 
 def _labels(

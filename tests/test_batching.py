@@ -135,6 +135,23 @@ def test_nothing_is_logged_where_every_input_fits(tokenizer, caplog):
     assert encoded.num_truncated == {} and not caplog.records
 
 
+def test_one_encoding_serves_trainings_on_some_of_the_formats(tokenizer):
+    whole = batching.encode(EXAMPLES, tokenizer, aligned=ALIGNED, max_input_tokens=4)
+    for row, data_format in enumerate(EXAMPLES["data_format"][:]):
+        alone = batching.encode(
+            EXAMPLES.select([row]), tokenizer, aligned=ALIGNED, max_input_tokens=4
+        )
+        part = whole.of_formats([data_format])
+        assert part.num_truncated == alone.num_truncated
+        batches = [
+            batching.collate(encoded, np.array([0]), pad_id=0, pad_left=False)
+            for encoded in (part, alone)
+        ]
+        for name, tensor in batches[1].items():
+            assert torch.equal(batches[0][name], tensor)
+    assert len(whole.of_formats(EXAMPLES["data_format"][:])) == len(EXAMPLES)
+
+
 def test_aligned_targets_are_found_after_a_filter_or_shuffle(tokenizer):
     reordered = ALIGNED.select([1, 0])
     encoded = batching.encode(

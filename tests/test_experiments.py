@@ -564,6 +564,32 @@ def test_a_process_that_fails_or_is_killed_costs_only_its_own_cell(tmp_path):
     assert failed[str(listed[2])] == "the process ended with -9"
 
 
+def test_what_cells_share_is_encoded_once(model, inputs, monkeypatch):
+    counted = []
+    plain = jobs.batching.encode
+    monkeypatch.setattr(
+        jobs.batching,
+        "encode",
+        lambda *given, **named: (counted.append(named), plain(*given, **named))[1],
+    )
+    fresh = dataclasses.replace(inputs)
+    cell = Cell(model, "instruction_tuned", 0)
+    tokenizer = jobs.load_base(cell, fresh).tokenizer
+    others = [
+        dataclasses.replace(cell, seed=1),
+        dataclasses.replace(cell, data_formats=("zero_shot_answer_only",)),
+    ]
+    for one in (cell, *others):
+        found = fresh.encoded_of(one, tokenizer, max_input_tokens=64)
+        assert len(found) == len(fresh.examples_of(one))
+        assert set(found.data_format) == set(one.data_formats)
+    assert len(counted) == 1
+    shorter = fresh.encoded_of(cell, tokenizer, max_input_tokens=2)
+    assert len(counted) == 2 and shorter.lengths()[:, 0].max() == 2
+    hard = dataclasses.replace(cell, loss=LossConfig(name="sample_matching"))
+    assert fresh.encoded_of(hard, tokenizer, max_input_tokens=64).aligned is None
+
+
 def note_process(job, folder):
     """Module-level, so that a process can import it."""
     (folder / f"{job.cell.seed} {os.getpid()}").touch()

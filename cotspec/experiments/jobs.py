@@ -29,8 +29,9 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedTokenizerBase
 
-from cotspec import artifacts, evaluation, models, selection, training
+from cotspec import artifacts, batching, evaluation, models, selection, training
 from cotspec.alignment import Rule
 from cotspec.evaluation import cells
 from cotspec.experiments.grid import Cell
@@ -77,6 +78,10 @@ class Inputs:
     aligned: Mapping[str, Dataset]
     problems: Dataset
     demonstrations: Dataset
+    # The last one made: what a process trains one after the other mostly shares it.
+    _encoded: dict[tuple, batching.EncodedExamples] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         for method, table in self.aligned.items():
@@ -96,6 +101,31 @@ class Inputs:
 
     def examples_of(self, cell: Cell) -> Dataset:
         """Return the training examples in the cell's formats; each must have some."""
+        found = self._found_formats(cell)
+        return self.examples.select(np.flatnonzero(np.isin(found, cell.data_formats)))
+
+    def encoded_of(
+        self, cell: Cell, tokenizer: PreTrainedTokenizerBase, *, max_input_tokens: int
+    ) -> batching.EncodedExamples:
+        """Return `examples_of` as the student's tokens, with the cell's targets."""
+        self._found_formats(cell)
+        aligned = self.aligned_of(cell)
+        key = (
+            None if aligned is None else cell.alignment,
+            tokenizer.backend_tokenizer.to_str(),
+            max_input_tokens,
+        )
+        if key not in self._encoded:
+            self._encoded.clear()
+            self._encoded[key] = batching.encode(
+                self.examples,
+                tokenizer,
+                aligned=aligned,
+                max_input_tokens=max_input_tokens,
+            )
+        return self._encoded[key].of_formats(cell.data_formats)
+
+    def _found_formats(self, cell: Cell) -> np.ndarray:
         found = np.array(self.examples["data_format"][:])
         missing = [f for f in cell.data_formats if f not in found]
         if missing:
@@ -104,7 +134,7 @@ class Inputs:
                 f"learns from. Found: {', '.join(np.unique(found))}. Run notebook 03 "
                 "again with all of the cell's formats in formats.data_formats"
             )
-        return self.examples.select(np.flatnonzero(np.isin(found, cell.data_formats)))
+        return found
 
     def aligned_of(self, cell: Cell) -> Dataset | None:
         """Return the targets that the cell learns from; none for sample matching."""
@@ -274,15 +304,16 @@ def _sweep(folder: Path, predictions: Path) -> None:
 
 
 def _train(job: Job, inputs: Inputs, settings: Settings) -> None:
-    cell, folder = job.cell, job.folder
+    cell, student = job.cell, load_base(job.cell, inputs)
+    examples = inputs.encoded_of(
+        cell, student.tokenizer, max_input_tokens=settings.formats.max_input_tokens
+    )
     result = training.train(
-        load_base(cell, inputs),
-        inputs.examples_of(cell),
+        student,
+        examples,
         settings.training,
-        work_dir=folder / "training",
-        aligned=inputs.aligned_of(cell),
+        work_dir=job.folder / "training",
         loss=cell.loss,
-        formats=settings.formats,
         seed=cell.seed,
     )
     _export(job, result)

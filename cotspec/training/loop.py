@@ -17,6 +17,7 @@ from datasets import Dataset
 from tqdm import tqdm
 
 from cotspec import batching
+from cotspec.batching import EncodedExamples
 from cotspec.models import Student
 from cotspec.profiles import FormatsConfig, LossConfig, TrainingConfig
 from cotspec.training import checkpoints, log, objective, schedule, update
@@ -29,7 +30,7 @@ Validate = Callable[[int, Student], float]
 
 def train(
     student: Student,
-    examples: Dataset,
+    examples: Dataset | EncodedExamples,
     config: TrainingConfig,
     *,
     work_dir: Path,
@@ -46,8 +47,9 @@ def train(
     student : Student
         Encoder-decoder, or decoder-only: then sources are padded on the left and the
         target follows them. Left in evaluation mode with the last update's weights.
-    examples : Dataset
-        Training examples, see `cotspec.batching`.
+    examples : Dataset or EncodedExamples
+        Training examples, see `cotspec.batching`; what several trainings share can be
+        encoded once, and then needs neither `aligned` nor `formats`.
     config : TrainingConfig
     work_dir : Path
         Where the log and the checkpoints go. If it has checkpoints of the same run,
@@ -74,13 +76,15 @@ def train(
         up to there stay.
     """
     work_dir = Path(work_dir)
-    objective.check_aligned(examples, aligned, loss)
-    encoded = batching.encode(
-        examples,
-        student.tokenizer,
-        aligned=aligned,
-        max_input_tokens=formats.max_input_tokens,
-    )
+    encoded = examples
+    if not isinstance(examples, EncodedExamples):
+        objective.check_aligned(examples, aligned, loss)
+        encoded = batching.encode(
+            examples,
+            student.tokenizer,
+            aligned=aligned,
+            max_input_tokens=formats.max_input_tokens,
+        )
     precision = "bf16" if config.precision == "bfloat16" else "no"
     AcceleratorState._reset_state()  # an earlier run may have had another precision
     accelerator = Accelerator(mixed_precision=precision)
