@@ -204,6 +204,8 @@ class MicroConfig:
     student_steps: int = 0
     student_hidden: int = 128
     student_layers: int = 2
+    student_heads: int = 8
+    student_head_size: int = 16
     # Of the math problems of one, two and three steps: how many students see.
     num_steps_shares: tuple[float, ...] = (1.0, 1.0, 1.0)
     generic_share: float = 0.6  # of instruction examples
@@ -216,8 +218,18 @@ class MicroConfig:
 
 
 MICRO_STARTS = ("raw", "instruction_tuned")
-# Hidden sizes of the shipped students micro-small … micro-xl.
-MICRO_SIZES = types.MappingProxyType({"small": 24, "base": 48, "large": 80, "xl": 128})
+# Shapes of the shipped students micro-small … micro-xl, a factor 3 apart: hidden size,
+# heads, size of a head. With heads of 32, students hardly learned to copy a running
+# total into the next step (139 of 152 errors); with 8 heads of 8, `large` ends at 57%
+# instead of 72% of the validation problems.
+MICRO_SIZES = types.MappingProxyType(
+    {
+        "small": (16, 3, 16),
+        "base": (32, 4, 16),
+        "large": (72, 4, 16),
+        "xl": (128, 8, 16),
+    }
+)
 MICRO_STUDENTS = tuple(f"micro-{size}" for size in MICRO_SIZES)
 SHIPPED_MICRO = MicroConfig(
     teacher_steps=650,
@@ -353,7 +365,7 @@ def _micro() -> Profile:
             train_task="micro/math",
             out_of_distribution_tasks=_MICRO_MATH_TASKS,
             generic_tasks=_MICRO_GENERIC_TASKS,
-            num_train=2000,
+            num_train=4000,
             num_validation=100,
             num_test_math=120,
             num_test_generic=25,

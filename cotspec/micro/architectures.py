@@ -19,9 +19,6 @@ from cotspec.profiles import MicroConfig
 from cotspec.t5 import new_t5
 
 _TEACHER_HEAD_SIZE = 32
-# Many small heads, in every size: with heads of 32, students hardly learned to copy a
-# running total into the next step, nearly their only error (139 of 152).
-_STUDENT_HEADS, _STUDENT_HEAD_SIZE = 8, 16
 _MAX_POSITIONS = 2048
 
 
@@ -49,10 +46,10 @@ def new_student(config: MicroConfig, tokenizer: PreTrainedTokenizerBase):
         T5Config(
             vocab_size=len(tokenizer),
             d_model=config.student_hidden,
-            d_kv=_STUDENT_HEAD_SIZE,
+            d_kv=config.student_head_size,
             d_ff=config.student_hidden * 2,
             num_layers=config.student_layers,
-            num_heads=_STUDENT_HEADS,
+            num_heads=config.student_heads,
             feed_forward_proj="gated-gelu",
             dropout_rate=0.0,
             tie_word_embeddings=False,

@@ -45,7 +45,8 @@ Made by `python -m cotspec.micro build` and `pack`; this card by `card`.
   {three:.0%} of the three-step ones: several steps are what specialization adds.
 - **Teacher**: a Llama, byte-level BPE, trained on few-shot documents of the training
   family; {teacher_steps} steps of {teacher_batch} documents, AdamW.
-- **Students**: T5 v1.1 (gated GELU, untied head), Unigram vocabulary. *Raw*: span
+- **Students**: T5 v1.1 (gated GELU, untied head, two layers on each side,
+  heads of 16), Unigram vocabulary. *Raw*: span
   corruption over solved problems, {raw_steps} steps. *Instruction-tuned*: from raw,
   {student_steps} steps over all families in all four formats, {generic:.0%} generic.
   {batch} examples per step, Adafactor, rate {rate} relative, cosine.
