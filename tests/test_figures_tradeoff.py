@@ -120,3 +120,23 @@ def test_both_charts_render_at_column_and_page_width(width):
         figures.format_matrix(MATRIX, width=width),
     ):
         assert chart._repr_png_().startswith(b"\x89PNG")
+
+
+def luminance(colour):
+    """WCAG 2.2's relative luminance."""
+    channels = np.array(matplotlib.colors.to_rgb(colour))
+    linear = np.where(
+        channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4
+    )
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+def test_every_number_of_the_matrix_can_be_read_on_its_cell():
+    shades = MATRIX.assign(accuracy=np.linspace(0, 1, len(MATRIX)))
+    axes = figures.format_matrix(shades).axes[0]
+    image = axes.images[0]
+    for text in axes.texts:
+        column, row = text.get_position()
+        cell = image.to_rgba(image.get_array()[row, column])[:3]
+        dark, light = sorted(luminance(c) for c in (cell, text.get_color()))
+        assert (light + 0.05) / (dark + 0.05) > 4.4

@@ -6,6 +6,7 @@ charts; accuracies are fractions in the frames and percent on the axes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -104,7 +105,9 @@ def _draw_abilities(axes: Axes, curves: pd.DataFrame, names: list[str]) -> None:
     axes.set_ylim(0, max(0.05, top) * 1.35)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.legend(loc="upper center", ncols=2, columnspacing=1, fontsize=6.5)
+    # Opaque: lines at the chosen checkpoints pass behind it.
+    box = {"frameon": True, "framealpha": 1, "facecolor": "white", "edgecolor": "none"}
+    axes.legend(loc="upper center", ncols=2, columnspacing=1, fontsize=6.5, **box)
 
 
 def _draw_choices(strip: Axes, choices: pd.DataFrame, above: list[Axes]) -> None:
@@ -153,11 +156,12 @@ def format_matrix(matrix: pd.DataFrame, *, width: float = FULL_WIDTH) -> Chart:
     chart = new_chart(width, 0.42 * len(rows) + 1.1)
     axes = chart.subplots()
     top = max(0.05, float(np.nanmax(table)))
-    axes.imshow(table, cmap="Blues", vmin=0, vmax=top, aspect="auto")
+    image = axes.imshow(table, cmap="Blues", vmin=0, vmax=top, aspect="auto")
     for (row, column), value in np.ndenumerate(table.to_numpy()):
         if not np.isnan(value):
             cell = cells.loc[(rows[row], columns[column])]
-            _write_cell(axes, column, row, cell, is_dark=value > 0.6 * top)
+            colour = _readable_on(image.to_rgba(value))
+            _write_cell(axes, column, row, cell, colour)
     labels = [FORMAT_STYLES[m].label.replace(" ", "\n", 1) for m in columns]
     axes.set_xticks(range(len(columns)), labels, fontsize=6.5)
     axes.set_yticks(range(len(rows)), [TRAINED_ON.get(r, r) for r in rows])
@@ -167,8 +171,17 @@ def format_matrix(matrix: pd.DataFrame, *, width: float = FULL_WIDTH) -> Chart:
     return chart
 
 
-def _write_cell(axes: Axes, x: int, y: int, cell: pd.Series, *, is_dark: bool) -> None:
-    colour = "white" if is_dark else BLACK
+def _readable_on(background: Sequence[float]) -> str:
+    """White or black, whichever has more contrast (WCAG 2.2, relative luminance)."""
+    red, green, blue = (
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+        for c in background[:3]
+    )
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return "white" if luminance < 0.179 else BLACK
+
+
+def _write_cell(axes: Axes, x: int, y: int, cell: pd.Series, colour: str) -> None:
     is_clear = cell["ci_low"] > 0 or cell["ci_high"] < 0
     text = f"{100 * cell['accuracy']:.1f}%"
     if cell.name[0] != "start":
