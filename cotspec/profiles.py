@@ -383,9 +383,9 @@ def _micro() -> Profile:
         training=TrainingConfig(
             optimizer="adafactor",
             learning_rate=1.5e-2,
-            max_steps=400,
+            max_steps=480,
             batch_tokens=2048,
-            checkpoint_every=100,
+            checkpoint_every=120,
             precision="float32",
         ),
         evaluation=EvaluationConfig(
