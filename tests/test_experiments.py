@@ -5,6 +5,7 @@ import functools
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import time
@@ -586,6 +587,19 @@ def test_what_cells_share_is_encoded_once(model, inputs, monkeypatch):
     assert len(counted) == 1
     shorter = fresh.encoded_of(cell, tokenizer, max_input_tokens=2)
     assert len(counted) == 2 and shorter.lengths()[:, 0].max() == 2
+    by_dtw = dataclasses.replace(cell, alignment="dtw")
+    for one in (by_dtw, cell):
+        found = fresh.encoded_of(one, tokenizer, max_input_tokens=64)
+        alone = plain(
+            fresh.examples_of(one),
+            tokenizer,
+            aligned=fresh.aligned_of(one),
+            max_input_tokens=64,
+        )
+        assert np.array_equal(found.aligned.topk_probs, alone.aligned.topk_probs)
+        assert all(map(np.array_equal, found.labels, alone.labels))
+    assert len(counted) == 4
+    assert pickle.loads(pickle.dumps(fresh))._encoded == {}
     hard = dataclasses.replace(cell, loss=LossConfig(name="sample_matching"))
     assert fresh.encoded_of(hard, tokenizer, max_input_tokens=64).aligned is None
 

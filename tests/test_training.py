@@ -562,3 +562,30 @@ def test_two_processes_leave_the_loss_trace_of_one_with_the_same_global_batch(
 
 if __name__ == "__main__":
     run(Path(sys.argv[1]), SLOW_CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("encoded_with", "given", "message"),
+    [
+        (True, True, "aligned: given, but examples are encoded"),
+        (False, False, "encoded without aligned targets"),
+    ],
+)
+def test_encoded_examples_must_have_their_targets(
+    tmp_path, encoded_with, given, message
+):
+    student, table = tiny_student(), make_aligned()
+    encoded = batching.encode(
+        make_examples(),
+        student.tokenizer,
+        aligned=table if encoded_with else None,
+        max_input_tokens=64,
+    )
+    with pytest.raises(ValueError, match=message):
+        training.train(
+            student,
+            encoded,
+            TrainingConfig(max_steps=1),
+            work_dir=tmp_path,
+            aligned=table if given else None,
+        )

@@ -87,6 +87,9 @@ class Inputs:
         for method, table in self.aligned.items():
             _check_method(method, table)
 
+    def __getstate__(self) -> dict:
+        return vars(self) | {"_encoded": {}}  # a worker makes its own
+
     def problems_of(self, split: str, task: str) -> Dataset:
         """Return one task's problems of one split."""
         return self.problems.select(self._problem_rows.get((split, task), []))
@@ -107,7 +110,10 @@ class Inputs:
     def encoded_of(
         self, cell: Cell, tokenizer: PreTrainedTokenizerBase, *, max_input_tokens: int
     ) -> batching.EncodedExamples:
-        """Return `examples_of` as the student's tokens, with the cell's targets."""
+        """Return `examples_of` as the student's tokens, with the cell's targets.
+
+        All formats are encoded at once, so every sampled solution needs its targets.
+        """
         self._found_formats(cell)
         aligned = self.aligned_of(cell)
         key = (

@@ -87,6 +87,7 @@ def _side_by_side(
         running: dict[Connection, tuple[Job, _Worker]] = {}
         while waiting or running:
             while waiting and len(running) < num_workers:
+                idle = [worker for worker in idle if worker.is_alive()]
                 if not idle:
                     idle.append(_Worker(context, work))
                     stack.callback(idle[-1].end)
@@ -98,7 +99,7 @@ def _side_by_side(
                 try:
                     error = connection.recv()
                     idle.append(worker)
-                except (EOFError, ConnectionResetError):
+                except (EOFError, OSError):  # OSError: it died while it sent
                     error = f"the process ended with {worker.exit_status()}"
                 yield job, error
 
@@ -116,6 +117,10 @@ class _Worker:
         """Send a job; its error or None can be received from `connection`."""
         with contextlib.suppress(BrokenPipeError):  # who receives sees that it died
             self.connection.send(job)
+
+    def is_alive(self) -> bool:
+        """Whether it can take a job."""
+        return self._process.is_alive()
 
     def exit_status(self) -> int | None:
         """Wait for the end of a process that closed its side."""

@@ -49,7 +49,8 @@ def train(
         target follows them. Left in evaluation mode with the last update's weights.
     examples : Dataset or EncodedExamples
         Training examples, see `cotspec.batching`; what several trainings share can be
-        encoded once, and then needs neither `aligned` nor `formats`.
+        encoded once, with its aligned targets; then `aligned` must be None and
+        `formats` is not used.
     config : TrainingConfig
     work_dir : Path
         Where the log and the checkpoints go. If it has checkpoints of the same run,
@@ -76,8 +77,10 @@ def train(
         up to there stay.
     """
     work_dir = Path(work_dir)
-    encoded = examples
-    if not isinstance(examples, EncodedExamples):
+    if isinstance(examples, EncodedExamples):
+        objective.check_encoded(examples, aligned, loss)
+        encoded = examples
+    else:
         objective.check_aligned(examples, aligned, loss)
         encoded = batching.encode(
             examples,

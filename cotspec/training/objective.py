@@ -12,6 +12,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from cotspec import losses
+from cotspec.batching import EncodedExamples
 from cotspec.models import Student
 from cotspec.profiles import LossConfig
 
@@ -91,3 +92,26 @@ def check_aligned(examples: Dataset, aligned: Dataset | None, loss: LossConfig) 
                 "loss.name is 'distribution_matching'. Allowed: their aligned "
                 "targets, or loss.name 'sample_matching'"
             )
+
+
+def check_encoded(
+    encoded: EncodedExamples, aligned: Dataset | None, loss: LossConfig
+) -> None:
+    """Refuse targets beside encoded examples, and matching without any targets.
+
+    Raises
+    ------
+    ValueError
+        Naming what is allowed.
+    """
+    if aligned is not None:
+        raise ValueError(
+            "aligned: given, but examples are encoded already. Allowed: None; give "
+            "the targets to batching.encode"
+        )
+    if loss.name == "distribution_matching" and encoded.aligned is None:
+        raise ValueError(
+            "examples: encoded without aligned targets, but loss.name is "
+            "'distribution_matching'. Allowed: batching.encode with aligned targets, "
+            "or loss.name 'sample_matching'"
+        )
