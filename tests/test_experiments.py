@@ -543,6 +543,12 @@ def test_all_trainings_come_before_what_is_decoded(
     assert seen == [None, None, 0, 2, 4, 2, 4]
 
 
+def jobs_of_seeds(count, folder):
+    """Jobs with nothing to measure, told apart by their seed."""
+    cells = [Cell(**CELL_FIELDS | {"seed": seed}) for seed in range(count)]
+    return [jobs.Job(cell, folder, (), 1) for cell in cells]
+
+
 def write_then_break(job, folder):
     """Module-level, so that a process can import it."""
     if job.cell.seed == 1:
@@ -553,10 +559,7 @@ def write_then_break(job, folder):
 
 
 def test_a_process_that_fails_or_is_killed_costs_only_its_own_cell(tmp_path):
-    listed = [
-        jobs.Job(Cell(**CELL_FIELDS | {"seed": seed}), tmp_path, (), 1)
-        for seed in range(4)
-    ]
+    listed = jobs_of_seeds(4, tmp_path)
     work = functools.partial(write_then_break, folder=tmp_path)
     failed = workers.run_jobs(listed, work, num_workers=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0 1", "3 1"]
@@ -610,10 +613,7 @@ def note_process(job, folder):
 
 
 def test_a_process_does_one_job_after_the_other(tmp_path):
-    listed = [
-        jobs.Job(Cell(**CELL_FIELDS | {"seed": seed}), tmp_path, (), 1)
-        for seed in range(6)
-    ]
+    listed = jobs_of_seeds(6, tmp_path)
     work = functools.partial(note_process, folder=tmp_path)
     assert workers.run_jobs(listed, work, num_workers=2) == {}
     seeds, pids = zip(*(p.name.split() for p in tmp_path.iterdir()), strict=True)

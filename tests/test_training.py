@@ -560,10 +560,6 @@ def test_two_processes_leave_the_loss_trace_of_one_with_the_same_global_batch(
     np.testing.assert_allclose(two["grad_norm"], one.metrics["grad_norm"], rtol=1e-2)
 
 
-if __name__ == "__main__":
-    run(Path(sys.argv[1]), SLOW_CONFIG)
-
-
 @pytest.mark.parametrize(
     ("encoded_with", "given", "message"),
     [
@@ -589,3 +585,7 @@ def test_encoded_examples_must_have_their_targets(
             work_dir=tmp_path,
             aligned=table if given else None,
         )
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), SLOW_CONFIG)

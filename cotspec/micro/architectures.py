@@ -19,6 +19,10 @@ from cotspec.profiles import MicroConfig
 from cotspec.t5 import new_t5
 
 _TEACHER_HEAD_SIZE = 32
+# In every size. With heads of 32, students hardly learned to copy a running total into
+# the next step (139 of 152 errors); with 8 heads of 8 instead of 4 of 16, the student
+# of 304k ended at 57% instead of 72% of the validation problems.
+STUDENT_HEAD_SIZE = 16
 _MAX_POSITIONS = 2048
 
 
@@ -46,7 +50,7 @@ def new_student(config: MicroConfig, tokenizer: PreTrainedTokenizerBase):
         T5Config(
             vocab_size=len(tokenizer),
             d_model=config.student_hidden,
-            d_kv=config.student_head_size,
+            d_kv=STUDENT_HEAD_SIZE,
             d_ff=config.student_hidden * 2,
             num_layers=config.student_layers,
             num_heads=config.student_heads,

@@ -14,6 +14,7 @@ import pandas as pd
 
 from cotspec import evaluation, models, statistics, tasks, teacher
 from cotspec.micro import generic, shipped, world
+from cotspec.micro.architectures import STUDENT_HEAD_SIZE
 from cotspec.profiles import (
     MICRO_SIZES,
     MICRO_STARTS,
@@ -45,8 +46,8 @@ Made by `python -m cotspec.micro build` and `pack`; this card by `card`.
   {three:.0%} of the three-step ones: several steps are what specialization adds.
 - **Teacher**: a Llama, byte-level BPE, trained on few-shot documents of the training
   family; {teacher_steps} steps of {teacher_batch} documents, AdamW.
-- **Students**: T5 v1.1 (gated GELU, untied head, two layers on each side,
-  heads of 16), Unigram vocabulary. *Raw*: span
+- **Students**: T5 v1.1 (gated GELU, untied head, {layers} layers on each side,
+  heads of {head_size}), Unigram vocabulary. *Raw*: span
   corruption over solved problems, {raw_steps} steps. *Instruction-tuned*: from raw,
   {student_steps} steps over all families in all four formats, {generic:.0%} generic.
   {batch} examples per step, Adafactor, rate {rate} relative, cosine.
@@ -148,6 +149,8 @@ def _text(rows: Sequence[dict], sentence: str, manifest: Mapping[str, dict]) -> 
         teacher_steps=config.teacher_steps,
         teacher_batch=config.teacher_batch_size,
         raw_steps=config.raw_steps,
+        layers=config.student_layers,
+        head_size=STUDENT_HEAD_SIZE,
         student_steps=config.student_steps,
         generic=config.generic_share,
         batch=config.batch_size,

@@ -85,13 +85,8 @@ def checksum(name: str, folder: Path = FOLDER) -> str:
 
 def config_of(size: str) -> MicroConfig:
     """Return the recipe of one size."""
-    hidden, heads, head_size = MICRO_SIZES[size]
-    return replace(
-        SHIPPED_MICRO,
-        student_hidden=hidden,
-        student_heads=heads,
-        student_head_size=head_size,
-    )
+    hidden, heads = MICRO_SIZES[size]
+    return replace(SHIPPED_MICRO, student_hidden=hidden, student_heads=heads)
 
 
 def _with_weights(model: PreTrainedModel, name: str, folder: Path) -> PreTrainedModel:
