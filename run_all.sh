@@ -109,7 +109,7 @@ export PATH="$bin:$PATH" JUPYTER_PREFER_ENV_PATH=1 TOKENIZERS_PARALLELISM=false
 unset PYTHONDONTWRITEBYTECODE PYTHONHOME
 
 case "${1:-}" in
-    --test) shift; exec "$bin/python" -m pytest "$@" ;;
+    --test) shift; export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"; exec "$bin/python" -m pytest "$@" ;;
     --lab) shift; exec "$bin/jupyter" lab --notebook-dir="$root/notebooks" "$@" ;;
     *) exec "$bin/python" -m cotspec.run "$@" ;;
 esac

@@ -3,6 +3,10 @@
 import os
 from pathlib import Path
 
+# Two threads that wait for each other on a busy machine make a tiny T5 a hundred times
+# slower; processes that a test starts take this over.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]

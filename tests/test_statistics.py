@@ -124,6 +124,16 @@ def test_bootstrap_repeats_with_its_seed_and_leaves_the_global_state_alone():
     assert (np.random.get_state()[1] == state).all()
 
 
+@pytest.mark.parametrize("noise", [1e-16, -1e-16, 3e-15])
+def test_the_last_bits_of_a_matrix_product_are_no_effect(noise):
+    generator = np.random.default_rng(0)
+    zeros = noise * generator.random((3, 50))  # a sum that is 0, rounded somehow
+    found = statistics.paired_bootstrap(np.zeros((3, 50)), zeros, seed=0)
+    assert (found.estimate, found.ci_low, found.ci_high) == (0, 0, 0)
+    assert found.p_value == 1
+    assert not any(map(np.signbit, (found.estimate, found.ci_low, found.ci_high)))
+
+
 def test_bootstrap_refuses_unpaired_or_empty_input():
     with pytest.raises(ValueError, match="same problems"):
         statistics.paired_bootstrap(np.ones(3), np.ones(4), seed=0)

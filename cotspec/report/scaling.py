@@ -98,7 +98,9 @@ def size_slopes(rows: pd.DataFrame, *, seed: int) -> pd.DataFrame:
     for term, design in (("slope", line), ("kink", bent)):
         # The last coefficient of least squares is a weighted sum over the sizes.
         weights = np.linalg.pinv(design)[-1]  # (K,)
-        coefficient = np.tensordot(weights, answers, axes=1)  # (seeds, problems)
+        # They sum to 0: what all sizes share is taken off before it can round.
+        shared = answers - answers[0]
+        coefficient = np.tensordot(weights, shared, axes=1)  # (seeds, problems)
         fit = statistics.paired_bootstrap(0 * coefficient, coefficient, seed=seed)
         found.append((term, fit.estimate, fit.ci_low, fit.ci_high, fit.p_value))
     return pd.DataFrame(
