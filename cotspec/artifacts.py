@@ -21,7 +21,8 @@ import platform
 import shutil
 import subprocess
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -30,8 +31,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 from datasets.table import InMemoryTable
-
-from cotspec.atomic import replacing, write_bytes
 
 SUCCESS = "SUCCESS.json"
 ROWS_AT_ONCE = 10_000  # in memory, while a Dataset is written
@@ -59,6 +58,35 @@ def run_dir(profile_name: str) -> Path:
     """Return ``runs/<profile>``; ``COTSPEC_RUNS`` moves ``runs`` elsewhere."""
     runs = os.environ.get("COTSPEC_RUNS") or repository_root() / "runs"
     return Path(runs).resolve() / profile_name
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path to write to; it becomes `path` when the block ends without error.
+
+    A reader sees the old file or the new one, never a part.
+
+    Parameters
+    ----------
+    path : Path
+        Parents are made as needed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file as `replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+    return path
 
 
 def write_json(path: Path, value: object) -> Path:

@@ -425,3 +425,26 @@ def _example(row: dict, data_format: str, fitted: FittedPrompt) -> dict:
         ),
         "num_demonstrations": fitted.num_demonstrations,
     }
+
+
+# "The answer is 3." may go on as "3.50": only white space behind the period, or the
+# end of the line, decides.
+_ANSWER_SENTENCE = re.compile(
+    rf"{re.escape(ANSWER_PREFIX)}[^\n]*?(?:\.(?=\s)|(?=\n))".encode(), re.IGNORECASE
+)
+_STOP_STRING = re.compile("|".join(map(re.escape, STOP_STRINGS)).encode())
+
+
+def find_end(text: bytes) -> int | None:
+    r"""Return the length, in bytes, at which a completion ends, or None if it goes on.
+
+    Examples
+    --------
+    >>> find_end(b"2 + 1 = 3. The answer is 3."), find_end(b"The answer is 3.\n")
+    (None, 16)
+    """
+    answer = _ANSWER_SENTENCE.search(text)
+    stop = _STOP_STRING.search(text)
+    ends = [answer.end()] if answer else []
+    ends += [stop.start()] if stop else []
+    return min(ends, default=None)

@@ -24,9 +24,9 @@ from transformers import (
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from cotspec import artifacts, evaluation
+from cotspec.decoding import make_streams
 from cotspec.evaluation import Sampling, aggregate, decode, evaluate
 from cotspec.evaluation.cells import GROUP_ROWS, grouped, majority
-from cotspec.evaluation.decoding import make_streams
 from cotspec.models import Student, as_student
 from cotspec.profiles import EvaluationConfig
 from cotspec.prompts import Demonstration

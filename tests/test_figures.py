@@ -12,7 +12,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cotspec import alignment, figures, models, profiles, targets
+from cotspec import alignment, figures, models, profiles
+from cotspec.alignment import table as targets
 from cotspec.report.claims import VERDICTS
 
 TRACE = {

@@ -5,8 +5,8 @@ import pytest
 from datasets import Dataset
 from transformers import GPT2Tokenizer, T5Tokenizer
 
-from cotspec import targets
 from cotspec.alignment import TeacherTrace, align_all
+from cotspec.alignment import table as targets
 
 TEXT = "Natalia sold 48/2 = 24 clips. The answer is 24."
 

@@ -7,7 +7,7 @@ import pytest
 from test_teacher_store import completion
 
 from cotspec.teacher.compaction import TraceFile, compact, map_once, write_mapped
-from cotspec.teacher.records import FEATURES, as_dataset, as_row
+from cotspec.teacher.traces import FEATURES, as_dataset, as_row
 
 
 def rows(num_questions: int = 3, num_samples: int = 2) -> list[dict]:

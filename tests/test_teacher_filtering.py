@@ -5,7 +5,7 @@ from test_teacher_store import completion
 
 from cotspec.profiles import FilterConfig
 from cotspec.teacher import filtering
-from cotspec.teacher.records import as_dataset, as_row
+from cotspec.teacher.traces import as_dataset, as_row
 
 LENGTH = {"finish_reason": "length"}
 

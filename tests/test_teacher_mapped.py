@@ -11,7 +11,7 @@ from test_teacher_store import completion
 
 from cotspec.teacher import compaction
 from cotspec.teacher.mapped import MappedTable
-from cotspec.teacher.records import FEATURES, as_dataset, as_row
+from cotspec.teacher.traces import FEATURES, as_dataset, as_row
 
 NUM_ROWS = 12
 

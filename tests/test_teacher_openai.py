@@ -12,7 +12,7 @@ from teacher_server import FAULTS, running, tokens_of
 from cotspec import teacher
 from cotspec.profiles import TeacherConfig
 from cotspec.teacher import connection, openai, replies
-from cotspec.teacher.records import sample_seed
+from cotspec.teacher.traces import sample_seed
 
 KEY = "sk-not-a-real-key-1234567890"
 

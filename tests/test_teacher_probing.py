@@ -7,7 +7,7 @@ import pytest
 
 from cotspec.teacher.connection import ServerError
 from cotspec.teacher.probing import check, check_temperature
-from cotspec.teacher.records import Completion
+from cotspec.teacher.traces import Completion
 
 GOOD = Completion(
     text="4 + 1",

@@ -11,7 +11,7 @@ from cotspec import teacher
 from cotspec.profiles import TeacherConfig
 from cotspec.teacher.compaction import compact
 from cotspec.teacher.recorded import read_traces
-from cotspec.teacher.records import as_dataset
+from cotspec.teacher.traces import as_dataset
 
 
 def problems() -> Dataset:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from cotspec.teacher.stopping import cut_tokens, find_end, valid_length
+from cotspec.prompts import find_end
+from cotspec.teacher.traces import cut_tokens, valid_length
 
 
 @pytest.mark.parametrize(

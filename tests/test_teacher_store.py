@@ -9,8 +9,8 @@ import pytest
 
 from cotspec.teacher import segments
 from cotspec.teacher import store as stores
-from cotspec.teacher.records import Completion, Request, SamplingOptions, sample_keys
 from cotspec.teacher.store import SampleStore
+from cotspec.teacher.traces import Completion, Request, SamplingOptions, sample_keys
 
 OPTIONS = SamplingOptions(4, 0.5, seed=0, max_new_tokens=9, top_k=2)
 

@@ -7,7 +7,7 @@ import pytest
 from test_teacher_store import completion
 
 from cotspec.teacher import summaries
-from cotspec.teacher.records import as_dataset, as_row
+from cotspec.teacher.traces import as_dataset, as_row
 
 
 def traces(*completions):

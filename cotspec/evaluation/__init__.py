@@ -22,15 +22,15 @@ from pandas.api.typing import DataFrameGroupBy
 from tqdm import tqdm
 
 from cotspec import artifacts, prompts, statistics
-from cotspec.evaluation import cells
-from cotspec.evaluation.cells import PREDICTION_FEATURES, Sampling, sampling_of
-from cotspec.evaluation.decoding import (
+from cotspec.decoding import (
     FINISH_REASONS,
     Generation,
     check_tokenizer,
     decode,
     place,
 )
+from cotspec.evaluation import cells
+from cotspec.evaluation.cells import PREDICTION_FEATURES, Sampling, sampling_of
 from cotspec.models import Student
 from cotspec.profiles import EvaluationConfig
 

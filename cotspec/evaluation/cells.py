@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from datasets import Dataset, Features, List, Value
 
 from cotspec import answers, artifacts, prompts
-from cotspec.evaluation.decoding import Generation, decode
+from cotspec.decoding import Generation, decode
 from cotspec.models import Student
 from cotspec.profiles import EvaluationConfig
 

@@ -62,7 +62,7 @@ class Inputs:
     examples : Dataset
         Training examples in all formats.
     aligned : mapping of str to Dataset
-        Aligned targets by alignment method, from `targets.targets_table`.
+        Aligned targets by alignment method, from `alignment.table.targets_table`.
     problems : Dataset
         With ``split`` and ``task``.
     demonstrations : Dataset

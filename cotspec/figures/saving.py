@@ -16,7 +16,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cotspec import atomic
+from cotspec import artifacts
 
 PNG_DPI = 200
 
@@ -75,7 +75,7 @@ def save_figure(
     }
     paths = {suffix: folder / f"{name}.{suffix}" for suffix in contents}
     for suffix, content in contents.items():
-        atomic.write_bytes(paths[suffix], content)
+        artifacts.write_bytes(paths[suffix], content)
     return paths
 
 

@@ -2,7 +2,7 @@
 
 Enters: problems and a backend: a local Hugging Face model (`huggingface`), an
 OpenAI-compatible server (`openai`), recorded traces (`recorded`) or the authors'
-released files (`release`). Leaves: traces with the columns of `records.FEATURES`, the
+released files (`release`). Leaves: traces with the columns of `traces.FEATURES`, the
 same for all.
 """
 
@@ -24,7 +24,9 @@ from cotspec import prompts
 from cotspec.profiles import TeacherConfig
 from cotspec.teacher.compaction import compact, map_kept, map_once
 from cotspec.teacher.connection import ServerError
-from cotspec.teacher.records import (
+from cotspec.teacher.release import import_release
+from cotspec.teacher.store import MemoryStore, SampleStore
+from cotspec.teacher.traces import (
     FEATURES,
     PROBLEM_COLUMNS,
     Backend,
@@ -34,8 +36,6 @@ from cotspec.teacher.records import (
     as_row,
     sample_keys,
 )
-from cotspec.teacher.release import import_release
-from cotspec.teacher.store import MemoryStore, SampleStore
 
 OPENAI_URL = "https://api.openai.com/v1"  # where no base URL is configured
 TRACES_FILE = "traces.parquet"  # in a store, beside its samples

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-from cotspec import atomic
+from cotspec import artifacts
 from cotspec.teacher.mapped import MappedTable
-from cotspec.teacher.records import FEATURES, STORED, as_stored
 from cotspec.teacher.segments import ROWS, open_writer
+from cotspec.teacher.traces import FEATURES, STORED, as_stored
 
 _STATISTICS = ["problem_id"]
 
@@ -88,7 +88,7 @@ def map_once(
     note = _note(path)
     note.unlink(missing_ok=True)  # before the file changes, whatever happens then
     traces = write_mapped(rows, path)
-    atomic.write_bytes(note, identity.encode())
+    artifacts.write_bytes(note, identity.encode())
     return traces
 
 

@@ -14,9 +14,13 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from cotspec.teacher.records import Completion, SamplingOptions
 from cotspec.teacher.shared_prefix import Prefix, suffix_cache
-from cotspec.teacher.stopping import cut_tokens, valid_length
+from cotspec.teacher.traces import (
+    Completion,
+    SamplingOptions,
+    cut_tokens,
+    valid_length,
+)
 
 DROP_FRACTION = 0.125  # finished rows leave once they are this share of the batch
 

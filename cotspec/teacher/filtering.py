@@ -34,7 +34,7 @@ def filter_traces(traces: Dataset, config: FilterConfig) -> Dataset:
 
     Parameters
     ----------
-    traces : Dataset with the columns of `records.FEATURES`
+    traces : Dataset with the columns of `traces.FEATURES`
 
     Returns
     -------

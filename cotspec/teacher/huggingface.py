@@ -20,15 +20,15 @@ import torch
 from cotspec import models
 from cotspec.models import Teacher
 from cotspec.profiles import TeacherConfig
+from cotspec.prompts import find_end
 from cotspec.teacher.decoding import Decoder, decode
-from cotspec.teacher.records import Request, Sample, SamplingOptions, sample_seed
 from cotspec.teacher.shared_prefix import (
     compute_prefix,
     is_supported,
     shared_prefix_attention,
 )
-from cotspec.teacher.stopping import find_end
 from cotspec.teacher.token_bytes import vocabulary_bytes
+from cotspec.teacher.traces import Request, Sample, SamplingOptions, sample_seed
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """A Parquet file as a `Dataset` that takes neither memory nor time to open.
 
-Enters: a file with the columns of `records.FEATURES`, in types that may be narrower
+Enters: a file with the columns of `traces.FEATURES`, in types that may be narrower
 (float16). Leaves: a table whose rows are decoded when they are read, a row group at a
 time, with the types of `FEATURES`. An Arrow file would need no decoding, but three
 times the space: it can neither compress nor spell a repeated token once.
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.table import TableBlock
 
-from cotspec.teacher.records import FEATURES
+from cotspec.teacher.traces import FEATURES
 
 
 class MappedTable(TableBlock):

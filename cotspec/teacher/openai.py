@@ -23,14 +23,14 @@ from cotspec.prompts import STOP_STRINGS
 from cotspec.teacher.archive import ReplyArchive
 from cotspec.teacher.connection import Connection
 from cotspec.teacher.probing import probe
-from cotspec.teacher.records import (
+from cotspec.teacher.replies import Reply, read_reply
+from cotspec.teacher.traces import (
     Completion,
     Request,
     Sample,
     SamplingOptions,
     sample_seed,
 )
-from cotspec.teacher.replies import Reply, read_reply
 
 logger = logging.getLogger(__name__)
 

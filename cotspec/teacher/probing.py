@@ -11,8 +11,8 @@ import math
 from dataclasses import replace
 
 from cotspec.teacher.connection import Connection, ServerError
-from cotspec.teacher.records import Completion, SamplingOptions
 from cotspec.teacher.replies import InvalidReply, read_reply
+from cotspec.teacher.traces import Completion, SamplingOptions
 
 PROMPT = "Q: What is 2 + 3?\nA: Let's think step by step.\n"
 NUM_TOKENS = 8

@@ -1,6 +1,6 @@
 """Solutions that were sampled before, by anyone.
 
-Enters: a Parquet or JSON-lines file with the columns of `records.FEATURES`. Leaves: the
+Enters: a Parquet or JSON-lines file with the columns of `traces.FEATURES`. Leaves: the
 completions of the questions asked, matched by the question's text.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from cotspec import artifacts
-from cotspec.teacher.records import (
+from cotspec.teacher.traces import (
     FEATURES,
     Completion,
     Request,

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cotspec.teacher.records import NO_ID, Completion, as_row
+from cotspec.teacher.traces import NO_ID, Completion, as_row
 
 HALF_UNIT = 5e-5  # a sampled token rounded to probability 0 had less than this
 _ALLOWED = {("collections", "OrderedDict"): collections.OrderedDict}
@@ -59,7 +59,7 @@ def import_release(folder: Path | str) -> tuple[Iterator[dict], Counter]:
 
     Returns
     -------
-    traces : iterator of rows with the columns of `records.FEATURES`
+    traces : iterator of rows with the columns of `traces.FEATURES`
     repairs : Counter of repaired faults, complete once `traces` is exhausted
 
     Raises

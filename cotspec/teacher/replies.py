@@ -11,8 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from cotspec.teacher.records import NO_ID, Completion
-from cotspec.teacher.stopping import cut_tokens, find_end, valid_length
+from cotspec.prompts import find_end
+from cotspec.teacher.traces import NO_ID, Completion, cut_tokens, valid_length
 
 MOST_LOGPROB = 1e-3  # a rounded certainty
 Alternatives = list[tuple[bytes, float]]

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cotspec.teacher.records import (
+from cotspec.teacher.traces import (
     FEATURES,
     PROBLEM_COLUMNS,
     STORED,

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from itertools import count, repeat
 from pathlib import Path
 
-from cotspec.teacher.records import Completion
 from cotspec.teacher.segments import Segment, write_segment
+from cotspec.teacher.traces import Completion
 
 SHARD_BYTES = 256 * 2**20  # a new shard is begun past this size
 SHARDS = "shard-*.jsonl"

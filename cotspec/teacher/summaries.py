@@ -21,7 +21,7 @@ def summarize_solutions(traces: Dataset) -> pd.DataFrame:
 
     Parameters
     ----------
-    traces : Dataset with the columns of `records.FEATURES`
+    traces : Dataset with the columns of `traces.FEATURES`
 
     Returns
     -------

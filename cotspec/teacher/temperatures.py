@@ -18,7 +18,7 @@ from cotspec import prompts, statistics, teacher
 from cotspec.profiles import FilterConfig, TeacherConfig
 from cotspec.teacher.filtering import filter_traces
 from cotspec.teacher.recorded import fold
-from cotspec.teacher.records import Backend
+from cotspec.teacher.traces import Backend
 from cotspec.teacher.voting import votes_by_question
 
 RECORDED = ("recorded", "release")  # backends whose temperature was chosen by others

@@ -18,8 +18,8 @@ from datasets import Dataset
 from cotspec import teacher
 from cotspec.prompts import Demonstration
 from cotspec.teacher import compaction, segments
-from cotspec.teacher.records import FEATURES, STORED, Completion, sample_keys
 from cotspec.teacher.store import decode_line, encode_line
+from cotspec.teacher.traces import FEATURES, STORED, Completion, sample_keys
 
 # Forty solutions each: 750 are 30,000 solutions, 7,500 the paper's 300,000.
 NUM_QUESTIONS = int(os.environ.get("COTSPEC_BENCH_STORE_QUESTIONS", "750"))

@@ -22,10 +22,9 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from cotspec import models, teacher
 from cotspec.profiles import TeacherConfig
-from cotspec.prompts import Demonstration
+from cotspec.prompts import Demonstration, find_end
 from cotspec.teacher.huggingface import HuggingFaceBackend
 from cotspec.teacher.openai import OpenAIBackend
-from cotspec.teacher.stopping import find_end
 from cotspec.teacher.token_bytes import vocabulary_bytes
 
 NUM_SAMPLES = 8

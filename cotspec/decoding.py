@@ -30,8 +30,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from cotspec.models import Student
 from cotspec.profiles import EvaluationConfig
+from cotspec.prompts import find_end
 from cotspec.teacher.decoding import choose
-from cotspec.teacher.stopping import find_end
 
 # How a generation ends: an end token or the answer sentence; the token limit; logits
 # that are NaN or infinite; a question that does not fit and was not decoded.
@@ -74,7 +74,7 @@ def decode(
 
     Texts are batched by length under ``config.batch_tokens`` padded tokens, input and
     output together. A row ends at its end token or its answer sentence
-    (`teacher.stopping.find_end`) and makes room for the next text.
+    (`prompts.find_end`) and makes room for the next text.
 
     Parameters
     ----------

@@ -184,3 +184,27 @@ def as_stored(rows: Iterable[Mapping[str, object]]) -> pa.Table:
     rows = list(rows)
     columns = {name: [row[name] for row in rows] for name in FEATURES}
     return pa.table(columns, schema=FEATURES.arrow_schema).cast(STORED)
+
+
+def valid_length(text: bytes, end: int) -> int:
+    """Return the bytes, of the first `end`, before the first that is not UTF-8."""
+    try:
+        bytes(text[:end]).decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return end
+
+
+def cut_tokens(pieces: Sequence[bytes], length: int) -> list[bytes]:
+    """Keep the first `length` bytes; a token across the cut keeps its first bytes.
+
+    Such a token (``".\\n\\n"`` after the answer) keeps its log-probability: that of a
+    sentence that ends here and goes on as sampled.
+    """
+    kept = []
+    for piece in pieces:
+        if length <= 0:
+            break
+        kept.append(piece[:length])
+        length -= len(piece)
+    return kept
