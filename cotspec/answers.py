@@ -9,6 +9,7 @@ compute, faults and all, so that numbers can be put side by side.
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -21,8 +22,25 @@ TIERS = ("answer_is", "hashes", "last_number", "none")
 # A next question ends the answer. T5 cannot write newlines: there the block begins
 # after the end of a sentence, so "Q:" inside a chain does not cut it.
 _NEXT_QUESTION = re.compile(r"(?:\n[ \t]*|(?<=[.!?])[ \t]+)Q:")
-_ANSWER_IS = re.compile(r"answer\s+is\b:?", re.IGNORECASE)
-_THIN_SPACES = "\u2006\u2008\u2009\u200a\u202f"
+# Other openings of a next task: some chains ask themselves "Question: …" on the way, so
+# these end a text only once it has answered.
+_NEXT_TASK = re.compile(
+    r"(?:\n[ \t]*|(?<=[.!?])[ \t]+)[#* ]*"
+    r"(?:question|problem|exercise|instruction|human|user)\s*\d*\s*:",
+    re.IGNORECASE,
+)
+_CONTROL_TOKEN = re.compile(
+    r"</?s>|<\|[^<>|\n]*\|>|<｜[^<>｜\n]*｜>|\[/?INST\]"
+    r"|<(?:eos|bos|pad|unk|start_of_turn|end_of_turn)>"
+)
+# Between "answer" and "is": a remark in brackets, or what it is the answer to.
+_ANSWER_IS = re.compile(
+    r"answer(?:\s*\([^()\n]*\)|\s+(?:to|for|of)\b[^.:;,\n]{1,80}?)?\s+is\b:?",
+    re.IGNORECASE,
+)
+_SPACES = "\u00a0\u2006\u2007\u2008\u2009\u200a\u202f"
+_GROUPED = re.compile(rf"(?<![\d.,])\d{{1,3}}(?:[{_SPACES}'’_]\d{{3}})+(?![\d])")
+_DASHES = re.compile("[\u2010-\u2015\u2212]")
 _CURRENCY = "$€£¥₹¢"
 
 
@@ -60,9 +78,9 @@ class BBHScore:
 def score_math(completion: str, gold: str) -> MathScore:
     """Compare a completion's final number with the gold number.
 
-    The number is the first one after the last "answer is", else the first one after
-    the last ``####``, else the last one of the completion; whatever follows a next
-    ``Q:`` is cut before.
+    The number is the first one after the last "answer is" (of an equation there, what
+    follows its last ``=``), else the one behind the last ``####``, else the last one of
+    the completion; whatever follows a next ``Q:`` or an end token is cut before.
 
     Parameters
     ----------
@@ -103,40 +121,85 @@ def parse_number(text: str) -> Fraction | None:
 def _final_number(completion: str) -> tuple[Fraction | None, str]:
     text = _normalise_number_text(cut_at_next_question(completion))
     statements = list(_ANSWER_IS.finditer(text))
-    starts = {
-        "answer_is": statements[-1].end() if statements else -1,
-        "hashes": text.rfind("####"),
-    }
-    for tier, start in starts.items():
-        number = next(_numbers(text[start:]), None) if start >= 0 else None
+    hashes = [match for match in _HASHES.finditer(text) if _is_final(match, text)]
+    found = {"answer_is": statements, "hashes": hashes}
+    for tier, matches in found.items():
+        number = _first_number(text[matches[-1].end() :]) if matches else None
         if number is not None:
             return number, tier
     numbers = list(_numbers(text))
     return (numbers[-1], "last_number") if numbers else (None, "none")
 
 
+# GSM8K's "#### 18". A heading ("#### Step 2: Money") does not begin with a number; one
+# that does ("#### 2. Money") has text of its own and more below it.
+_HASHES = re.compile(r"####(?=[ \t(]*-?[ \t]*\.?\d)")
+
+
+def _is_final(match: re.Match[str], text: str) -> bool:
+    line, _, below = text[match.end() :].partition("\n")
+    return not below.strip() or not re.search(r"[^\W\d_]{2}", line)
+
+
+def _first_number(text: str) -> Fraction | None:
+    """The first number; of an equation ("4536 - 702 = 3834") its result."""
+    left, *results = text.partition("\n")[0].split("=")
+    if results and _is_expression(left):
+        result = next(_numbers(results[-1]), None)
+        if result is not None:
+            return result
+    return next(_numbers(text), None)
+
+
+def _is_expression(text: str) -> bool:
+    """Whether these are numbers, perhaps with units, and signs between them only."""
+    tokens = re.findall(r"\d[\d,.]*|[^\W\d_]+|[^\s\w]", text)
+    first = next((i for i, token in enumerate(tokens) if token[0].isdigit()), 0)
+    has_sign = any(token in _SIGNS for token in tokens[first + 1 :])
+    return has_sign and not any(token.casefold() in _BREAKS for token in tokens)
+
+
+_SIGNS = frozenset("+-*/×÷")
+_BREAKS = frozenset(", . ; : because since as that which so and or if".split())
+
+
 def cut_at_next_question(completion: str) -> str:
-    """Return the completion up to the next question block, if it goes on to one."""
+    """Return the completion up to its end token, or to the next question block."""
     text = completion.replace("\r\n", "\n")
-    return _NEXT_QUESTION.split(text, maxsplit=1)[0]
+    parts = _CONTROL_TOKEN.split(text)
+    text = next((part for part in parts if part.strip()), "")
+    text = _NEXT_QUESTION.split(text, maxsplit=1)[0]
+    answered = _ANSWER_IS.search(text) or _HASHES.search(text)
+    if answered and (following := _NEXT_TASK.search(text, answered.end())):
+        return text[: following.start()]
+    return text
 
 
 def _normalise_number_text(text: str) -> str:
-    """NFKC, one minus sign, no thin spaces, currency, markdown or exponents."""
+    """NFKC, one minus sign, plain digits, no currency, markdown or exponents."""
     text = text if text.isascii() else _fold_unicode_numbers(text)
+    text = _GROUPED.sub(lambda match: re.sub(r"\D", "", match[0]), text)
     text = re.sub(rf"-[{_CURRENCY}*]+(?=[\d.])", "-", text)
     text = re.sub(rf"[{_CURRENCY}]|\*\*", " ", text)
     text = re.sub(r"-\((\d+/\d+)\)", r"-\1", text)
+    # "is - 3" is a sign apart from its digits; after a number it would subtract.
+    text = re.sub(r"(\bis:?|[=(])([ \t]*)-[ \t]+(?=\.?\d)", r"\1\2-", text)
     return re.sub(r"[ \t]+", " ", text)
 
 
 def _fold_unicode_numbers(text: str) -> str:
-    # NFKC alone would read "2½" as 21/2, "5²" as 52 and keep a space in "10 000".
-    text = re.sub(rf"(?<=\d)[{_THIN_SPACES}](?=\d{{3}}(?!\d))", "", text)
+    text = _without_unseen(text)
+    text = _GROUPED.sub(lambda match: re.sub(r"\D", "", match[0]), text)
+    # NFKC alone would read "2½" as 21/2 and "5²" as 52.
     text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞↉])", " ", text)
     text = re.sub(r"[²³¹⁰⁴-⁹]", "", text)
-    text = unicodedata.normalize("NFKC", text)
-    return text.replace("\u2212", "-").replace("\u2044", "/")
+    text = unicodedata.normalize("NFKC", _DASHES.sub("-", text))
+    return text.replace("\u2044", "/")
+
+
+def _without_unseen(text: str) -> str:
+    """Drop what has no width: zero-width spaces and joiners, marks of direction."""
+    return "".join(c for c in text if unicodedata.category(c) != "Cf")
 
 
 _MAX_DIGITS = 1000  # a model that repeats a digit for ever wrote no number
@@ -227,11 +290,14 @@ Parser = Callable[[str], "str | None"]
 def _final_answer(completion: str, parse: Parser, prompt_mode: str) -> str | None:
     text = cut_at_next_question(completion)
     statements = list(_ANSWER_IS.finditer(text))
-    if statements:
-        return parse(_first_line(text[statements[-1].end() :]))
-    lines = [line for line in map(_plain, text.splitlines()) if line]
+    said = text[statements[-1].end() :] if statements else text
+    lines = [line for line in map(_plain, said.splitlines()) if line]
     if not lines:
         return None
+    if parse is _word_list and (statements or prompt_mode == "answer_only"):
+        return parse(" ".join(_list_lines(lines)))
+    if statements:
+        return parse(lines[0])
     if prompt_mode == "answer_only":
         return parse(lines[0])
     predicted = None if parse in (_text, _word_list) else parse(lines[-1])
@@ -239,15 +305,18 @@ def _final_answer(completion: str, parse: Parser, prompt_mode: str) -> str | Non
     return predicted if is_bare else None
 
 
-def _first_line(text: str) -> str:
-    lines = [line for line in map(_plain, text.splitlines()) if line]
-    return lines[0] if lines else ""
+def _list_lines(lines: list[str]) -> list[str]:
+    """The first line, or the lines of a list: one word each, numbered or not."""
+    words = [re.sub(r"^(?:[-*•]|\d+[.)])\s*", "", line) for line in lines]
+    alone = itertools.takewhile(lambda word: re.fullmatch(r"\S+", word), words)
+    return list(alone) or lines[:1]
 
 
 def _plain(text: str) -> str:
-    """NFKC, one minus sign, no markdown emphasis, single spaces."""
-    text = unicodedata.normalize("NFKC", text).replace("\u2212", "-")
-    return re.sub(r"\s+", " ", text.replace("**", "")).strip()
+    """NFKC, one minus sign, nothing unseen, no emphasis or label, single spaces."""
+    text = unicodedata.normalize("NFKC", _without_unseen(text))
+    text = re.sub(r"\s+", " ", text.replace("\u2212", "-").replace("**", "")).strip()
+    return re.sub(r"^(?:(?:the|final) )*answer:\s*", "", text, flags=re.IGNORECASE)
 
 
 def _text(line: str) -> str | None:
@@ -256,14 +325,31 @@ def _text(line: str) -> str | None:
     return line.strip(" .\"'`").casefold() or None
 
 
+_MARKS = " \"'`*_[{“”‘’\\"
+# What names an option: "(B)", or a bare letter that is no word ("A dog", "I").
+_OPTION = re.compile(r"\(([A-Za-z])\)|\b([A-Z])(?=[.):,;\"'`’”*_\]}]|$| or\b| and\b)")
+
+
 def _letter(line: str) -> str | None:
-    """``(B)``, ``B)``, ``B.`` or a bare ``B``; two different letters are no answer."""
-    match = re.match(r"\(([A-Za-z])\)|([A-Z])(?=[.):]|$)", line)
+    """``(B)``, ``B.``, "option (B)"; two letters in one clause are no answer."""
+    line = re.sub(
+        r"^\W*boxed\{|^(?:the )?(?:correct )?(?:option|choice|letter)\b:?",
+        "",
+        line,
+        flags=re.IGNORECASE,
+    )
+    line = line.lstrip(_MARKS)
+    match = _OPTION.match(line)
     if match is None:
         return None
+    # A reason may name the others; what is joined to the first by a comma is a list.
+    clause = re.split(r"\.\s|;|,?\s(?:because|since|as)\b", line, maxsplit=1)[0]
+    named = {(a or b).upper() for a, b in _OPTION.findall(clause)}
     letter = (match[1] or match[2]).upper()
-    others = set(re.findall(r"\(([A-Z])\)", line)) - {letter}
-    return None if others else f"({letter})"
+    return f"({letter})" if named == {letter} else None
+
+
+_LEAD_IN = set("that the this argument answer statement it is deductively".split())
 
 
 def _choice(*allowed: str) -> Parser:
@@ -271,10 +357,12 @@ def _choice(*allowed: str) -> Parser:
     words = {word.casefold(): word for word in allowed}
 
     def parse(line: str) -> str | None:
-        clause = re.split(r"[.,;:!?]", line.strip(" \"'`("), maxsplit=1)[0]
+        clause = re.split(r"[.,;:!?]", line.strip(_MARKS + "("), maxsplit=1)[0]
         found = re.findall(r"[a-z]+", clause.casefold())
-        named = {word for word in found if word in words}
-        return words[found[0]] if found and named == {found[0]} else None
+        said = [word for word in found if word in words]
+        lead = found[: found.index(said[0])] if said else []
+        is_one = len(set(said)) == 1 and set(lead) <= _LEAD_IN
+        return words[said[0]] if is_one else None
 
     return parse
 
@@ -286,8 +374,8 @@ def _integer(line: str) -> str | None:
 
 def _word_list(line: str) -> str | None:
     text = _text(line)
-    words = re.split(r"[\s,]+", text.replace('"', "").strip("[]")) if text else []
-    return " ".join(word for word in words if word) or None
+    words = re.split(r"[\s,]+", text.strip("[]")) if text else []
+    return " ".join(word for w in words if (word := w.strip("\"'`[]"))) or None
 
 
 def _brackets(line: str) -> str | None:

@@ -150,6 +150,48 @@ def test_what_follows_the_next_question_does_not_count(continuation):
     assert score_math("The answer is 5." + continuation, "5").is_correct
 
 
+# What people's models write, and what it means.
+WRITTEN = [
+    ("The answer is $4536 - $702 = $3834.", 3834),
+    ("The answer is 5 + 3 = 8.", 8),
+    ("The answer is 4 apples + 5 apples = 9 apples.", 9),
+    ("The answer is (4 + 5) * 2 = 18.", 18),
+    ("The answer is 2 * 3 = 6 + 1 = 7.", 7),
+    ("The answer is 18 = 9 * 2.", 18),
+    ("The answer is 12, because 3 * 5 = 15.", 12),
+    ("The answer is 12 apples, that is 3 * 4 = 12 for 2 kids.", 12),
+    ("the answer (arabic numerals) is 3,834.", 3834),
+    ("The answer to the question is 7. Then 9 more", 7),
+    ("I gave my answer, and 5 is more. So 7", 7),
+    ("The answer is 18.\n\nQuestion: How?\nAnswer: 2. The answer is 3.", 18),
+    ("The answer is 18.</s><s>[INST] More [/INST] The answer is 4.", 18),
+    ("<s> The answer is 18.<|im_end|>\n<|im_start|>user The answer is 4.", 18),
+    ("The answer is 18.\n\n### Problem 2: The answer is 3.", 18),
+    ("Question: how many? 2.\nQuestion: in all? 2 + 3 = 5. The answer is 5.", 5),
+    ("#### Step 1: x\n\n#### Step 2: Money\n9 x $2 = $18\n\nShe makes $18 a day.", 18),
+    ("#### 2. Money\n9 x $2 = $18.", 18),
+    ("It is so.\n#### $18 dollars", 18),
+    ("It is so.\n#### 18\nThat is it, after 5 steps.", 18),
+    ("The answer is –3 degrees.", -3),
+    ("The answer is −3 degrees.", -3),
+    ("The answer is - 3.", -3),
+    ("The answer is: -$3", -3),
+    ("7 - 3", 3),
+    ("5–7", 7),
+    ("- 4 eggs\n- 3 eggs", 3),
+    ("The answer is 29\u00a0000.", 29000),
+    ("The answer is 1'250'000.", 1250000),
+    ("in\u00a02023\u00a0100", 100),
+    ("The answer is 1\u200b8.", 18),
+    ("The answer is \u2066-3\u2069.", -3),
+]
+
+
+@pytest.mark.parametrize(("completion", "number"), WRITTEN)
+def test_what_models_write_is_read_as_it_is_meant(completion, number):
+    assert score_math(completion, "1").predicted == number
+
+
 def test_a_chain_with_a_q_in_it_is_not_cut():
     chain = "Q has 3, and the shelf Q: has 4. The answer is 7."
     assert cut_at_next_question(chain) == chain
@@ -269,11 +311,9 @@ def test_every_published_gold_parses_and_scores_itself_right(data_dir):
     assert wrong == []
 
 
-def test_gsm8k_solutions_score_themselves_right_but_for_one(data_dir):
+def test_gsm8k_solutions_score_themselves_right(data_dir):
     golds = list(gsm8k_golds(data_dir))
-    wrong = [gold for gold in golds if not score_math(gold, gold).is_correct]
-    # It says "the final answer is 15 gallons * 8 pints / gallon = … #### 120".
-    assert [gold.rsplit(" ", 1)[1] for gold in wrong] == ["120"]
+    assert [gold for gold in golds if not score_math(gold, gold).is_correct] == []
     tiers = [score_math(gold, gold).tier for gold in golds]
     assert tiers.count("answer_is") == 4
     assert tiers.count("hashes") == len(golds) - 4
@@ -354,6 +394,29 @@ def test_invalid_is_never_valid():
         ("multistep_arithmetic_two", "So the answer is 1,234.", "1234"),
         ("object_counting", "So the answer is 6 fruits.", "6"),
         ("object_counting", "So the answer is 2.5.", None),
+        ("multistep_arithmetic_two", "So the answer is –15.", "-15"),
+        ("snarks", "So the answer is option (B).", "(B)"),
+        ("snarks", "So the answer is the correct option B.", "(B)"),
+        ("snarks", 'So the answer is "(B)".', "(B)"),
+        ("snarks", "So the answer is “B”.", "(B)"),
+        ("snarks", "So the answer is \\boxed{B}.", "(B)"),
+        ("snarks", "So the answer is [B].", "(B)"),
+        ("snarks", "The correct answer is (B). Here's why: option (A) is kind.", "(B)"),
+        ("snarks", "So the answer is B, because it is ironic.", "(B)"),
+        ("snarks", "So the answer is (B), since (A) is not.", "(B)"),
+        ("snarks", "So the answer is A or B.", None),
+        ("snarks", "So the answer is A, B.", None),
+        ("snarks", "So the answer is (B), (A).", None),
+        ("snarks", "So the answer is both A and B.", None),
+        ("snarks", "So the answer is option A dog.", None),
+        ("navigate", "The answer is No.\n\nQuestion: So the answer is Yes.", "No"),
+        ("navigate", "The answer is that it is Yes.", "Yes"),
+        ("formal_fallacies", "The answer is that the argument is invalid.", "invalid"),
+        ("formal_fallacies", "The answer is that the argument is not valid.", None),
+        ("formal_fallacies", "The answer is valid or invalid.", None),
+        ("word_sorting", "So the answer is ['apple', 'bee', 'cat'].", "apple bee cat"),
+        ("word_sorting", "The answer is:\n1. apple\n2. bee\n\n3. cat", "apple bee cat"),
+        ("word_sorting", "The answer is:\n- apple\n- bee\nThat is it.", "apple bee"),
         ("dyck_languages", 'So the answer is "] } ]".', "] } ]"),
         ("dyck_languages", "So the answer is ]}].", "] } ]"),
         ("dyck_languages", "So the answer is ] ] and then }.", None),
@@ -370,6 +433,7 @@ def test_answers_are_read_by_the_type_of_the_task(task, completion, predicted):
         "navigate": "Yes",
         "sports_understanding": "yes",
         "word_sorting": "a b",
+        "formal_fallacies": "valid",
     }.get(task, "(A)")
     assert bbh(task, completion, target).predicted == predicted
 
@@ -389,6 +453,12 @@ def test_answer_only_reads_the_first_line_and_a_chain_its_last():
     completion = "(A)\n(B)"
     assert bbh("snarks", completion, "(A)", "answer_only").is_correct
     assert bbh("snarks", completion, "(B)", "chain_of_thought").is_correct
+
+
+def test_a_label_before_the_answer_does_not_count():
+    assert bbh("snarks", "Answer: (B)", "(B)", "answer_only").is_correct
+    assert bbh("snarks", "It is ironic.\nFinal answer: (B)", "(B)").is_correct
+    assert bbh("word_sorting", "apple\nbee", "apple bee", "answer_only").is_correct
 
 
 def test_targets_that_are_an_options_text_compare_as_text():

@@ -13,6 +13,14 @@ from cotspec.teacher.traces import cut_tokens, valid_length
         (b"The answer is $3.50. Q:", b"The answer is $3.50."),
         (b"the answer is Yes.\n\nQ: More", b"the answer is Yes."),
         (b"The answer is 7\nQ: More", b"The answer is 7"),
+        (b"The answer is:\n\n**18**\nSo", b"The answer is:\n\n**18**"),
+        (b"The answer is approx. 18 eggs. So", b"The answer is approx. 18 eggs."),
+        (
+            b"See what the answer is. The answer is 18.\n",
+            b"See what the answer is. The answer is 18.",
+        ),
+        ("The answer is –3. So".encode(), "The answer is –3.".encode()),
+        (b"The answer is (B).\n", b"The answer is (B)."),
         (b"No idea.\n\nQ: More", b"No idea."),
         (b"No idea.\nQ: More", b"No idea."),
     ],
@@ -23,7 +31,16 @@ def test_a_solution_ends_behind_its_answer_or_before_the_next_question(text, end
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"1 + 1 = 2.\n", b"The answer is 3.", b"The answer is 3.5", b"FAQ: no\n"],
+    [
+        *[
+            b"",
+            b"1 + 1 = 2.\n",
+            b"The answer is 3.",
+            b"The answer is 3.5",
+            b"FAQ: no\n",
+        ],
+        *[b"The answer is:\n\n", b"The answer is approx. ", b"what the answer is. 9\n"],
+    ],
 )
 def test_a_solution_goes_on_until_what_follows_decides(text):
     assert find_end(text) is None
