@@ -169,6 +169,158 @@ def _weights(size: int, count: int, generator: np.random.Generator) -> np.ndarra
     return generator.multinomial(size, np.full(size, 1 / size), size=count) / size
 
 
+@dataclass(frozen=True)
+class Components:
+    """What a mean difference varies with: ``d[s, p] = effect + seed + problem + rest``.
+
+    Attributes
+    ----------
+    num_seeds, num_problems : int
+    seed, problem, rest : float
+        Variances, of fractions squared; estimated ones may be 0, never below.
+    """
+
+    num_seeds: int
+    num_problems: int
+    seed: float
+    problem: float
+    rest: float
+
+
+@dataclass(frozen=True)
+class _Squares:
+    """Mean squares of an analysis of variance, and their degrees of freedom.
+
+    Numbers, or arrays of them for many simulated runs.
+    """
+
+    seeds: np.ndarray | float
+    problems: np.ndarray | float
+    rest: np.ndarray | float
+    num_seeds: int
+    num_problems: int
+
+    def interval(self, mean, confidence: float):
+        """Student's interval of the mean; degrees of freedom after Satterthwaite."""
+        s, p = self.num_seeds, self.num_problems
+        if s == 1:
+            error, df = np.sqrt(self.problems / p), p - 1
+        else:
+            # Seeds that agree can make the sum negative; then problems alone count.
+            total = self.problems + self.seeds - self.rest
+            total = np.where(total > 0, total, self.problems)
+            parts = [(self.problems, p - 1), (self.seeds, s - 1)]
+            parts += [(self.rest, (s - 1) * (p - 1))]
+            spread = sum(np.square(square) / df for square, df in parts)
+            df = np.maximum(1, np.square(total) / np.maximum(spread, 1e-300))
+            error = np.sqrt(total / (s * p))
+        half = stats.t.ppf((1 + confidence) / 2, df) * error
+        return mean - half, mean + half
+
+
+def paired_difference(
+    first: np.ndarray, second: np.ndarray, *, confidence: float = 0.95
+) -> Difference:
+    """Return second minus first with an interval over seeds and problems.
+
+    A mixed model of two crossed factors: the variance of the mean is (problems +
+    seeds − rest) / number of answers in mean squares, its degrees of freedom are
+    Satterthwaite's. Simulated with 3 and 5 seeds, 300 to 1,000 problems and seeds that
+    spread by 0 to 5 points, a 95% interval covers 94 to 97.5%; one seed gives an
+    interval over problems alone.
+
+    Parameters
+    ----------
+    first, second : array, shape (num_seeds, num_problems) or (num_problems,)
+        Right (1) or wrong (0), or means of them; seeds and problems in one order.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, or there is no second problem.
+
+    Source: Satterthwaite 1946; Searle, Casella & McCulloch 1992, chapter 4.
+    """
+    a, b = np.atleast_2d(first).astype(float), np.atleast_2d(second).astype(float)
+    _check_same_shape(a, b)
+    _check_confidence(confidence)
+    difference = b - a  # (seeds, problems)
+    mean = float(_settled(difference.mean()))
+    squares = _squares(difference)
+    low, high = _settled(np.array(squares.interval(mean, confidence))).tolist()
+    return Difference(mean, low, high, math.nan)
+
+
+def _squares(difference: np.ndarray) -> _Squares:
+    num_seeds, num_problems = difference.shape
+    if num_problems < 2:
+        raise ValueError(
+            f"first: shape {difference.shape}. Allowed: at least two problems"
+        )
+    by_seed, by_problem = difference.mean(1), difference.mean(0)
+    rest = difference - by_seed[:, None] - by_problem + difference.mean()
+    df = max(1, (num_seeds - 1) * (num_problems - 1))
+    return _Squares(
+        seeds=num_problems * by_seed.var(ddof=1) if num_seeds > 1 else 0.0,
+        problems=num_seeds * by_problem.var(ddof=1),
+        rest=float(np.square(rest).sum()) / df,
+        num_seeds=num_seeds,
+        num_problems=num_problems,
+    )
+
+
+def components(first: np.ndarray, second: np.ndarray) -> Components:
+    """Return the variances behind a difference, for `simulate_differences`."""
+    found = _squares(np.atleast_2d(second).astype(float) - np.atleast_2d(first))
+    s, p = found.num_seeds, found.num_problems
+    return Components(
+        num_seeds=s,
+        num_problems=p,
+        seed=max(0.0, (found.seeds - found.rest) / p),
+        problem=max(0.0, (found.problems - found.rest) / s),
+        rest=found.rest,
+    )
+
+
+def simulate_differences(
+    effect: float,
+    variances: Components,
+    *,
+    count: int,
+    generator: np.random.Generator,
+    confidence: float = 0.95,
+) -> np.ndarray:
+    """Draw what `paired_difference` would find in runs like this one.
+
+    Parameters
+    ----------
+    effect : float
+        The true difference, a fraction.
+    variances : Components
+    count : int
+        Number of runs, N.
+
+    Returns
+    -------
+    array, shape (N, 3)
+        Estimate and both ends of its interval.
+    """
+    s, p = variances.num_seeds, variances.num_problems
+    expected = {
+        "seeds": (p * variances.seed + variances.rest, s - 1),
+        "problems": (s * variances.problem + variances.rest, p - 1),
+        "rest": (variances.rest, (s - 1) * (p - 1)),
+    }
+    drawn = {
+        name: mean * generator.chisquare(df, count) / df if df else np.zeros(count)
+        for name, (mean, df) in expected.items()
+    }
+    variance = variances.seed / s + variances.problem / p + variances.rest / (s * p)
+    means = generator.normal(effect, math.sqrt(variance), count)
+    squares = _Squares(num_seeds=s, num_problems=p, **drawn)
+    return np.stack([means, *squares.interval(means, confidence)], axis=1)
+
+
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """Return p-values corrected for their number (family-wise), in the given order.
 

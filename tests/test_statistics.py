@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from cotspec import statistics
 
@@ -201,3 +202,69 @@ def test_k_beyond_the_samples_is_refused():
         statistics.pass_at_k(2, 1, 3)
     with pytest.raises(ValueError, match="k: 0"):
         statistics.majority_at_k([1], 1, 0)
+
+
+# --- the interval over seeds and problems --------------------------------------------
+
+
+def answers_of_two_systems(generator, seeds, problems, effect, seed_sd):
+    """Right or wrong of two systems that share what is hard; 40% right the first."""
+    hard = generator.normal(size=problems) * math.sqrt(0.6)
+    slope = stats.norm.pdf(stats.norm.ppf(0.4 + effect))
+    shift = generator.normal(size=(seeds, 1)) * seed_sd / slope
+    noise = generator.normal(size=(2, seeds, problems)) * math.sqrt(0.4)
+    first = stats.norm.ppf(0.4) + hard + noise[0] > 0
+    second = stats.norm.ppf(0.4 + effect) + shift + hard + noise[1] > 0
+    # The mean over all seeds there could be.
+    spread = math.sqrt(1 + (seed_sd / slope) ** 2)
+    truth = stats.norm.cdf(stats.norm.ppf(0.4 + effect) / spread) - 0.4
+    return first, second, truth
+
+
+@pytest.mark.parametrize("seed_sd", [0, 0.01, 0.03, 0.05])
+@pytest.mark.parametrize("effect", [0, 0.1])
+def test_a_95_percent_interval_covers_95_percent(effect, seed_sd):
+    generator = np.random.default_rng(20261126)
+    covered = []
+    for _ in range(1500):
+        first, second, truth = answers_of_two_systems(
+            generator, 5, 300, effect, seed_sd
+        )
+        found = statistics.paired_difference(first, second)
+        covered.append(found.ci_low <= truth <= found.ci_high)
+    assert 0.93 <= np.mean(covered) <= 0.98
+
+
+def test_one_seed_gives_students_interval_over_problems():
+    generator = np.random.default_rng(1)
+    first, second = generator.random((2, 40)) < 0.5
+    found = statistics.paired_difference(first, second)
+    d = second.astype(float) - first
+    low, high = stats.t.interval(0.95, 39, d.mean(), stats.sem(d))
+    assert (found.ci_low, found.ci_high) == pytest.approx((low, high))
+
+
+def test_simulated_runs_vary_as_real_ones_do():
+    generator = np.random.default_rng(2)
+    runs = [answers_of_two_systems(generator, 5, 300, 0.1, 0.03) for _ in range(600)]
+    found = [statistics.paired_difference(a, b) for a, b, _ in runs]
+    real = np.array([(d.estimate, d.ci_low, d.ci_high) for d in found])
+    parts = [statistics.components(a, b) for a, b, _ in runs]
+    mean = statistics.Components(
+        5,
+        300,
+        *(np.mean([getattr(c, n) for c in parts]) for n in ("seed", "problem", "rest")),
+    )
+    drawn = statistics.simulate_differences(
+        runs[0][2], mean, count=20_000, generator=generator
+    )
+    assert drawn[:, 0].std() == pytest.approx(real[:, 0].std(), rel=0.1)
+    width = (drawn[:, 2] - drawn[:, 1]).mean()
+    assert width == pytest.approx((real[:, 2] - real[:, 1]).mean(), rel=0.1)
+
+
+def test_systems_that_answer_alike_differ_by_nothing():
+    found = statistics.paired_difference(np.ones((3, 9)), np.ones((3, 9)))
+    assert (found.estimate, found.ci_low, found.ci_high) == (0, 0, 0)
+    with pytest.raises(ValueError, match="at least two problems"):
+        statistics.paired_difference([1], [1])
