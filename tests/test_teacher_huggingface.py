@@ -21,11 +21,11 @@ from transformers import (
 )
 
 from cotspec import teacher
+from cotspec.alignment.student import byte_alphabet
 from cotspec.models import Teacher
 from cotspec.profiles import TeacherConfig
 from cotspec.prompts import Demonstration
 from cotspec.teacher import decoding, huggingface, shared_prefix
-from cotspec.teacher.token_bytes import byte_level_alphabet
 
 VOCABULARY = 102  # 97 ASCII characters and 5 merges
 DEMONSTRATIONS = (
@@ -38,9 +38,7 @@ QUESTIONS = ("How many legs have 3 cats?", "What is 2 + 3?", "Two and two?", "Wh
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE of ASCII with a few merges, among them ``.\\n``."""
     printable = {*range(32, 127), ord("\t"), ord("\n")}
-    alphabet = sorted(
-        c for c, byte in byte_level_alphabet().items() if byte in printable
-    )
+    alphabet = sorted(c for c, byte in byte_alphabet().items() if byte in printable)
     merges = [("Ġ", "a"), ("Ġa", "n"), ("t", "h"), (".", "Ċ"), ("Ċ", "Q")]
     vocabulary = {token: i for i, token in enumerate(alphabet)}
     vocabulary |= {a + b: 97 + i for i, (a, b) in enumerate(merges)}

@@ -23,31 +23,28 @@ Three conventions carry the rest:
 - *The left context is fixed.* The student tokens before a position are written, so an
   alternative is re-tokenised from that position on, never merged with what precedes.
 
-Modules, top down: `matching` and `transfer` decide, `warping` is the dynamic program;
-`spans` lays both tokenizations over the text; `reading` and `student` ask the student's
-tokenizer; `records` are the tables' rows.
+Modules: `offsets` and `warping` match, `transfer` gives probabilities, `student` asks
+the student's tokenizer, `records` and `table` are what enters and leaves.
 """
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cotspec.alignment.matching import match_dtw, match_offsets
+from cotspec.alignment.offsets import by_offsets
 from cotspec.alignment.records import SOFT_RULES, AlignedTargets, Rule, TeacherTrace
-from cotspec.alignment.spans import (
-    StudentTokens,
-    TeacherTokens,
-    join,
-    student_tokens,
-    teacher_tokens,
-)
-from cotspec.alignment.student import Student, open_student
+from cotspec.alignment.student import StudentTokenizer, open_student
 from cotspec.alignment.transfer import transfer
+from cotspec.alignment.warping import by_warping
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,10 +61,16 @@ __all__ = [
     "align_all",
 ]
 
-METHODS = ("offsets", "dtw")
-DROP_REASONS = ("empty", "lone_surrogate", "not_spelled", "bad_probabilities")
+METHODS = {"offsets": by_offsets, "dtw": by_warping}
+DROP_REASONS = (
+    "empty",
+    "lone_surrogate",
+    "not_spelled",
+    "bad_probabilities",
+    "control_token",
+)
 MASS_TOLERANCE = 1e-2  # published probabilities are rounded to four decimals
-TRACES_PER_CHUNK = 512
+TRACES_PER_CHUNK = 256  # what a process is given at a time
 
 
 @dataclass(frozen=True)
@@ -149,13 +152,13 @@ def align(
 
     ``▁$12`` gets .8 × .9; the first token has a distribution like any other.
     """
-    alignment = align_all([trace], student_tokenizer, method=method)
-    if alignment.targets[0] is None:
-        reason, text = alignment.reasons[0], trace.text
+    match = _method(method)
+    reason, targets = _align_one(trace, open_student(student_tokenizer), match)
+    if targets is None:
         raise ValueError(
-            f"trace: {_EXPLANATIONS[reason]} ({reason}); text {text[:60]!r}"
+            f"trace: {_EXPLANATIONS[reason]} ({reason}); text {trace.text[:60]!r}"
         )
-    return alignment.targets[0]
+    return targets
 
 
 _EXPLANATIONS = {
@@ -163,6 +166,7 @@ _EXPLANATIONS = {
     "lone_surrogate": "the text is not Unicode: it holds a lone surrogate",
     "not_spelled": "token_bytes joined do not spell the text",
     "bad_probabilities": "log-probabilities are NaN or sum to more than 1",
+    "control_token": "the student reads a control token, such as </s>, in the text",
 }
 
 
@@ -171,71 +175,84 @@ def align_all(
     student_tokenizer: PreTrainedTokenizerBase,
     *,
     method: str = "offsets",
+    num_proc: int | None = None,
 ) -> Alignment:
-    """Align many traces at once; see `align` for the meaning.
+    """Align many traces; see `align` for the meaning.
 
     Bad traces are dropped and counted, never raised.
+
+    Parameters
+    ----------
+    num_proc : int, optional
+        Processes. Default: as many as there are cores, one for few traces.
 
     Raises
     ------
     ValueError
         Unknown method, or a tokenizer without offsets.
     """
-    if method not in METHODS:
-        raise ValueError(f"method: {method!r}. Allowed: {', '.join(METHODS)}")
+    match = _method(method)
     student = open_student(student_tokenizer)
-    reasons = [_input_fault(trace) for trace in traces]
-    targets: list[AlignedTargets | None] = [None] * len(traces)
-    kept = [i for i, reason in enumerate(reasons) if not reason]
-    if method == "dtw":  # pairs of one length share a dynamic program
-        kept.sort(key=lambda i: len(traces[i].token_bytes))
-    for indices in _chunks(kept, traces):
-        chunk = [traces[i] for i in indices]
-        faults, aligned = _align_chunk(chunk, student, method)
-        for i, fault, target in zip(indices, faults, aligned, strict=True):
-            reasons[i], targets[i] = fault, None if fault else target
-    return Alignment(targets, reasons)
+    if num_proc is None and sys.platform != "linux":
+        num_proc = 1  # to fork is not safe elsewhere
+    if num_proc is None:
+        num_proc = min(os.cpu_count() or 1, 1 + len(traces) // (8 * TRACES_PER_CHUNK))
+    if num_proc == 1:
+        found = [_align_one(trace, student, match) for trace in traces]
+    else:
+        found = _align_side_by_side(traces, student_tokenizer, match, num_proc)
+    return Alignment([t for _, t in found], [reason for reason, _ in found])
 
 
-def _input_fault(trace: TeacherTrace) -> str:
+def _method(name: str):
+    if name not in METHODS:
+        raise ValueError(f"method: {name!r}. Allowed: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+_WORK: list = []  # traces, tokenizer, method: what forked processes inherit
+
+
+def _align_side_by_side(traces, tokenizer, match, num_proc: int) -> list[tuple]:
+    """Fork, so that only results are sent: to pickle a trace takes half as long."""
+    _WORK[:] = [traces, tokenizer, match]
+    starts = range(0, len(traces), TRACES_PER_CHUNK)
+    with ProcessPoolExecutor(num_proc, mp_context=get_context("fork")) as pool:
+        found = [pair for done in pool.map(_align_chunk, starts) for pair in done]
+    _WORK.clear()
+    return found
+
+
+def _align_chunk(start: int) -> list[tuple]:
+    traces, tokenizer, match = _WORK
+    student = open_student(tokenizer)  # each process opens its own
+    chunk = traces[start : start + TRACES_PER_CHUNK]
+    return [_align_one(trace, student, match) for trace in chunk]
+
+
+def _align_one(trace: TeacherTrace, student: StudentTokenizer, match) -> tuple:
+    """Return a drop reason and None, or "" and the targets."""
     try:
         spelled = trace.text.encode("utf-8")
     except UnicodeEncodeError:
-        return "lone_surrogate"
-    if not spelled.strip():
-        return "empty"
-    return "" if b"".join(trace.token_bytes) == spelled else "not_spelled"
+        return "lone_surrogate", None
+    if b"".join(trace.token_bytes) != spelled and spelled.strip():
+        return "not_spelled", None
+    tokens = student.tokens(trace.text) if spelled.strip() else []
+    if not tokens:
+        return "empty", None
+    if any(token.id in student.control_ids for token in tokens):
+        return "control_token", None  # it would end the target in its middle
+    if not _most_mass(trace) <= 1 + MASS_TOLERANCE:  # NaN is bad
+        return "bad_probabilities", None
+    return "", transfer(tokens, match(tokens, trace, student), trace, student)
 
 
-def _chunks(indices: list[int], traces: Sequence[TeacherTrace]) -> Iterator[list[int]]:
-    """Yield runs of at most `TRACES_PER_CHUNK` indices whose traces share one k."""
-    by_k: dict[int, list[int]] = {}
-    for i in indices:
-        by_k.setdefault(traces[i].k, []).append(i)
-    for group in by_k.values():
-        for first in range(0, len(group), TRACES_PER_CHUNK):
-            yield group[first : first + TRACES_PER_CHUNK]
-
-
-def _align_chunk(
-    traces: list[TeacherTrace], student: Student, method: str
-) -> tuple[list[str], list[AlignedTargets]]:
-    text = join([trace.text for trace in traces])
-    written = student_tokens(student, text)
-    teacher = teacher_tokens(traces, student, text, written.covered)
-    if method == "dtw":
-        match = match_dtw(written, teacher, student)
-    else:
-        match = match_offsets(written, teacher, student, text)
-    fields = transfer(match, written, teacher)
-    runs = zip(written.bounds[:-1].tolist(), written.bounds[1:].tolist(), strict=True)
-    aligned = [AlignedTargets(*(field[a:b] for field in fields)) for a, b in runs]
-    return _output_faults(teacher, written), aligned
-
-
-def _output_faults(teacher: TeacherTokens, written: StudentTokens) -> list[str]:
-    worst = np.maximum.reduceat(teacher.mass, teacher.bounds[:-1])
-    is_bad = ~(worst <= 1 + MASS_TOLERANCE)  # NaN is bad
-    is_empty = np.diff(written.bounds) == 0
-    faults = np.where(is_bad, "bad_probabilities", np.where(is_empty, "empty", ""))
-    return faults.tolist()
+def _most_mass(trace: TeacherTrace) -> float:
+    """The largest sum over one step's alternatives, the sampled token among them."""
+    mass = np.exp(trace.topk_logprobs).sum(1)
+    own = np.exp(trace.token_logprobs)
+    is_named = [
+        a in b for a, b in zip(trace.token_bytes, trace.topk_bytes, strict=True)
+    ]
+    return float(np.max(np.maximum(own, mass + np.where(is_named, 0, own))))

@@ -167,39 +167,3 @@ class AlignedTargets:
     topk_probs: np.ndarray
     tail_mass: np.ndarray
     rule: np.ndarray
-
-    def validate(self) -> None:
-        """Check the invariants above.
-
-        Raises
-        ------
-        ValueError
-            Naming the field, the position and the value that is wrong.
-        """
-        length = len(self.student_ids)
-        for name in ("topk_ids", "topk_probs", "tail_mass", "rule"):
-            if len(getattr(self, name)) != length:
-                raise ValueError(f"{name}: expected {length} rows, one per student id")
-        if self.topk_ids.shape != self.topk_probs.shape:
-            raise ValueError("topk_probs: shape differs from topk_ids")
-        total = self.topk_probs.sum(1, dtype=np.float64) + self.tail_mass
-        probs, ids = self.topk_probs, self.topk_ids
-        is_hot = ~np.isin(self.rule, SOFT_RULES)
-        wrong = {
-            "tail_mass: mass + tail is not 1": np.abs(total - 1) > 1e-6,
-            "topk_probs: outside [0, 1]": ((probs < 0) | (probs > 1 + 1e-6)).any(1),
-            "topk_probs: mass in an empty slot": ((ids < 0) & (probs != 0)).any(1),
-            "topk_ids: slot 0 is not the label": ids[:, 0] != self.student_ids,
-            "topk_ids: an id twice": _has_repeats(ids),
-            "rule: not a Rule": ~np.isin(self.rule, list(Rule)),
-            "topk_probs: not one-hot under its rule": is_hot & (probs[:, 0] != 1),
-        }
-        for message, where in wrong.items():
-            if where.any():
-                position = int(np.argmax(where))
-                raise ValueError(f"{message} at position {position}")
-
-
-def _has_repeats(ids: np.ndarray) -> np.ndarray:
-    ordered = np.sort(ids, axis=1)
-    return ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(1)

@@ -1,8 +1,8 @@
-"""The student's tokenizer, opened up for alignment.
+"""A student's tokenizer: what its tokens spell, and what a piece of text begins with.
 
-Enters: a Hugging Face fast tokenizer, byte-level or SentencePiece (Metaspace). Leaves:
-a `Student`: copies of it that can be asked without side effects, what it does with
-spaces, and the bytes that each of its tokens spells.
+Enters: any Hugging Face fast tokenizer, byte-level (GPT-2) or SentencePiece (T5).
+Leaves: the bytes of every token, a text's tokens with their places in it, and the token
+with which a piece of text begins.
 """
 
 from __future__ import annotations
@@ -10,181 +10,178 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-MARK = "▁"  # how SentencePiece writes a space
-NO_TOKEN = -1
-_MODEL_KEY = ',"model":'  # inside a string its quotes would be escaped
-
-
-class Interner(dict):
-    """Number keys in order of appearance."""
-
-    def __missing__(self, key) -> int:
-        self[key] = number = len(self)
-        return number
+WORD_MARK = "▁"
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+# Control tokens of this and of other models: as a teacher's alternative they spell
+# nothing, whatever their letters are.
+_CONTROL = re.compile(
+    rb"<\|[^<>|]*\|>|<\xef\xbd\x9c[^<>]*\xef\xbd\x9c>|</?s>|<(?:eos|bos|pad|unk|end_of_turn)>"
+)
+_REMEMBERED = 2**17  # pieces of text whose first token is kept
 
 
-class Encoded(NamedTuple):
-    """Pieces of text in tokens, one piece after the other.
+class Token(NamedTuple):
+    """A student token and its place, ``[start, end)`` in bytes of the text."""
 
-    ``start`` and ``end`` are bytes within the piece; ``counts`` are tokens per piece.
+    id: int
+    start: int
+    end: int
+
+
+@functools.cache
+def byte_alphabet() -> dict[str, int]:
+    """Return GPT-2's printable character for each byte, inverted.
+
+    Source: Radford et al. 2019, ``bytes_to_unicode`` of the GPT-2 encoder.
     """
-
-    ids: np.ndarray
-    start: np.ndarray
-    end: np.ndarray
-    counts: np.ndarray
-
-    def followed_by(self, other: Encoded) -> Encoded:
-        """Return the pieces of both."""
-        return Encoded(*map(np.concatenate, zip(self, other, strict=True)))
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable}
+    return alphabet | {chr(256 + rank): byte for rank, byte in enumerate(others)}
 
 
-def no_pieces() -> Encoded:
-    """Return the encoding of nothing."""
-    return Encoded(*(np.zeros(0, np.int64) for _ in Encoded._fields))
+def vocabulary_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
+    """Return the bytes of every token id; joined they are the text's UTF-8.
 
-
-@dataclass
-class Memory:
-    """What a student has read before, so that it is read once.
-
-    ``codes`` numbers the texts of teacher tokens and alternatives; ``first_ids`` and
-    ``second_ids`` hold by code the student tokens they begin with. ``words`` numbers
-    whole words, ``encoded`` holds their tokens.
+    Byte-level BPE (GPT-2, Llama 3, SmolLM2, Qwen) is recognised by its entry for the
+    space, ``Ġ``; all else is read as SentencePiece (Llama 2, T5, Gemma): ``▁`` is the
+    space, ``<0xNN>`` a byte. Special tokens stand for their own text, ids without an
+    entry for nothing.
     """
-
-    codes: Interner = field(default_factory=Interner)
-    first_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    second_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    words: Interner = field(default_factory=Interner)
-    encoded: Encoded = field(default_factory=no_pieces)
-
-
-@dataclass(frozen=True, eq=False)
-class Student:
-    """A student's tokenizer; V is its vocabulary."""
-
-    backend: Tokenizer  # a private copy: no padding, no truncation
-    continuation: Tokenizer  # the same without the dummy prefix
-    is_byte_level: bool
-    marks_words: bool  # a word at the start of the text is written with a space
-    folds_whitespace: bool  # so is a word after a newline; whitespace is no token
-    bare_mark: int  # the token that is a space and nothing else; -1 if there is none
-    whole_text: re.Pattern | None  # finds what may not be read word by word
-    exact: dict[bytes, int]  # ordinary tokens by the bytes they spell
-    surfaces: list[str]  # (V,)
-    surface_codes: np.ndarray  # (V,) codes of the surfaces; -1 for special tokens
-    num_bytes: np.ndarray  # (V,)
-    is_byte_token: np.ndarray  # (V,) bool: SentencePiece's <0x0A>
-    memory: Memory
-
-
-def open_student(tokenizer: PreTrainedTokenizerBase) -> Student:
-    """Open a tokenizer; the same one is opened once.
-
-    Raises
-    ------
-    ValueError
-        If it has no character offsets (a slow tokenizer), or is neither byte-level
-        nor SentencePiece.
-    """
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise ValueError(
-            f"student_tokenizer: {type(tokenizer).__name__} has no character offsets. "
-            "Allowed: fast tokenizers (those with a backend_tokenizer)"
-        )
-    return _open(tokenizer, len(tokenizer))
-
-
-@functools.lru_cache(maxsize=4)
-def _open(tokenizer: PreTrainedTokenizerBase, size: int) -> Student:
-    raw = tokenizer.backend_tokenizer.to_str()
-    backend = Tokenizer.from_str(raw)
-    backend.no_padding()
-    backend.no_truncation()
-    spec, model = _without_model(raw)
-    is_byte_level = _is_byte_level(spec, tokenizer)
     vocabulary = tokenizer.get_vocab()
-    tokens = [""] * (1 + max(vocabulary.values()))
-    for token, i in vocabulary.items():
-        tokens[i] = token
-    special = {entry["id"] for entry in spec["added_tokens"] if entry["special"]}
-    special.update(tokenizer.all_special_ids)
-    ordinary = [i for i, token in enumerate(tokens) if token and i not in special]
-    spelled = [_spelled(token, is_byte_level) for token in tokens]
-    memory = Memory()
-    surface_codes = np.full(len(tokens), -1, np.int64)
-    surface_codes[ordinary] = [memory.codes[spelled[i]] for i in ordinary]
-    is_byte_token = np.array([_byte_of(token) is not None for token in tokens])
-    by_rank = sorted(ordinary, key=lambda i: (is_byte_token[i], i), reverse=True)
-    exact = {spelled[i]: i for i in by_rank}  # the last one of equal spelling stays
-    unprefixed = json.dumps(_without_dummy_prefix(spec)).removesuffix("}")
-    continuation = Tokenizer.from_str(unprefixed + _MODEL_KEY + model)
-    return Student(
-        backend=backend,
-        continuation=continuation,
-        is_byte_level=is_byte_level,
-        marks_words=_begins_marked(backend, spelled, "a"),
-        folds_whitespace=not _begins_marked(continuation, spelled, " a"),
-        bare_mark=NO_TOKEN if is_byte_level else exact.get(b" ", NO_TOKEN),
-        whole_text=_whole_text(spec),
-        exact=exact,
-        surfaces=[
-            tokens[i] if i in special else piece.decode("utf-8", "replace")
-            for i, piece in enumerate(spelled)
-        ],
-        surface_codes=surface_codes,
-        num_bytes=np.array(list(map(len, spelled)), np.int64),
-        is_byte_token=is_byte_token,
-        memory=memory,
-    )
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    is_byte_level = "Ġ" in vocabulary
+    table = [b""] * (max(vocabulary.values()) + 1)
+    for token, token_id in vocabulary.items():
+        is_text = token not in added
+        table[token_id] = _spell(token, is_byte_level) if is_text else token.encode()
+    return table
 
 
-def _without_model(raw: str) -> tuple[dict, str]:
-    """Return a tokenizer's JSON without its model, and the model as it is written.
+def _spell(token: str, is_byte_level: bool) -> bytes:
+    if is_byte_level:
+        alphabet = byte_alphabet()
+        if all(character in alphabet for character in token):
+            return bytes(alphabet[character] for character in token)
+        return token.encode()
+    if single := _BYTE_TOKEN.fullmatch(token):
+        return bytes([int(single[1], 16)])
+    return token.replace(WORD_MARK, " ").encode("utf-8", "replace")
 
-    To parse and to write tens of thousands of entries again takes as long as to align
-    hundreds of solutions.
+
+class StudentTokenizer:
+    """What the alignment asks of a tokenizer.
+
+    Attributes
+    ----------
+    spelled : list of bytes
+        By token id.
+    bare_mark : int or None
+        The id of a lone ``▁``: T5 writes `` x`` as ``▁``, ``x`` where it has no ``▁x``.
+    marks_words : bool
+        Whether the first word of a text gets a mark.
+    control_ids : set of int
+        Ids that mean something to a model (end, padding), not text.
     """
-    head, _, model = raw.partition(_MODEL_KEY)  # the last key, as tokenizers writes it
-    return json.loads(head + "}") | {"padding": None, "truncation": None}, model
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ValueError(
+                f"student_tokenizer: {type(tokenizer).__name__} has no character "
+                "offsets. Allowed: a fast tokenizer (PreTrainedTokenizerFast)"
+            )
+        raw = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
+        special = {entry["id"] for entry in raw["added_tokens"] if entry["special"]}
+        self._whole = Tokenizer.from_str(json.dumps(raw))
+        self._inside = Tokenizer.from_str(json.dumps(_without_prefix(raw)))
+        self._is_byte_level = "ByteLevel" in json.dumps(raw["pre_tokenizer"])
+        self._special = special | set(tokenizer.all_special_ids)
+        self.control_ids = self._special - {tokenizer.unk_token_id}
+        self.spelled = vocabulary_bytes(tokenizer)
+        vocabulary = tokenizer.get_vocab()
+        self._byte_ids = {i for t, i in vocabulary.items() if _BYTE_TOKEN.fullmatch(t)}
+        # Of two tokens that spell the same the one that is no byte token counts.
+        text_ids = sorted(set(vocabulary.values()) - self._special, reverse=True)
+        self._ids = {self.spelled[i]: i for i in text_ids if i in self._byte_ids}
+        self._ids |= {self.spelled[i]: i for i in text_ids if i not in self._byte_ids}
+        self.bare_mark = None if self._is_byte_level else self._ids.get(b" ")
+        self.marks_words = self._begins_with_space(self._whole, "a")
+        self._folds_spaces = not self._begins_with_space(self._inside, " a")
+        self.first_two = functools.lru_cache(_REMEMBERED)(self._first_two)
+
+    def _begins_with_space(self, reader: Tokenizer, text: str) -> bool:
+        ids = reader.encode(text, add_special_tokens=False).ids
+        return bool(ids) and self.spelled[ids[0]][:1] == b" "
+
+    def tokens(self, text: str) -> list[Token]:
+        """Return a text's tokens; whitespace that the student folds is in none."""
+        encoding = self._whole.encode(text, add_special_tokens=False)
+        if self._is_byte_level:
+            ends = np.cumsum([len(self.spelled[i]) for i in encoding.ids]).tolist()
+            return list(map(Token, encoding.ids, [0, *ends], ends))
+        byte = np.cumsum([0, *(len(c.encode()) for c in text)]).tolist()
+        spans = [
+            [i, byte[start], byte[end]]
+            for i, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+        ]
+        self._place_bytes(spans)
+        raw, end_before = text.encode(), 0
+        for span, following in zip(spans, [*spans[1:], [None, -1, -1]], strict=False):
+            start, end = span[1:]
+            while start < end - 1 and raw[start : start + 1].isspace():
+                start += 1  # the whitespace under a word's mark
+            if span[0] == self.bare_mark and following[1] == span[1]:
+                # It stands before a character for which there is no marked token.
+                start, end = min(end_before, span[1]), span[1]
+            end_before, span[1:] = span[2], (start, end)
+        for one, following in zip(spans, spans[1:], strict=False):
+            one[2] = max(one[1], min(one[2], following[1]))
+        return [Token(*span) for span in spans]
+
+    def _place_bytes(self, spans: list[list[int]]) -> None:
+        """Byte tokens share their character's span: set them one after the other."""
+        nth = first = 0
+        for n, span in enumerate(spans):
+            shares = n > 0 and span[1] == first
+            shares = shares and {span[0], spans[n - 1][0]} <= self._byte_ids
+            nth, first = (nth + 1 if shares else 0), span[1]
+            if span[0] in self._byte_ids:
+                span[1:] = span[1] + nth, min(span[2], span[1] + nth + 1)
+
+    def _first_two(self, piece: bytes, at_word: bool) -> tuple[int | None, int | None]:
+        """The token a piece begins with, and the one after it if that is a bare mark.
+
+        With `at_word` a piece without a space is read with one: T5 writes a word after
+        whitespace as ``▁word``, whatever the teacher's token looks like.
+        """
+        if at_word and piece and not piece[:1].isspace():
+            piece = b" " + piece
+        if piece in self._ids:
+            return self._ids[piece], None
+        is_control = _CONTROL.fullmatch(piece.strip())
+        text = "" if is_control else piece.decode("utf-8", "ignore")
+        if not text or text.encode() != piece:
+            return None, None
+        folds = self._folds_spaces and text[0].isspace()
+        reader = self._whole if folds else self._inside
+        found = reader.encode(text, add_special_tokens=False).ids[:2]
+        ids = [None if i in self._special else i for i in found]
+        first = ids[0] if ids else None
+        is_bare = len(ids) == 2 and first is not None and first == self.bare_mark
+        return first, ids[1] if is_bare else None
 
 
-def _is_byte_level(spec: dict, tokenizer: PreTrainedTokenizerBase) -> bool:
-    kinds = set(_types([spec["normalizer"], spec["pre_tokenizer"], spec["decoder"]]))
-    if "ByteLevel" in kinds:
-        return True
-    if kinds & {"Metaspace", "Prepend"}:
-        return False
-    raise ValueError(
-        f"student_tokenizer: {type(tokenizer).__name__} has {sorted(kinds)}. Allowed: "
-        "byte-level (ByteLevel) and SentencePiece (Metaspace) tokenizers"
-    )
-
-
-def _types(node) -> Iterator[str]:
-    """Yield the type names in a part of a tokenizer's JSON."""
-    if isinstance(node, dict):
-        yield from [node["type"]] if "type" in node else []
-        node = list(node.values())
-    for child in node if isinstance(node, list) else []:
-        yield from _types(child)
-
-
-def _without_dummy_prefix(node):
-    """Return a tokenizer's JSON in which no space is put before the text."""
+def _without_prefix(node):
+    """A tokenizer's description, changed to read text from within a word."""
     if isinstance(node, list):
-        return [_without_dummy_prefix(child) for child in node]
+        return [_without_prefix(child) for child in node]
     if not isinstance(node, dict):
         return node
     if node.get("type") == "Prepend":
@@ -192,52 +189,17 @@ def _without_dummy_prefix(node):
     changes = {
         "Metaspace": {"prepend_scheme": "never"},
         "ByteLevel": {"add_prefix_space": False},
-    }.get(node.get("type"), {})
+    }
     parts = ("normalizer", "pre_tokenizer", "normalizers", "pretokenizers")
-    children = {key: _without_dummy_prefix(node[key]) for key in parts if key in node}
-    return node | children | changes
+    inner = {part: _without_prefix(node[part]) for part in parts if part in node}
+    return node | inner | changes.get(node.get("type"), {})
 
 
-def _whole_text(spec: dict) -> re.Pattern | None:
-    """Return what keeps a text from being read word by word; None: everything does.
-
-    A tokenizer that begins by splitting at whitespace reads words independently. Only
-    printable ASCII is trusted (a Unicode normaliser may join or split words), without
-    the first letters of special tokens.
-    """
-    steps = (spec["pre_tokenizer"] or {}).get("pretokenizers", [])
-    if not steps or steps[0]["type"] != "WhitespaceSplit":
-        return None
-    opening = {entry["content"][0] for entry in spec["added_tokens"]}
-    trusted = {*"\t\n\r", *map(chr, range(32, 127))} - opening
-    return re.compile(f"[^{re.escape(''.join(sorted(trusted)))}]")
+_OPENED: list = []
 
 
-@functools.cache
-def _byte_alphabet() -> dict[str, int]:
-    """Return the characters in which byte-level vocabularies spell bytes (GPT-2)."""
-    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in kept]
-    letters = {chr(byte): byte for byte in kept}
-    return letters | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-def _byte_of(token: str) -> int | None:
-    is_byte = len(token) == 6 and token.startswith("<0x") and token.endswith(">")
-    return int(token[3:5], 16) if is_byte else None
-
-
-def _spelled(token: str, is_byte_level: bool) -> bytes:
-    """Return the bytes that a vocabulary entry spells, a space for its mark."""
-    alphabet = _byte_alphabet()
-    if is_byte_level and all(letter in alphabet for letter in token):
-        return bytes(alphabet[letter] for letter in token)
-    byte = _byte_of(token)
-    if byte is not None:
-        return bytes([byte])
-    return token.replace(MARK, " ").encode("utf-8", "replace")
-
-
-def _begins_marked(tokenizer: Tokenizer, spelled: list[bytes], text: str) -> bool:
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
-    return bool(ids) and spelled[ids[0]].startswith(b" ")
+def open_student(tokenizer: PreTrainedTokenizerBase) -> StudentTokenizer:
+    """Return the tokenizer as the alignment reads it; the last one is kept."""
+    if not _OPENED or _OPENED[0] is not tokenizer:
+        _OPENED[:] = [tokenizer, StudentTokenizer(tokenizer)]
+    return _OPENED[1]

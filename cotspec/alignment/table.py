@@ -10,7 +10,9 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value
+from datasets.table import InMemoryTable
 from transformers import PreTrainedTokenizerBase
 
 from cotspec.alignment import AlignedTargets, Alignment, Rule, TeacherTrace, align
@@ -49,22 +51,33 @@ def targets_table(kept: Dataset, result: Alignment) -> Dataset:
     ValueError
         Nothing could be aligned; the message counts the reasons.
     """
-    rows = [
-        {
-            "problem_id": problem_id,
-            "sample_id": sample_id,
-            **{name: getattr(found, name) for name in list(FEATURES)[2:]},
-        }
-        for problem_id, sample_id, found in zip(
-            kept["problem_id"][:], kept["sample_id"][:], result.targets, strict=True
-        )
-        if found is not None
-    ]
-    if not rows:
+    is_kept = np.array([target is not None for target in result.targets], bool)
+    found = [target for target in result.targets if target is not None]
+    if not found:
         raise ValueError(
             f"0 of {len(kept)} solutions could be aligned: {result.drops()}"
         )
-    return Dataset.from_list(rows, features=FEATURES)
+    # Arrow arrays from end to end: Python lists would take ten times the memory.
+    ends = np.cumsum([0, *(len(target.student_ids) for target in found)])
+    k = max(target.topk_ids.shape[1] for target in found)
+    columns = {
+        name: np.array(kept[name][:])[is_kept] for name in ("problem_id", "sample_id")
+    }
+    for name, fill in (("topk_ids", -1), ("topk_probs", 0)):
+        # Some traces have fewer alternatives: one k for the table.
+        rows = np.concatenate([_padded(getattr(t, name), k, fill) for t in found])
+        slots = pa.ListArray.from_arrays(np.arange(0, rows.size + 1, k), rows.ravel())
+        columns[name] = pa.ListArray.from_arrays(ends, slots)
+    for name in ("student_ids", "tail_mass", "rule"):
+        values = np.concatenate([getattr(target, name) for target in found])
+        columns[name] = pa.ListArray.from_arrays(ends, values)
+    table = pa.table({name: columns[name] for name in FEATURES})
+    return Dataset(InMemoryTable(table.cast(FEATURES.arrow_schema)))
+
+
+def _padded(rows: np.ndarray, k: int, fill: float) -> np.ndarray:
+    missing = k - rows.shape[1]
+    return np.pad(rows, ((0, 0), (0, missing)), constant_values=fill)
 
 
 def rule_shares(results: Mapping[str, Alignment]) -> pd.DataFrame:

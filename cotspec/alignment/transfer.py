@@ -1,88 +1,113 @@
 """From a match to sparse targets over the student's vocabulary.
 
-Enters: the tokens of both sides and their `Match`. Leaves: the arrays of
-`AlignedTargets` for a whole chunk. `cotspec.alignment.align` states the rules.
+Enters: a text's student tokens, their matches and the teacher's trace. Leaves:
+`AlignedTargets`. `cotspec.alignment.align` states the rules in words.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 
-from cotspec.alignment.matching import Match
-from cotspec.alignment.spans import StudentTokens, TeacherTokens
+from cotspec.alignment.offsets import Match
+from cotspec.alignment.records import AlignedTargets, TeacherTrace
+from cotspec.alignment.student import StudentTokenizer, Token
 
 
-class Targets(NamedTuple):
-    """Fields of `AlignedTargets`, S student tokens of many solutions."""
-
-    student_ids: np.ndarray  # (S,) int32
-    topk_ids: np.ndarray  # (S, k) int32
-    topk_probs: np.ndarray  # (S, k) float32
-    tail_mass: np.ndarray  # (S,) float32
-    rule: np.ndarray  # (S,) int8
-
-
-def transfer(match: Match, written: StudentTokens, teacher: TeacherTokens) -> Targets:
-    """Soften the student tokens that are matched; the others stay one-hot."""
-    k = max(1, teacher.topk_first.shape[1])
-    topk_ids = np.full((len(written.ids), k), -1, np.int32)
-    topk_probs = np.zeros((len(written.ids), k), np.float32)
-    topk_ids[:, 0], topk_probs[:, 0] = written.ids, 1
-    soft = np.flatnonzero(match.step >= 0)
-    ids, probs = _candidates(match, written, teacher, soft)
-    _rule_out(ids, probs, match, written, teacher, soft)
-    _add_collisions(ids, probs)
-    topk_ids[soft], topk_probs[soft] = _most_probable(ids, probs, k)
-    tail = np.maximum(0, 1 - topk_probs.sum(1, dtype=np.float64)).astype(np.float32)
-    ids = written.ids.astype(np.int32)
-    return Targets(ids, topk_ids, topk_probs, tail, match.rule)
-
-
-def _candidates(match, written, teacher, soft) -> tuple[np.ndarray, np.ndarray]:
-    """Return ids and probabilities, shape (k + 1, M): the label, then alternatives."""
-    step = match.step[soft]
-    is_sampled = teacher.topk_codes[step] == teacher.codes[step][:, None]
-    others = np.where(is_sampled, 0, teacher.topk_probs[step])
-    label = np.exp(match.label_logprob[soft])
-    probs = np.concatenate([label[:, None], others], 1)
-    probs /= np.maximum(1, teacher.mass[step])[:, None]  # rounding above 1
-    ids = np.concatenate([written.ids[soft][:, None], teacher.topk_first[step]], 1)
-    return np.ascontiguousarray(ids.T), np.ascontiguousarray(probs.T)
-
-
-def _rule_out(ids, probs, match, written, teacher, soft) -> None:
-    """After a bare mark, keep the alternatives that begin with it too, in place.
-
-    They go to their second token; all is divided by the mass that is left once the
-    alternatives that begin otherwise are ruled out.
-    """
-    column = np.flatnonzero(match.after_mark[soft])
-    token = soft[column]
-    mark = written.ids[token - 1]
-    begins_otherwise = (ids[1:, column] >= 0) & (ids[1:, column] != mark)
-    excluded = np.where(begins_otherwise, probs[1:, column], 0).sum(0)
-    left = np.maximum(1 - excluded, probs[0, column])
-    ids[1:, column] = np.where(
-        begins_otherwise, -1, teacher.topk_second[match.step[token]].T
+def transfer(
+    tokens: Sequence[Token],
+    matches: Sequence[Match],
+    trace: TeacherTrace,
+    student: StudentTokenizer,
+) -> AlignedTargets:
+    """Give matched tokens the teacher's alternatives; the others stay one-hot."""
+    shape = len(tokens), max(1, trace.k)
+    ids, probs = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
+    is_word = _word_starts(tokens, trace, student)
+    for t, (token, match) in enumerate(zip(tokens, matches, strict=True)):
+        slots = {token.id: 1.0}
+        if match.step is not None:
+            mark = tokens[t - 1].id if match.follows_mark else None
+            slots = candidates(
+                token.id, match, trace, student, at_word=is_word[match.step], mark=mark
+            )
+        others = (i for i in slots if i != token.id and slots[i] > 0)
+        best = sorted(others, key=slots.__getitem__, reverse=True)[: shape[1] - 1]
+        for slot, student_id in enumerate([token.id, *best]):
+            ids[t, slot], probs[t, slot] = student_id, slots[student_id]
+    tail = np.maximum(0, 1 - probs.sum(1, dtype=np.float64)).astype(np.float32)
+    return AlignedTargets(
+        student_ids=np.array([token.id for token in tokens], np.int32),
+        topk_ids=ids,
+        topk_probs=probs,
+        tail_mass=tail,
+        rule=np.array([match.rule for match in matches], np.int8),
     )
-    probs[:, column] /= np.where(left > 0, left, 1)
 
 
-def _add_collisions(ids: np.ndarray, probs: np.ndarray) -> None:
-    """Give candidates of one student token their summed probability, in place."""
-    for slot in range(1, len(ids)):
-        for earlier in range(slot):
-            same = (ids[slot] == ids[earlier]) & (ids[slot] >= 0)
-            probs[earlier] += np.where(same, probs[slot], 0)
-            ids[slot][same] = -1
-    probs[ids < 0] = 0
-    ids[1:][probs[1:] == 0] = -1
+def candidates(
+    label: int,
+    match: Match,
+    trace: TeacherTrace,
+    student: StudentTokenizer,
+    *,
+    at_word: bool,
+    mark: int | None = None,
+) -> dict[int, float]:
+    """Return ``{student token: probability}`` at one matched token.
+
+    Parameters
+    ----------
+    label : int
+        The student's token here; the teacher's sampled one goes to it.
+    match : Match
+    at_word : bool
+        Whether an alternative without a space begins a word here.
+    mark : int, optional
+        The bare ``▁`` before, where it took the teacher token's beginning.
+    """
+    step = match.step
+    sampled, names = trace.token_bytes[step], trace.topk_bytes[step]
+    top = np.exp(trace.topk_logprobs[step]).tolist()
+    own = math.exp(trace.token_logprobs[step])
+    scale = max(1.0, sum(top) + (0 if sampled in names else own), own)  # rounding
+    slots = {label: math.exp(max(match.logprob, -1e3)) / scale}
+    excluded = 0.0
+    for name, probability in zip(names, top, strict=True):
+        first, second = student.first_two(name, at_word)
+        if name == sampled or first is None:
+            continue  # counted at the label; or the student cannot write it: the tail
+        if mark is not None and first != mark:
+            excluded += probability / scale
+            continue
+        student_id = first if mark is None else second
+        if student_id is not None:  # alternatives that begin alike add
+            slots[student_id] = slots.get(student_id, 0.0) + probability / scale
+    if mark is None:
+        return slots
+    # The mark is written, which rules out all that begins otherwise: Bayes' rule.
+    left = max(1 - excluded, slots[label])
+    return {i: p / left for i, p in slots.items()} if left > 0 else slots
 
 
-def _most_probable(ids, probs, k) -> tuple[np.ndarray, np.ndarray]:
-    """Keep the label and the k - 1 most probable others, in falling order."""
-    order = np.argsort(-probs[1:], axis=0, kind="stable")[: k - 1] + 1
-    order = np.concatenate([np.zeros((1, ids.shape[1]), order.dtype), order])
-    return tuple(np.take_along_axis(rows, order, 0).T for rows in (ids, probs))
+def _word_starts(
+    tokens: Sequence[Token], trace: TeacherTrace, student: StudentTokenizer
+) -> list[bool]:
+    """For each teacher token, whether the student marks a word where it begins.
+
+    It does after whitespace that it has not written as a token, and at the start.
+    """
+    raw = trace.text.encode()
+    spelled = bytearray(len(raw))
+    for token in tokens:
+        spelled[token.start : token.end] = b"\1" * (token.end - token.start)
+    starts = list(accumulate(map(len, trace.token_bytes), initial=0))[:-1]
+    return [
+        student.marks_words
+        if at == 0
+        else raw[at - 1 : at].isspace() and not spelled[at - 1]
+        for at in starts
+    ]

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from cotspec import models
+from cotspec.alignment.student import vocabulary_bytes
 from cotspec.models import Teacher
 from cotspec.profiles import TeacherConfig
 from cotspec.prompts import find_end
@@ -27,7 +28,6 @@ from cotspec.teacher.shared_prefix import (
     is_supported,
     shared_prefix_attention,
 )
-from cotspec.teacher.token_bytes import vocabulary_bytes
 from cotspec.teacher.traces import Request, Sample, SamplingOptions, sample_seed
 
 logger = logging.getLogger(__name__)

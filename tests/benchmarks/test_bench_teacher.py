@@ -21,11 +21,11 @@ from datasets import Dataset
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from cotspec import models, teacher
+from cotspec.alignment.student import vocabulary_bytes
 from cotspec.profiles import TeacherConfig
 from cotspec.prompts import Demonstration, find_end
 from cotspec.teacher.huggingface import HuggingFaceBackend
 from cotspec.teacher.openai import OpenAIBackend
-from cotspec.teacher.token_bytes import vocabulary_bytes
 
 NUM_SAMPLES = 8
 NUM_QUESTIONS = int(os.environ.get("COTSPEC_BENCH_QUESTIONS", "8"))

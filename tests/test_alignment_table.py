@@ -1,5 +1,7 @@
 """The table of aligned targets, and the spans that notebook 04 draws."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -36,6 +38,23 @@ def test_the_table_has_one_row_per_aligned_trace(student, data_dir):
     table = targets.targets_table(kept, align_all(traces, student))
     assert table["problem_id"][:] == ["a"] and table["sample_id"][:] == [3]
     assert student.decode(table[0]["student_ids"]) == TEXT
+
+
+def test_traces_with_fewer_alternatives_are_padded_to_the_tables_k(student, data_dir):
+    trace = trace_of(TEXT, data_dir)
+    fewer = dataclasses.replace(
+        trace,
+        topk_bytes=tuple(row[:1] for row in trace.topk_bytes),
+        topk_logprobs=trace.topk_logprobs[:, :1],
+    )
+    kept = Dataset.from_dict({"problem_id": ["a", "b"], "sample_id": [0, 1]})
+    found = align_all([trace, fewer], student)
+    table = targets.targets_table(kept, found)
+    for row, target in zip(table, found.targets, strict=True):
+        k = target.topk_ids.shape[1]
+        assert np.array_equal(np.array(row["topk_ids"])[:, :k], target.topk_ids)
+        assert (np.array(row["topk_ids"])[:, k:] == -1).all()
+        assert (np.array(row["topk_probs"])[:, k:] == 0).all()
 
 
 def test_nothing_aligned_is_an_error_that_counts_reasons(student, data_dir):

@@ -3,7 +3,7 @@
 import pytest
 from transformers import GPT2Tokenizer, T5Tokenizer
 
-from cotspec.teacher.token_bytes import byte_level_alphabet, vocabulary_bytes
+from cotspec.alignment.student import byte_alphabet, vocabulary_bytes
 
 TEXTS = (
     "If 3 cats, 12 legs.\nThe answer is 12.",
@@ -18,7 +18,7 @@ def gpt2(data_dir):
 
 
 def test_the_byte_alphabet_covers_every_byte_once():
-    assert sorted(byte_level_alphabet().values()) == list(range(256))
+    assert sorted(byte_alphabet().values()) == list(range(256))
 
 
 @pytest.mark.parametrize("text", TEXTS)
