@@ -197,14 +197,13 @@ def test_temperature_zero_is_greedy(llama):
 
 
 def test_a_resumed_run_redoes_whole_batches_and_equals_an_unbroken_one(
-    llama, traces, tmp_path, monkeypatch
+    llama, traces, tmp_path
 ):
     backend = huggingface.HuggingFaceBackend(llama, 5, max_new_tokens=20)
-    with monkeypatch.context() as before_compaction:
-        before_compaction.setattr(teacher.SampleStore, "compact", lambda *_: None)
-        draw(backend, store=tmp_path)
-    [shard] = tmp_path.glob("shard-*.jsonl")
-    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    draw(backend, store=tmp_path)
+    (tmp_path / "traces.identity").unlink()
+    samples = tmp_path / "samples.jsonl"
+    samples.write_bytes(samples.read_bytes()[: samples.stat().st_size // 2])
     resumed = draw(backend, store=tmp_path)
     assert resumed.to_dict() == traces.to_dict()
 
@@ -219,22 +218,20 @@ def test_a_finished_run_asks_the_model_for_nothing(llama, traces, tmp_path):
     assert again.to_dict() == traces.to_dict()
 
 
-def test_a_finished_run_is_compacted_and_its_file_of_traces_used_again(
+def test_the_table_of_a_finished_run_is_used_again(
     llama, traces, tmp_path, monkeypatch
 ):
     backend = huggingface.HuggingFaceBackend(llama, 5, max_new_tokens=20)
     draw(backend, store=tmp_path)
     states = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    names = ["samples-00000.parquet", "traces.identity", "traces.parquet"]
-    assert sorted(path.name for path in states) == names
     with monkeypatch.context() as patched:
         patched.setattr(teacher, "SampleStore", None)  # no sample is looked at
         again = draw(backend, store=tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == states
-    (tmp_path / "traces.parquet").unlink()
-    rebuilt = draw(backend, store=tmp_path)  # from what was compacted
+    assert again.to_dict() == traces.to_dict()
+    (tmp_path / "traces.arrow").unlink()
+    rebuilt = draw(backend, store=tmp_path)
     assert rebuilt.data.table.equals(again.data.table)
-    assert rebuilt.to_dict() == traces.to_dict()
 
 
 def test_a_changed_answer_reaches_the_traces_of_samples_drawn_before(llama, tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import email.utils
 import logging
+import math
 import time
 
 import pytest
@@ -11,8 +12,8 @@ from teacher_server import FAULTS, running, tokens_of
 
 from cotspec import teacher
 from cotspec.profiles import TeacherConfig
-from cotspec.teacher import connection, openai, replies
-from cotspec.teacher.traces import sample_seed
+from cotspec.teacher import openai
+from cotspec.teacher.traces import Completion, sample_seed
 
 KEY = "sk-not-a-real-key-1234567890"
 
@@ -69,7 +70,7 @@ def test_traces_have_all_columns_and_each_sample_its_own_text(api):
 
 
 @pytest.mark.parametrize("api", ["completions", "chat"])
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [*FAULTS, "nan"])
 def test_no_sample_is_lost_or_doubled_by(fault, api):
     with running(0.3, faults=(fault,)) as server:
         traces = draw(backend(server, api=api))
@@ -87,11 +88,12 @@ def test_a_sample_topped_up_under_another_index_is_asked_for_again():
     assert server.log["short"] > 2 and server.log["other_index"] > 2
 
 
-def test_a_server_that_stays_at_another_index_fails_and_says_so():
+def test_a_reply_that_is_malformed_each_time_costs_its_samples_not_the_run(caplog):
     with running(1.0, faults=("other_index",)) as server:
-        message = "no choices of index 0 to 2, 3 times"
-        with pytest.raises(teacher.ServerError, match=message):
-            draw(backend(server, max_retries=2, max_in_flight=1))
+        with caplog.at_level(logging.WARNING):
+            assert len(draw(backend(server, max_retries=1))) == 0
+    assert "no choices of index 0 to 2" in caplog.text
+    assert "30 samples left out" in caplog.text
 
 
 def test_all_faults_together_change_no_sample():
@@ -140,7 +142,7 @@ def test_another_4xx_fails_at_once_and_without_the_key():
 
 def test_a_server_that_stays_broken_fails_after_the_retries():
     with running(always="500") as server:
-        with pytest.raises(teacher.ServerError, match="status 500, 3 times"):
+        with pytest.raises(teacher.ServerError, match="status 500: .*, 3 times"):
             draw(backend(server, max_retries=2))
     assert server.log["requests"] == 3
 
@@ -149,7 +151,8 @@ def test_what_arrived_before_a_failure_is_kept_and_not_asked_again(tmp_path):
     with running(0.5, faults=("403",)) as server:
         with pytest.raises(teacher.ServerError, match="status 403"):
             draw(backend(server, max_in_flight=1), count=40, store=tmp_path)
-    kept = len(teacher.SampleStore(tmp_path))
+    with teacher.SampleStore(tmp_path) as store:
+        kept = len(store)
     with running() as server:
         assert len(draw(backend(server), count=40, store=tmp_path)) == 200
         assert server.log["requests"] <= 2 + 80 - kept // 3
@@ -209,10 +212,10 @@ def test_an_unknown_api_is_named():
 
 
 def test_retry_after_is_seconds_or_a_date():
-    assert connection.retry_after("2.5") == 2.5
+    assert openai.retry_after("2.5") == 2.5
     soon = email.utils.formatdate(time.time() + 30, usegmt=True)
-    assert 28 < connection.retry_after(soon) <= 31
-    assert connection.retry_after(None) == connection.retry_after("soon") == 0
+    assert 28 < openai.retry_after(soon) <= 31
+    assert openai.retry_after(None) == openai.retry_after("soon") == 0
 
 
 def test_retry_after_is_waited_for():
@@ -238,13 +241,9 @@ def test_tokens_behind_the_text_are_cut():
         token_logprobs=[-1, -1, -1],
         top_logprobs=[{" a": -1}, {".": -1}, {"x": -1}],
     )
-    read = replies.read_choice(choice, chat=False, top_k=1)
+    read = openai.read_choice(choice, top_k=1)
     assert read.token_bytes == [b" a", b"."]
     assert len(read.token_logprobs) == len(read.topk_bytes) == 2
-
-
-def test_split_characters_are_read_as_bytes():
-    assert replies.token_bytes("bytes:\\xe2\\x82") == b"\xe2\x82"
 
 
 @pytest.mark.parametrize(
@@ -253,14 +252,152 @@ def test_split_characters_are_read_as_bytes():
         ({"token_logprobs": [None, -0.1]}, "token_logprobs holds None"),
         ({"token_logprobs": [-0.5]}, "2 tokens, 1 log-probabilities"),
         ({"top_logprobs": None}, "no top_logprobs"),
-        (
-            {"top_logprobs": [{" a": -0.5}, {".": float("nan")}]},
-            "top_logprobs holds nan",
-        ),
-        ({"top_logprobs": [{" a": None}, {".": -0.1}]}, "top_logprobs holds None"),
         ({"tokens": []}, "no logprobs"),
     ],
 )
 def test_a_choice_without_its_numbers_is_refused(changes, message):
-    with pytest.raises(replies.InvalidReply, match=message):
-        replies.read_choice(reply_with(**changes), chat=False, top_k=1)
+    with pytest.raises(openai.InvalidReply, match=message):
+        openai.read_choice(reply_with(**changes), top_k=1)
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), "x", 0.5, 10**400])
+def test_an_impossible_alternative_leaves_its_slot_to_the_tail(value):
+    choice = reply_with(top_logprobs=[{" a": -0.5, " o3": value}, {".": -0.1}])
+    assert openai.read_choice(choice, top_k=2).topk_bytes[0] == [b" a"]
+
+
+def test_an_alternative_that_is_hardly_possible_stays_finite():
+    choice = reply_with(top_logprobs=[{" a": -0.5, " b": -math.inf}, {".": -0.1}])
+    assert openai.read_choice(choice, top_k=2).topk_logprobs[0] == [-0.5, -1e4]
+
+
+def chat_entries(*names):
+    return [{"token": name, "logprob": -0.5} for name in names]
+
+
+def test_the_sampled_token_listed_twice_counts_once():
+    steps = [
+        entry | {"top_logprobs": chat_entries(" a", " a")}
+        for entry in chat_entries(" a")
+    ]
+    choice = {"text": " a", "finish_reason": "stop", "logprobs": {"content": steps}}
+    assert openai.read_choice(choice, top_k=5).topk_bytes == [[b" a"]]
+
+
+def test_bytes_that_are_no_list_are_not_believed():
+    [step] = chat_entries(" a")
+    step |= {"bytes": 3_000_000_000, "top_logprobs": chat_entries(" a")}
+    choice = {"text": " a", "finish_reason": "stop", "logprobs": {"content": [step]}}
+    assert openai.read_choice(choice, top_k=1).token_bytes == [b" a"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "text", "read"),
+    [
+        ("stop", " a.", "stop"),
+        ("length", " a.", "length"),
+        ("abort", "9 * 2 = 18", "length"),
+        ("content_filter", " a.", "length"),
+        (None, " a.", "length"),
+        ("abort", "The answer is 18.", "stop"),
+    ],
+)
+def test_anything_but_stop_is_no_end_unless_the_answer_came(reason, text, read):
+    choice = reply_with(tokens=[text], token_logprobs=[-1], top_logprobs=[{text: -1}])
+    choice |= {"text": text, "finish_reason": reason}
+    assert openai.read_choice(choice, top_k=1).finish_reason == read
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (b'{"error": {"message": "Rate limit exceeded"}}', openai.Busy),
+        (b'{"error": {"code": "insufficient_quota"}}', teacher.ServerError),
+        (b"[" * 100_000, openai.InvalidReply),
+        (b"null", openai.InvalidReply),
+        (b'{"choices": [3]}', openai.InvalidReply),
+    ],
+)
+def test_the_servers_own_words_are_quoted_and_nonsense_is_malformed(reply, error):
+    with pytest.raises(error) as raised:
+        openai.read_reply(reply, top_k=1, n=1)
+    if b"error" in reply:
+        assert reply[11:30].split(b'"')[1].decode() in str(raised.value)
+
+
+def test_a_spent_quota_is_not_asked_again():
+    with running(always="429") as server:
+        server.said = "insufficient_quota"
+        with pytest.raises(teacher.ServerError, match="insufficient_quota"):
+            draw(backend(server))
+    assert server.log["requests"] == 1
+
+
+def test_a_server_that_asks_for_a_day_ends_the_run_and_says_so():
+    with running(always="429") as server:
+        server.retry_after = "86400"
+        with pytest.raises(teacher.ServerError, match="asks to wait 86400 s"):
+            draw(backend(server))
+
+
+def test_a_reply_without_end_is_cut_off(monkeypatch):
+    monkeypatch.setattr(openai, "MAX_BODY", 100)
+    with running() as server:
+        with pytest.raises(teacher.ServerError, match="more than 0 MiB"):
+            draw(backend(server, max_retries=0))
+
+
+def test_a_key_to_another_machine_without_encryption_is_warned_of(caplog):
+    source = openai.OpenAIBackend("fake", ("http://example.invalid/v1",))
+    with caplog.at_level(logging.WARNING):
+        openai.Connection(source)
+    assert "example.invalid unencrypted" in caplog.text and KEY not in caplog.text
+
+
+def test_this_machine_is_never_reached_by_a_proxy(monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens
+    with running() as server:
+        assert len(draw(backend(server))) == 30
+
+
+# --- is a server fit to teach? --------------------------------------------------------
+
+GOOD = Completion(
+    text="4 + 1",
+    token_ids=[-1, -1],
+    token_bytes=[b"4", b" + 1"],
+    token_logprobs=[math.log(0.6), math.log(0.2)],
+    topk_ids=[[-1, -1], [-1]],
+    topk_bytes=[[b"4", b"If"], [b" - 1"]],
+    topk_logprobs=[[math.log(0.6), math.log(0.3)], [math.log(0.7)]],
+    finish_reason="length",
+)
+
+
+def test_a_token_may_lack_an_alternative_where_two_have_one_text():
+    openai.check(GOOD, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text": "4 + 2"}, r"\[b'4', b' \+ 1'\] … do not join to its text '4 \+ 2'"),
+        ({"text": "", "token_bytes": []}, "returns no tokens"),
+        ({"topk_logprobs": [[-1.0], [-1.0]]}, "at most 1 alternatives a token, asked"),
+        ({"topk_logprobs": [[-1.0, -2.0], []]}, "at most 2 alternatives"),
+        ({"topk_logprobs": [[0.6, 0.3], [0.7]]}, "at token 0 sum to 3.172"),
+    ],
+)
+def test_what_a_reply_lacks_is_named(changes, message):
+    with pytest.raises(teacher.ServerError, match=message):
+        openai.check(dataclasses.replace(GOOD, **changes), 2)
+
+
+def test_logprobs_must_not_follow_the_temperature():
+    squared = [0.36 / 0.45, 0.09 / 0.45]  # 0.6 and 0.3 at temperature 1/2
+    cold = [[math.log(p) for p in squared], [0.0]]
+    openai.check_temperature(GOOD, GOOD)
+    cold = dataclasses.replace(GOOD, topk_logprobs=cold)
+    with pytest.raises(teacher.ServerError, match="differ by 0.41 nats between"):
+        openai.check_temperature(GOOD, cold)

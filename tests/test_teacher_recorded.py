@@ -5,13 +5,13 @@ import logging
 
 import pytest
 from datasets import Dataset
-from test_teacher_compaction import rows
+from test_teacher_store import completion
 
-from cotspec import teacher
+from cotspec import artifacts, teacher
 from cotspec.profiles import TeacherConfig
-from cotspec.teacher.compaction import compact
-from cotspec.teacher.recorded import read_traces
-from cotspec.teacher.traces import as_dataset
+from cotspec.teacher import release as recorded
+from cotspec.teacher.release import read_traces
+from cotspec.teacher.traces import as_dataset, as_row, write_parquet
 
 
 def problems() -> Dataset:
@@ -24,6 +24,22 @@ def problems() -> Dataset:
             for q in questions
         ]
     )
+
+
+def rows(num_questions: int = 3, num_samples: int = 2) -> list[dict]:
+    made = []
+    for i in range(num_questions):
+        problem = {"problem_id": f"p/{i}", "task": "gsm8k"}
+        problem |= {"question": f"{i}?", "answer": str(i)}
+        made += [
+            as_row(problem, s, completion(f"né {i}{s}.")) for s in range(num_samples)
+        ]
+    return made
+
+
+def compact(made, path):
+    write_parquet(made, path)
+    return path
 
 
 def draw(path, **changes) -> Dataset:
@@ -54,6 +70,32 @@ def test_questions_are_found_by_their_text(tmp_path, kind):
     assert list(traces["token_bytes"]) == [row["token_bytes"] for row in expected]
     assert list(traces["problem_id"]) == ["other/2?"] * 2 + ["other/0?"] * 2
     assert set(traces["answer"]) == {"7"}  # the problem's, not the recording's
+
+
+def test_a_line_separator_in_a_text_and_a_byte_order_mark_are_read(tmp_path):
+    made = rows()
+    for row in made:
+        row["question"] = row["question"].replace("?", "\u2028?\x85")
+    lines = "\n".join(as_json_line(row).replace("\\u2028", "\u2028") for row in made)
+    (tmp_path / "t.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    assert len(recorded.read_traces(tmp_path / "t.jsonl")) == len(made)
+
+
+def test_a_torn_line_is_named_with_its_file(tmp_path):
+    text = "".join(map(as_json_line, rows()))
+    (tmp_path / "t.jsonl").write_text(text[:-20])
+    with pytest.raises(ValueError, match="t.jsonl, line 6: not JSON"):
+        draw(tmp_path / "t.jsonl")
+
+
+def test_the_file_is_hashed_once(tmp_path, monkeypatch):
+    path = compact(rows(), tmp_path / "traces.parquet")
+    counted, checksum = [], artifacts.checksum
+    monkeypatch.setattr(
+        artifacts, "checksum", lambda p: counted.append(p) or checksum(p)
+    )
+    draw(path)
+    assert counted == [path]
 
 
 def test_fewer_alternatives_may_be_asked_for(tmp_path):

@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 from cotspec import teacher
 from cotspec.profiles import TeacherConfig
 from cotspec.teacher.__main__ import main
-from cotspec.teacher.compaction import TraceFile
 from cotspec.teacher.release import (
     import_release,
     load_restricted,
     read_solution,
-    token_bytes,
+    read_traces,
 )
 
 
@@ -167,10 +166,30 @@ def test_a_solution_without_trailing_newlines_was_cut_off():
     assert read_solution(SOLUTION[:4], Counter()).finish_reason == "length"
 
 
-def test_half_characters_are_bytes():
-    assert token_bytes("bytes: \\\\xc3") == b"\xc3"
-    assert token_bytes("bytes:\\xe2\\x82") == b"\xe2\x82"
-    assert token_bytes(" x") == b" x"
+def test_half_a_character_keeps_the_space_before_it():
+    names = ["4", "8", "bytes: \\xc3", "bytes:\\x97", " 2"]
+    steps = [[(name, 0.5), (name, 0.5)] for name in names]
+    assert read_solution(steps, Counter()).text == "48 × 2"
+
+
+@pytest.mark.parametrize("probability", [2.0, float("nan"), -0.1])
+def test_a_solution_with_an_impossible_probability_is_left_out(probability):
+    assert read_solution([[("a", 0.5), ("a", probability)]], Counter()) is None
+
+
+def test_a_small_pickle_that_asks_for_a_large_memo_is_refused(tmp_path):
+    path = tmp_path / "codex_questions.pkl"
+    path.write_bytes(b"]r\x00\x00\x00\x10.")
+    with pytest.raises(ValueError, match="asks for 268,435,456 places in 7 bytes"):
+        load_restricted(path)
+
+
+def test_wrong_shapes_are_named(tmp_path):
+    write_release(tmp_path, ["Question 0: a?\n"])
+    (tmp_path / "codex_per_step_probs.pkl").write_bytes(pickle.dumps([[[3]]]))
+    traces, _ = import_release(tmp_path)
+    with pytest.raises(ValueError, match="question 0, solution 0 is no list of steps"):
+        list(traces)
 
 
 def test_a_question_listed_twice_shifts_nothing(tmp_path):
@@ -206,9 +225,8 @@ def test_the_command_writes_traces_and_says_what_it_repaired(tmp_path, capsys):
     assert main(["import-release", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "4  leading ' step'" in printed
-    file = TraceFile(tmp_path / "codex_traces.parquet")
-    assert len(file) == 4
-    assert file.solutions("gsm8k/release/0001")["completion"][:] == ["2.", "2."]
+    file = read_traces(tmp_path / "codex_traces.parquet")
+    assert file["completion"][2:] == ["2.", "2."] and len(file) == 4
 
 
 def test_the_command_names_a_missing_file(tmp_path, capsys):

@@ -6,6 +6,7 @@ what `align` reads, and `AlignedTargets`, what it returns.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -111,9 +112,9 @@ class TeacherTrace:
             ``bytes:\\xc3`` spelling of partial characters is understood;
             ``<|endoftext|>`` spells nothing.
         """
-        tokens = tuple(_token_string_bytes(step[0][0]) for step in steps)
+        tokens = tuple(_spelled(step[0][0]) for step in steps)
         rows = [
-            {"bytes": _token_string_bytes(name), "prob": prob}
+            {"bytes": _spelled(name), "prob": prob}
             for step in steps
             for name, prob in step[1:]
         ]
@@ -134,13 +135,27 @@ class TeacherTrace:
             )
 
 
-def _token_string_bytes(token: str) -> bytes:
-    if token == "<|endoftext|>":
-        return b""
-    if token.startswith("bytes:"):
-        escaped = token.removeprefix("bytes:").strip().replace("\\\\", "\\")
-        return escaped.encode("latin-1").decode("unicode_escape").encode("latin-1")
-    return token.encode("utf-8", "surrogatepass")
+def token_bytes(token: str) -> bytes:
+    r"""Return the bytes of a token's text; split ones are spelled ``bytes:\xNN``.
+
+    A space before the first ``\x`` belongs to the token.
+
+    Examples
+    --------
+    >>> token_bytes(" é"), token_bytes("bytes: \\xc3")
+    (b' \xc3\xa9', b' \xc3')
+    """
+    if not token.startswith("bytes:"):
+        return token.encode("utf-8", "surrogatepass")
+    spelled = token.removeprefix("bytes:").replace("\\\\", "\\").encode()
+    return _ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), spelled)
+
+
+_ESCAPED = re.compile(rb"\\x([0-9a-fA-F]{2})")
+
+
+def _spelled(token: str) -> bytes:
+    return b"" if token == "<|endoftext|>" else token_bytes(token)
 
 
 @dataclass(frozen=True, eq=False)

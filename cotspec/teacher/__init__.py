@@ -22,23 +22,21 @@ from tqdm import tqdm
 
 from cotspec import prompts
 from cotspec.profiles import TeacherConfig
-from cotspec.teacher.compaction import compact, map_kept, map_once
-from cotspec.teacher.connection import ServerError
-from cotspec.teacher.release import import_release
-from cotspec.teacher.store import MemoryStore, SampleStore
+from cotspec.teacher.store import MemoryStore, SampleStore, kept_traces, write_traces
 from cotspec.teacher.traces import (
     FEATURES,
     PROBLEM_COLUMNS,
     Backend,
     Request,
     SamplingOptions,
+    ServerError,
     as_dataset,
     as_row,
     sample_keys,
+    write_parquet,
 )
 
 OPENAI_URL = "https://api.openai.com/v1"  # where no base URL is configured
-TRACES_FILE = "traces.parquet"  # in a store, beside its samples
 RELEASE_FILE = "codex_traces.parquet"  # what the authors' folder is turned into
 
 logger = logging.getLogger(__name__)
@@ -70,7 +68,7 @@ def load_backend(config: TeacherConfig) -> Backend:
             **limits,
         )
     if config.backend in ("recorded", "release"):
-        from cotspec.teacher.recorded import RecordedBackend
+        from cotspec.teacher.release import RecordedBackend
 
         return RecordedBackend(_traces_path(config), **limits)
     raise ValueError(
@@ -89,10 +87,12 @@ def _traces_path(config: TeacherConfig) -> Path:
     path = Path(config.path)
     if config.backend == "recorded":
         return path
+    from cotspec.teacher.release import import_release
+
     target = path / RELEASE_FILE
     if not target.exists():
         traces, repairs = import_release(path)
-        compact(traces, target)
+        write_parquet(traces, target)
         logger.info("%s: repaired %s", path, dict(repairs))
     return target
 
@@ -118,8 +118,8 @@ def sample(
     demonstrations : sequence of `prompts.Demonstration`, shown before every question
     store : folder, optional
         Samples are appended there as they come; a later call draws what is missing.
-        Once all are there, they are compacted. The result is a file in it, mapped into
-        memory, and written only where the samples or problems differ from its own.
+        The result is a table in it, mapped into memory, and written only where the
+        samples or problems differ from its own.
 
     Returns
     -------
@@ -138,26 +138,18 @@ def sample(
     names = (sample_keys(backend.model, r, options, sample_ids) for r in requests)
     places = product(range(len(requests)), sample_ids)
     keys = dict(zip(places, chain.from_iterable(names), strict=True))
-    if store and (kept := _kept(problems, keys.values(), Path(store))) is not None:
+    identity = _identity(problems, keys.values())
+    if store and (kept := kept_traces(Path(store), identity=identity)) is not None:
+        logger.info("all %d solutions are in %s", len(kept), store)
         return kept
-    samples = SampleStore(store) if store else MemoryStore()
-    _draw(backend, requests, options, keys, samples)
-    there = {place: key for place, key in keys.items() if key in samples}
-    rows = (as_row(problems[i], s, samples.get(key)) for (i, s), key in there.items())
-    if not store:
-        return as_dataset(rows)
-    if len(there) == len(keys):
-        samples.compact(keys.values())
-    identity = _identity(problems, there.values())
-    return map_once(rows, Path(store) / TRACES_FILE, identity=identity)
-
-
-def _kept(problems: Dataset, keys: Iterable[str], store: Path) -> Dataset | None:
-    """Map the traces if all are there: then nothing of the samples need be read."""
-    traces = map_kept(store / TRACES_FILE, identity=_identity(problems, keys))
-    if traces is not None:
-        logger.info("all %d solutions are in %s", len(traces), store / TRACES_FILE)
-    return traces
+    with SampleStore(store) if store else MemoryStore() as samples:
+        _draw(backend, requests, options, keys, samples)
+        there = {place: key for place, key in keys.items() if key in samples}
+        rows = (as_row(problems[i], s, samples[key]) for (i, s), key in there.items())
+        if not store:
+            return as_dataset(rows)
+        identity = _identity(problems, there.values())
+        return write_traces(rows, Path(store), identity=identity)
 
 
 def _identity(problems: Dataset, keys: Iterable[str]) -> str:
@@ -184,7 +176,7 @@ def _draw(
     with tqdm(
         total=len(keys), initial=len(keys) - wanted, unit="solution", desc="sampling"
     ) as bar:
-        batches = backend.complete(requests, options, missing, samples.folder)
+        batches = backend.complete(requests, options, missing)
         for batch in batches if wanted else ():
             samples.append((keys[i, sample_id], done) for i, sample_id, done in batch)
             bar.update(len(batch))

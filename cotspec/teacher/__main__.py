@@ -13,8 +13,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cotspec.teacher import RELEASE_FILE
-from cotspec.teacher.compaction import TraceFile, compact
 from cotspec.teacher.release import import_release
+from cotspec.teacher.traces import write_parquet
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,13 +30,15 @@ def main(argv: list[str] | None = None) -> int:
     target = arguments.output or arguments.folder / RELEASE_FILE
     try:
         traces, repairs = import_release(arguments.folder)
-        compact(tqdm(traces, desc="importing", unit="solution"), target)
+        num_rows = write_parquet(
+            tqdm(traces, desc="importing", unit="solution"), target
+        )
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for fault, count in sorted(repairs.items()):
         print(f"{count:>9,}  {fault}")
-    print(f"{len(TraceFile(target)):>9,}  solutions in {target}")
+    print(f"{num_rows:>9,}  solutions in {target}")
     return 0
 
 

@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -96,7 +95,6 @@ class HuggingFaceBackend:
         requests: Sequence[Request],
         options: SamplingOptions,
         missing: Mapping[int, set[int]],
-        folder: Path | None = None,
     ) -> Iterator[list[Sample]]:
         """Yield the missing samples batch by batch, see `Backend`.
 

@@ -1,8 +1,10 @@
-"""The authors' released Codex solutions.
+"""Solutions that were sampled before: recorded traces, and the authors' release.
 
-Enters: the folder with ``codex_questions.pkl``, ``codex_answers.pkl``,
+Enters: a Parquet or JSON-lines file with the columns of `traces.FEATURES`, or the
+authors' folder with ``codex_questions.pkl``, ``codex_answers.pkl``,
 ``codex_predictions.pkl`` and ``codex_per_step_probs.pkl`` (or the same as ``.json``).
-Leaves: traces, and a count of every fault that was repaired. Nothing in a pickle is
+Leaves: completions of the questions asked, matched by the question's text; of the
+release, traces and a count of every fault that was repaired. Nothing in a pickle is
 executed: only containers, strings, numbers and OrderedDict are built.
 
 Source: github.com/FranxYao/FlanT5-CoT-Specialization, as PAPER's "Released files" has
@@ -13,14 +15,34 @@ from __future__ import annotations
 
 import collections
 import json
+import logging
 import math
 import pickle
+import pickletools
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from cotspec.teacher.traces import NO_ID, Completion, as_row
+from datasets import Dataset
+
+from cotspec import artifacts
+from cotspec.alignment.records import token_bytes
+from cotspec.teacher.store import with_bytes
+from cotspec.teacher.traces import (
+    FEATURES,
+    NO_ID,
+    Completion,
+    Request,
+    Sample,
+    SamplingOptions,
+    as_dataset,
+    as_row,
+)
+
+logger = logging.getLogger(__name__)
 
 HALF_UNIT = 5e-5  # a sampled token rounded to probability 0 had less than this
 _ALLOWED = {("collections", "OrderedDict"): collections.OrderedDict}
@@ -46,12 +68,24 @@ def load_restricted(path: Path | str) -> object:
     """
     with Path(path).open("rb") as file:
         try:
+            _check_memo(file)
             return _Unpickler(file).load()
         except Exception as error:  # damaged bytes may raise any
             raise ValueError(
                 f"{path}: {str(error) or type(error).__name__}. Allowed: lists, "
                 "tuples, strings, numbers, OrderedDict"
             ) from None
+
+
+def _check_memo(file) -> None:
+    """Refuse a small pickle that asks for a large memo: ten bytes could take 4 GiB."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    if size < 2**26:  # a larger one cannot ask for much more than it is
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name == "LONG_BINPUT" and argument > size:
+                raise ValueError(f"asks for {argument:,} places in {size:,} bytes")
+        file.seek(0)
 
 
 def import_release(folder: Path | str) -> tuple[Iterator[dict], Counter]:
@@ -91,7 +125,16 @@ def _rows(questions, answers, predictions, per_step, repairs) -> Iterator[dict]:
         }
         texts, seen = predictions[number], set()
         for sample_id, steps in enumerate(per_step[number]):
-            completion = read_solution(steps, repairs)
+            try:
+                completion = read_solution(steps, repairs)
+            except (TypeError, LookupError, AttributeError) as error:
+                raise ValueError(
+                    f"codex_per_step_probs: question {number}, solution {sample_id} is "
+                    f"no list of steps [(token, probability) x 6] ({error})"
+                ) from None
+            if completion is None:
+                repairs["solution with impossible probabilities (left out)"] += 1
+                continue
             written = texts[sample_id] if sample_id < len(texts) else ""
             differs = _unnumbered(written) != completion.text.strip()
             repairs["text differs from codex_predictions"] += differs
@@ -100,13 +143,16 @@ def _rows(questions, answers, predictions, per_step, repairs) -> Iterator[dict]:
             yield as_row(problem, sample_id, completion)
 
 
-def read_solution(steps: Sequence[Step], repairs: Counter) -> Completion:
+def read_solution(steps: Sequence[Step], repairs: Counter) -> Completion | None:
     """Return one solution; count in `repairs` what was mended.
 
     The leading ``' step'`` and newlines belong to the prompt, the trailing newlines to
-    the stop string. Of the six entries the first is the sampled token.
+    the stop string. Of the six entries the first is the sampled token. None for a
+    solution with a probability that is none.
     """
     kept = _trimmed(steps, repairs)
+    if not all(0 <= p <= 1 + 1e-3 for step in kept for _, p in step):  # NaN is not
+        return None
     pieces = [token_bytes(step[0][0]) for step in kept]
     tops = [_alternatives(step, repairs) for step in kept]
     # Where no newline follows, the limit of new tokens cut the solution off.
@@ -152,13 +198,6 @@ def _alternatives(step: Step, repairs: Counter) -> list[tuple[bytes, float]]:
     return sorted(top.items(), key=lambda item: -item[1])
 
 
-def token_bytes(token: str) -> bytes:
-    r"""Return a token's bytes; half a character is spelled ``bytes: \\xc3`` there."""
-    if not token.startswith("bytes:"):
-        return token.encode()
-    return bytes.fromhex("".join(re.findall(r"\\x([0-9a-f]{2})", token)))
-
-
 def _decoded(pieces: Sequence[bytes], repairs: Counter) -> str:
     joined = b"".join(pieces)
     try:
@@ -191,3 +230,107 @@ def _unnumbered(text: str) -> str:
 def _final_answer(text: str) -> str:
     """Return the number behind ``####``."""
     return text.rpartition("####")[2].strip()
+
+
+# --- recorded traces ------------------------------------------------------------------
+
+_LISTS = ("token_ids", "token_bytes", "token_logprobs")
+_TOPS = ("topk_ids", "topk_bytes", "topk_logprobs")
+
+
+@dataclass(frozen=True)
+class RecordedBackend:
+    """Recorded traces as a backend; what is not in the file is left out and counted."""
+
+    path: Path
+    max_new_tokens: int = 256
+    top_k: int = 5
+
+    @cached_property
+    def model(self) -> str:
+        """The file's name and contents."""
+        return f"recorded {self.path.name} {artifacts.checksum(self.path)[:16]}"
+
+    @cached_property
+    def traces(self) -> Dataset:
+        """The file's traces."""
+        return read_traces(self.path)
+
+    def complete(
+        self,
+        requests: Sequence[Request],
+        options: SamplingOptions,
+        missing: Mapping[int, set[int]],
+    ) -> Iterator[list[Sample]]:
+        """Yield what the file has of each request, see `Backend`."""
+        places = places_by_question(self.traces)
+        num_absent = 0
+        for index, wanted in missing.items():
+            found = places.get(fold(requests[index].question), {})
+            num_absent += len(wanted - found.keys())
+            rows = [(s, self.traces[found[s]]) for s in sorted(wanted & found.keys())]
+            yield [(index, s, as_completion(row, options.top_k)) for s, row in rows]
+        if num_absent:
+            logger.warning("%s: %d samples are not in it", self.path, num_absent)
+
+
+def read_traces(path: Path | str) -> Dataset:
+    """Read traces from ``.parquet`` or ``.jsonl`` (bytes as Latin-1 text).
+
+    Raises
+    ------
+    ValueError
+        Another kind of file, or a missing column.
+    """
+    path = Path(path)
+    if path.suffix == ".parquet":
+        table = Dataset.from_parquet(str(path), keep_in_memory=False)
+        _check_columns(path, table.column_names)
+        return table.select_columns(list(FEATURES)).cast(FEATURES)
+    if path.suffix != ".jsonl":
+        raise ValueError(f"teacher.path: {str(path)!r}. Allowed: *.parquet, *.jsonl")
+    return as_dataset(_json_rows(path))
+
+
+def _json_rows(path: Path) -> Iterator[dict]:
+    # Not splitlines: U+2028 may stand in a text. "utf-8-sig" skips a byte order mark.
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+            _check_columns(path, row)
+            yield with_bytes(row)
+
+
+def _check_columns(path: Path, names: Sequence[str]) -> None:
+    absent = [name for name in FEATURES if name not in names]
+    if absent:
+        raise ValueError(
+            f"{path}: column {absent[0]!r} is missing. Needed: {', '.join(FEATURES)}"
+        )
+
+
+def places_by_question(traces: Dataset) -> dict[str, dict[int, int]]:
+    """Return, per folded question, the row of each sample id."""
+    places: dict[str, dict[int, int]] = {}
+    columns = (traces["question"], traces["sample_id"])
+    for row, (question, sample_id) in enumerate(zip(*columns, strict=True)):
+        places.setdefault(fold(question), {}).setdefault(sample_id, row)
+    return places
+
+
+def fold(question: str) -> str:
+    """Return a question without regard to white space."""
+    return " ".join(question.split())
+
+
+def as_completion(row: Mapping[str, object], top_k: int) -> Completion:
+    """Return a trace's completion with at most `top_k` alternatives per token."""
+    tops = {name: [step[:top_k] for step in row[name]] for name in _TOPS}
+    lists = {name: row[name] for name in _LISTS}
+    reason = row["finish_reason"]
+    return Completion(row["completion"], **lists, **tops, finish_reason=reason)

@@ -17,7 +17,7 @@ from datasets import Dataset, concatenate_datasets
 from cotspec import prompts, statistics, teacher
 from cotspec.profiles import FilterConfig, TeacherConfig
 from cotspec.teacher.filtering import filter_traces
-from cotspec.teacher.recorded import fold
+from cotspec.teacher.release import fold
 from cotspec.teacher.traces import Backend
 from cotspec.teacher.voting import votes_by_question
 

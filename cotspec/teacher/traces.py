@@ -12,11 +12,15 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
+
+from cotspec import artifacts
 
 NO_ID = -1  # for teachers that name tokens by their text
 PROBLEM_COLUMNS = ("problem_id", "task", "question", "answer")
@@ -103,6 +107,10 @@ class Completion:
 Sample = tuple[int, int, Completion]  # index of the request, sample_id, solution
 
 
+class ServerError(RuntimeError):
+    """A server that refuses, keeps failing, or lacks what sampling needs."""
+
+
 class Backend(Protocol):
     """A source of solutions.
 
@@ -119,12 +127,10 @@ class Backend(Protocol):
         requests: Sequence[Request],
         options: SamplingOptions,
         missing: Mapping[int, set[int]],
-        folder: Path | None = None,
     ) -> Iterator[list[Sample]]:
         """Yield, in batches, the missing sample ids of each request (by index).
 
         All requests are given, wanted or not: a resumed run plans the same batches.
-        In `folder`, the store's, a backend may keep more than the samples.
         """
         ...
 
@@ -184,6 +190,19 @@ def as_stored(rows: Iterable[Mapping[str, object]]) -> pa.Table:
     rows = list(rows)
     columns = {name: [row[name] for row in rows] for name in FEATURES}
     return pa.table(columns, schema=FEATURES.arrow_schema).cast(STORED)
+
+
+def write_parquet(rows: Iterable[Mapping[str, object]], path: Path) -> int:
+    """Write traces as they come, with flat memory; return their number."""
+    rows, num_rows = iter(rows), 0
+    with (
+        artifacts.replacing(Path(path)) as part,
+        pq.ParquetWriter(part, STORED, compression="zstd") as writer,
+    ):
+        while batch := list(islice(rows, 1_000)):
+            writer.write_table(as_stored(batch))
+            num_rows += len(batch)
+    return num_rows
 
 
 def valid_length(text: bytes, end: int) -> int:
