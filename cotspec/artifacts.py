@@ -134,14 +134,15 @@ def write_folder(path: Path, source: Path) -> Path:
     """Publish a finished folder: hard links (copies across disks), then one rename."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source, temporary, copy_function=_link_or_copy)
+    shutil.copytree(source, temporary, copy_function=link_or_copy)
     if path.exists():
         shutil.rmtree(path)
     os.replace(temporary, path)
     return path
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Link a file, or copy it where links are not to be had (other disks, Drive)."""
     try:
         os.link(source, target)
     except OSError:

@@ -37,6 +37,7 @@ IGNORED = -100
 _WINDOW = 4096
 # Targets are sorted by multiples of this, sources within: a target token costs most.
 _TARGET_STEP = 16
+_TEXTS_AT_ONCE = 1_000
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,12 @@ def encode(
     """
     if len(examples) == 0:
         raise ValueError("examples: none to encode. Allowed: at least one")
-    options = {"return_attention_mask": False, "verbose": False}
-    inputs = tokenizer(examples["inputs"][:], **options)["input_ids"]
     table = None if aligned is None else _aligned_table(aligned)
     rows = _teacher_rows(examples, aligned)
+    # Cut copies: a view would keep the whole.
+    inputs = list(_token_ids(tokenizer, examples["inputs"]))
     encoded = EncodedExamples(
-        input_ids=[np.array(ids[-max_input_tokens:], np.int32) for ids in inputs],
+        input_ids=[ids[-max_input_tokens:].copy() for ids in inputs],
         labels=_labels(examples, tokenizer, rows, table),
         teacher_row=rows,
         aligned=table,
@@ -142,7 +143,7 @@ def encode(
             "inputs over max_input_tokens=%d cut on the left: %d of %d (%s)",
             max_input_tokens,
             sum(cut.values()),
-            len(inputs),
+            len(encoded),
             ", ".join(f"{name} {n}" for name, n in sorted(cut.items())),
         )
     return encoded
@@ -155,9 +156,9 @@ def _labels(
     table: AlignedTable | None,
 ) -> list[np.ndarray]:
     """Aligned student ids where there are any, else the tokenised target; then EOS."""
-    texts = [t for t, row in zip(examples["targets"][:], rows, strict=True) if row < 0]
-    options = {"add_special_tokens": False, "verbose": False}
-    tokenised = iter(tokenizer(texts, **options)["input_ids"] if texts else [])
+    alone = np.flatnonzero(rows < 0)
+    texts = examples.select(alone)["targets"]
+    tokenised = _token_ids(tokenizer, texts, add_special_tokens=False)
     end_of_sequence = tokenizer.eos_token_id
     labels = []
     for row in rows:
@@ -167,6 +168,16 @@ def _labels(
             ids = table.student_ids[table.starts[row] : table.starts[row + 1]]
         labels.append(np.append(ids, end_of_sequence).astype(np.int32))
     return labels
+
+
+def _token_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], **options: bool
+) -> Iterator[np.ndarray]:
+    """Tokenise some texts at a time: Python's lists take 190 bytes a token."""
+    for start in range(0, len(texts), _TEXTS_AT_ONCE):
+        chunk = list(texts[start : start + _TEXTS_AT_ONCE])
+        found = tokenizer(chunk, return_attention_mask=False, verbose=False, **options)
+        yield from (np.array(ids, np.int32) for ids in found["input_ids"])
 
 
 def _teacher_rows(examples: Dataset, aligned: Dataset | None) -> np.ndarray:

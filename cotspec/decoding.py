@@ -1,46 +1,172 @@
-"""Let a student complete texts, batched by length under a budget of tokens.
+"""The decode loop: prompts in, texts and, on demand, the top-k of every token out.
 
-Enters: a student and texts. Leaves: a `Generation` per text. A row ends at its end
-token or its answer sentence, leaves the batch, and makes room for waiting texts. Rows
-are as many as fit with what they have written so far, not with all they might write: a
-step costs little more for thirty rows than for ten. If they outgrow the budget, the
-youngest wait and are taken up again later. Which texts share a batch depends on the
-texts alone, so the same texts give the same generations however many processes share
-them.
+Enters: a model, encoder-decoder or decoder-only, and token ids. Leaves: a `Row` per
+text; for a student a `Generation`. Texts of similar length share a batch, a row that
+has ended leaves it, and each row draws from a generator of its own: no text depends on
+which others are decoded beside it (but for rounding), nor on the number of processes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 from transformers import (
+    AttentionInterface,
     DynamicCache,
     EncoderDecoderCache,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
+from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
 
-from cotspec.models import Student
+from cotspec.alignment.student import vocabulary_bytes
+from cotspec.models import Student, check_tokenizer, end_ids
 from cotspec.profiles import EvaluationConfig
 from cotspec.prompts import find_end
-from cotspec.teacher.decoding import choose
 
 # How a generation ends: an end token or the answer sentence; the token limit; logits
 # that are NaN or infinite; a question that does not fit and was not decoded.
 FINISH_REASONS = ("stop", "length", "not_finite", "prompt_too_long")
-CHECK_EVERY = 4  # decoder steps between looks at the rows, which wait for the device
-REFILL_FRACTION = 0.25  # of the batch must be free before waiting texts join it
-HEADROOM = 0.125  # of the token limit: what rows that join may write before others wait
-STREAM_BATCHES = 8  # a stream, what one process decodes in one go, has so many fills
+DROP_FRACTION = 0.125  # ended rows leave once they are this share of the batch
 _NOT_FINITE = -1  # stands for a token in rows whose logits are not finite
+
+
+@dataclass
+class Row:
+    """One text while it is written.
+
+    Attributes
+    ----------
+    tokens : list of int, without the end token
+    text : their bytes
+    finish_reason : "" while it goes on, then one of `FINISH_REASONS`
+    cut : int or None
+        Length of `text`, in bytes, up to its end.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    text: bytearray = field(default_factory=bytearray)
+    finish_reason: str = ""
+    cut: int | None = None
+
+
+def write_rows(
+    batch: EncoderDecoderBatch | CausalBatch,
+    uniforms: Tensor,
+    *,
+    temperature: float,
+    vocabulary: Sequence[bytes],
+    end_tokens: frozenset[int],
+    record: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
+) -> list[Row]:
+    """Write a text per row of a batch, one token a step.
+
+    Parameters
+    ----------
+    batch : EncoderDecoderBatch or CausalBatch
+        R rows that have read their prompts.
+    uniforms : FloatTensor, shape (R, steps), in [0, 1)
+        Each row's own draws; their number is the limit of new tokens.
+    temperature : float
+        0 is greedy.
+    vocabulary : sequence of bytes
+        What each token id spells.
+    end_tokens : set of int
+        Ids that end a text.
+    record : callable, optional
+        ``(step, rows (A,), tokens (A,), logprobs (A, V))`` of the rows that go on.
+    """
+    rows = [Row() for _ in range(len(uniforms))]
+    alive = torch.arange(len(rows), device=uniforms.device)
+    num_steps = uniforms.shape[1]
+    for step in range(num_steps):
+        logits = batch.logits()  # (A, V)
+        logprobs = logits.float().log_softmax(-1) if temperature or record else logits
+        tokens = choose(logprobs, temperature, uniforms[alive, step])
+        is_finite = logits.max(-1).values.isfinite()  # NaN wins the maximum
+        tokens = tokens.masked_fill(~is_finite, _NOT_FINITE)
+        if record:
+            record(step, alive, tokens, logprobs)
+        for index, token in zip(alive.tolist(), tokens.tolist(), strict=True):
+            if not rows[index].finish_reason:
+                is_last = step == num_steps - 1
+                _advance(rows[index], token, vocabulary, end_tokens, is_last)
+        runs = torch.tensor([not rows[i].finish_reason for i in alive.tolist()])
+        if not runs.any():
+            break
+        # A step costs as much for a row that has ended; to leave costs a copy.
+        if runs.sum() <= (1 - DROP_FRACTION) * len(runs):
+            keep = runs.nonzero()[:, 0].to(alive.device)
+            alive, tokens = alive[keep], tokens[keep]
+            batch.keep(keep)
+        batch.append(tokens.clamp(min=0))
+    return rows
+
+
+def _advance(
+    row: Row,
+    token: int,
+    vocabulary: Sequence[bytes],
+    end_tokens: frozenset[int],
+    is_last: bool,
+) -> None:
+    """Append a row's token and see whether its text ends there."""
+    if token in end_tokens or token == _NOT_FINITE:
+        row.finish_reason = "stop" if token >= 0 else "not_finite"
+        row.cut = len(row.text)
+        return
+    row.tokens.append(token)
+    row.text += vocabulary[token]
+    # What follows decides whether a period ends a sentence; at the limit, nothing.
+    row.cut = find_end(bytes(row.text) + b"\n" * is_last)
+    if row.cut is not None:
+        row.finish_reason = "stop"
+    elif is_last:
+        row.finish_reason, row.cut = "length", len(row.text)
+
+
+def choose(logprobs: Tensor, temperature: float, uniforms: Tensor) -> Tensor:
+    """Return one token per row by inverting the cumulative distribution.
+
+    Parameters
+    ----------
+    logprobs : FloatTensor, shape (R, V), at temperature 1
+    temperature : float; 0 takes the most probable token
+    uniforms : FloatTensor, shape (R,), in [0, 1)
+
+    Returns
+    -------
+    LongTensor, shape (R,)
+    """
+    if temperature == 0:
+        return logprobs.argmax(-1)
+    cumulative = (logprobs / temperature).softmax(-1).cumsum(-1)
+    threshold = uniforms[:, None] * cumulative[:, -1:]
+    index = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+    return index.clamp(max=logprobs.shape[-1] - 1)
+
+
+def draw_uniforms(seeds: Sequence[int], length: int) -> Tensor:
+    """Draw (R, length) numbers: one generator per row, so that none needs another."""
+    generators = (torch.Generator().manual_seed(seed) for seed in seeds)
+    return torch.stack([torch.rand(length, generator=g) for g in generators])
+
+
+def padded_vocabulary(tokenizer, model: PreTrainedModel) -> list[bytes]:
+    """Return the bytes of every row of the output layer; unused ones spell nothing."""
+    table = vocabulary_bytes(tokenizer)
+    rows = model.get_output_embeddings().weight.shape[0]
+    return table + [b""] * (rows - len(table))
+
+
+# --- students -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -72,22 +198,19 @@ def decode(
 ) -> list[Generation]:
     """Let the student complete each text.
 
-    Texts are batched by length under ``config.batch_tokens`` padded tokens, input and
-    output together. A row ends at its end token or its answer sentence
-    (`prompts.find_end`) and makes room for the next text.
-
     Parameters
     ----------
     student : Student
         Encoder-decoder or decoder-only; decoded in evaluation mode where it is.
     texts : sequence of str
     config : EvaluationConfig
+        A batch holds at most ``batch_tokens``, input and output together.
     temperature : float
         0 is greedy; else each text is sampled with a generator of its own.
     seeds : sequence of int, optional
         One per text. Default: 0, 1, 2, ...
     accelerator : Accelerator, optional
-        Its processes take turns at the streams; each gets all generations back.
+        Its processes take turns at the batches; each gets all generations back.
 
     Returns
     -------
@@ -99,26 +222,33 @@ def decode(
         If model and tokenizer do not belong together.
     """
     check_tokenizer(student)
-    encoded = (
-        student.tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
-    )
-    streams = make_streams([len(ids) for ids in encoded], config)
+    tokenizer, model = student.tokenizer, student.model
+    encoded = tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
+    batches = make_batches([len(ids) for ids in encoded], config)
     process, num_processes = place(accelerator)
     seeds = range(len(texts)) if seeds is None else seeds
+    vocabulary = padded_vocabulary(tokenizer, model)
+    start = EncoderDecoderBatch if model.config.is_encoder_decoder else CausalBatch
     done: list[tuple[int, Generation]] = []
-    with _evaluation_mode(student.model), _precision(student.model, config):
-        for stream in streams[process::num_processes]:
-            draws = _uniforms([seeds[i] for i in stream], config)
-            pick = functools.partial(_pick, temperature=temperature, draws=draws)
-            rows = _decode_stream(student, [encoded[i] for i in stream], config, pick)
-            done += zip(stream, rows, strict=True)
+    with _evaluation_mode(model), _precision(model, config):
+        for indices in batches[process::num_processes]:
+            draws = draw_uniforms([seeds[i] for i in indices], config.max_new_tokens)
+            rows = write_rows(
+                start(model, [encoded[i] for i in indices]),
+                draws.to(model.device),
+                temperature=temperature,
+                vocabulary=vocabulary,
+                end_tokens=end_ids(model, tokenizer),
+            )
+            generations = [_generation(row, tokenizer) for row in rows]
+            done += zip(indices, generations, strict=True)
     if num_processes > 1:
         done = gather_object(done)
     return [generation for _, generation in sorted(done, key=lambda pair: pair[0])]
 
 
-def make_streams(lengths: Sequence[int], config: EvaluationConfig) -> list[list[int]]:
-    """Group indices, longest first, into streams of `STREAM_BATCHES` fills.
+def make_batches(lengths: Sequence[int], config: EvaluationConfig) -> list[list[int]]:
+    """Group indices, longest first, so that a batch pads little and fits the budget.
 
     Parameters
     ----------
@@ -131,34 +261,21 @@ def make_streams(lengths: Sequence[int], config: EvaluationConfig) -> list[list[
         Each index once.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    streams: list[list[int]] = []
+    batches: list[list[int]] = []
     while order:
         longest = lengths[order[0]] + config.max_new_tokens
-        size = STREAM_BATCHES * max(1, config.batch_tokens // longest)
-        streams.append(order[:size])
+        size = max(1, config.batch_tokens // longest)
+        batches.append(order[:size])
         order = order[size:]
-    return streams
+    return batches
 
 
-def check_tokenizer(student: Student) -> None:
-    """Raise ValueError if the tokenizer is not the one the model was made with."""
-    tokenizer, model = student.tokenizer, student.model
-    rows = model.get_input_embeddings().num_embeddings
-    ends = _end_ids(model, tokenizer)
-    if len(tokenizer) > rows or tokenizer.eos_token_id not in ends:
-        raise ValueError(
-            f"student {student.name!r}: model and tokenizer do not belong together: "
-            f"{rows} embeddings for {len(tokenizer)} entries, end token "
-            f"{sorted(ends)} for {tokenizer.eos_token_id}. Load the tokenizer saved "
-            "with this checkpoint"
-        )
-
-
-def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    configured = model.config.eos_token_id
-    if configured is None:
-        configured = tokenizer.eos_token_id
-    return set(configured if isinstance(configured, (list, tuple)) else [configured])
+def _generation(row: Row, tokenizer) -> Generation:
+    text = tokenizer.decode(row.tokens, skip_special_tokens=True)
+    end = find_end(text.encode())
+    if end is not None:
+        text = text.encode()[:end].decode()
+    return Generation(text.strip(), len(row.tokens), row.finish_reason)
 
 
 def place(accelerator: Accelerator | None) -> tuple[int, int]:
@@ -185,105 +302,117 @@ def _precision(model: PreTrainedModel, config: EvaluationConfig) -> torch.autoca
     return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
-class _Seq2SeqBatch:
-    """Running rows of an encoder-decoder: B rows, S source tokens, T written ones.
+# --- batches --------------------------------------------------------------------------
 
-    What is written is padded on the left. T5 sees relative positions only, so padding
-    does not change what it computes.
-    """
 
-    def __init__(self, model: PreTrainedModel, prompts, written):
-        source, self.mask = _padded(model, prompts, on_left=False)  # (B, S)
+class EncoderDecoderBatch:
+    """Running rows of an encoder-decoder: R rows, S source tokens."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]):
+        source, self.mask = _padded(prompts, model.device, on_left=False)  # (R, S)
         self.model = model
         self.encoded = model.get_encoder()(source, attention_mask=self.mask)[0]
         start = model.config.decoder_start_token_id
-        begun = [[start, *tokens] for tokens in written]
-        self.inputs, self.seen = _padded(model, begun, on_left=True)  # (B, T)
+        self.inputs = torch.full((len(prompts), 1), start, device=model.device)
         self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
 
-    def logits(self) -> torch.Tensor:
-        """The next token's logits, shape (B, V)."""
+    def logits(self) -> Tensor:
+        """The next token's logits, shape (R, V)."""
         output = self.model(
             encoder_outputs=BaseModelOutput(self.encoded),
             attention_mask=self.mask,
             decoder_input_ids=self.inputs,
-            decoder_attention_mask=self.seen,
             past_key_values=self.cache,
             use_cache=True,
         )
         return output.logits[:, -1]
 
-    def append(self, tokens: torch.Tensor) -> None:
+    def append(self, tokens: Tensor) -> None:
+        """Give each row its next input."""
         self.inputs = tokens[:, None]
-        self.seen = F.pad(self.seen, (0, 1), value=1)
 
-    def keep(self, rows: torch.Tensor) -> None:
+    def keep(self, rows: Tensor) -> None:
         """Drop the other rows, and the padding that no row needs any more."""
-        self.mask, self.seen = self.mask[rows], self.seen[rows]
-        self.encoded, self.inputs = self.encoded[rows], self.inputs[rows]
+        self.mask, self.encoded = self.mask[rows], self.encoded[rows]
         self.cache.batch_select_indices(rows)
-        num_source = int(self.mask.sum(1).max())
-        self.mask = self.mask[:, :num_source]
-        self.encoded = self.encoded[:, :num_source]
-        _trim(self.cache.cross_attention_cache, slice(num_source))
-        longest = int(self.seen.sum(1).max())
-        self.seen = self.seen[:, -longest:]
-        _trim(self.cache.self_attention_cache, _cached(longest))
-
-    def join(self, other: _Seq2SeqBatch) -> None:
-        """Add the rows of another batch."""
-        self.mask = _stack(self.mask, other.mask, dim=1, on_left=False)
-        self.encoded = _stack(self.encoded, other.encoded, dim=1, on_left=False)
-        self.seen = _stack(self.seen, other.seen, dim=1, on_left=True)
-        self.inputs = torch.cat([self.inputs, other.inputs])
-        mine, theirs = self.cache, other.cache
-        _join(mine.self_attention_cache, theirs.self_attention_cache, on_left=True)
-        _join(mine.cross_attention_cache, theirs.cross_attention_cache, on_left=False)
+        longest = int(self.mask.sum(1).max())
+        self.mask, self.encoded = self.mask[:, :longest], self.encoded[:, :longest]
+        for layer in self.cache.cross_attention_cache.layers:
+            layer.keys = layer.keys[:, :, :longest]
+            layer.values = layer.values[:, :, :longest]
 
 
-class _CausalBatch:
-    """Running rows of a decoder-only model, padded on the left: B rows, T tokens."""
+class CausalBatch:
+    """Running rows of a decoder-only model, their prompts padded on the left.
 
-    def __init__(self, model: PreTrainedModel, prompts, written):
-        begun = [[*p, *tokens] for p, tokens in zip(prompts, written, strict=True)]
-        self.inputs, self.seen = _padded(model, begun, on_left=True)  # (B, T)
-        self.model, self.cache = model, DynamicCache()
+    Parameters
+    ----------
+    prompts : U sequences of token ids, behind the prefix if there is one
+    owners : the prompt of each row, length R; default: a row per prompt
+        A question is read once for all its samples.
+    prefix, prefix_length : keys and values of what all prompts begin with
+    """
 
-    def logits(self) -> torch.Tensor:
-        """The next token's logits, shape (B, V)."""
-        positions = (self.seen.cumsum(-1) - 1).clamp(min=0)
-        output = self.model(
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        *,
+        owners: Sequence[int] | None = None,
+        prefix: Prefix | None = None,
+        prefix_length: int = 0,
+    ):
+        self.model, self.prefix = model, prefix
+        self.inputs, visible = _padded(prompts, model.device, on_left=True)
+        self.visible = visible.bool()  # (U, T)
+        self.position = (visible.cumsum(-1) - 1).clamp(min=0) + prefix_length
+        if prefix is None:
+            self.cache = DynamicCache(config=model.config)
+        else:
+            layers = range(model.config.num_hidden_layers)
+            self.cache = Cache(layers=[SuffixLayer() for _ in layers])
+        self._owners = None if owners is None else torch.tensor(owners)
+
+    def logits(self) -> Tensor:
+        """The next token's logits, shape (R, V)."""
+        if self.prefix is None:
+            options = {"attention_mask": self.visible.long()}
+        else:
+            length = self.inputs.shape[1]
+            causal = torch.ones_like(self.visible[0]).expand(length, -1)
+            causal = causal.tril(self.visible.shape[1] - length)
+            mask = (self.visible[:, None, :] & causal)[:, None]  # (R, 1, Q, S)
+            options = {"attention_mask": mask, "shared_prefix": self.prefix}
+        logits = self.model(
             self.inputs,
-            attention_mask=self.seen,
-            position_ids=positions[:, -self.inputs.shape[1] :],
+            position_ids=self.position,
             past_key_values=self.cache,
             use_cache=True,
-        )
-        return output.logits[:, -1]
+            logits_to_keep=1,
+            **options,
+        ).logits[:, -1]
+        self.position = self.position[:, -1:]
+        if self._owners is None:
+            return logits
+        owners, self._owners = self._owners.to(logits.device), None
+        self.keep(owners)
+        return logits[owners]
 
-    def append(self, tokens: torch.Tensor) -> None:
-        self.inputs = tokens[:, None]
-        self.seen = F.pad(self.seen, (0, 1), value=1)
+    def append(self, tokens: Tensor) -> None:
+        """Give each row its next input."""
+        self.inputs, self.position = tokens[:, None], self.position + 1
+        self.visible = F.pad(self.visible, (0, 1), value=True)
 
-    def keep(self, rows: torch.Tensor) -> None:
-        """Drop the other rows, and the padding that no row needs any more."""
-        self.seen, self.inputs = self.seen[rows], self.inputs[rows]
+    def keep(self, rows: Tensor) -> None:
+        """Drop the other rows."""
+        self.visible, self.position = self.visible[rows], self.position[rows]
         self.cache.batch_select_indices(rows)
-        longest = int(self.seen.sum(1).max())
-        self.seen = self.seen[:, -longest:]
-        _trim(self.cache, _cached(longest))
-
-    def join(self, other: _CausalBatch) -> None:
-        """Add the rows of another batch."""
-        self.seen = _stack(self.seen, other.seen, dim=1, on_left=True)
-        self.inputs = torch.cat([self.inputs, other.inputs])
-        _join(self.cache, other.cache, on_left=True)
 
 
 def _padded(
-    model: PreTrainedModel, rows: Sequence[Sequence[int]], *, on_left: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and mask, (B, longest), on the model's device."""
+    rows: Sequence[Sequence[int]], device: torch.device, *, on_left: bool
+) -> tuple[Tensor, Tensor]:
+    """Return ids and mask, (R, longest), on the model's device."""
     longest = max(map(len, rows))
     ids = torch.zeros((len(rows), longest), dtype=torch.long)  # masked where padded
     mask = torch.zeros_like(ids)
@@ -291,169 +420,152 @@ def _padded(
         columns = slice(longest - len(row), None) if on_left else slice(0, len(row))
         ids[i, columns] = torch.tensor(row, dtype=torch.long)
         mask[i, columns] = 1
-    return ids.to(model.device), mask.to(model.device)
+    return ids.to(device), mask.to(device)
 
 
-def _cached(longest: int) -> slice:
-    """The columns of a cache; the last token written is not in it yet."""
-    return slice(1 - longest, None)
+# --- one prefix for all rows ----------------------------------------------------------
+#
+# All prompts of a teacher begin with the same demonstrations. An expanded cache would
+# hold, and read at every step, one copy of them per row. The method is Hydragen
+# (Juravsky et al. 2024, arXiv 2402.05099) with one softmax over both blocks of scores,
+# so that it is exact.
+
+_SHARED = "cotspec_shared_prefix"
+GROWTH = 32  # suffix positions allocated at once
+Prefix = list[tuple[Tensor, Tensor]]  # per layer, (1, KV heads, P, D)
 
 
-def _trim(cache: DynamicCache, columns: slice) -> None:
-    for layer in cache.layers:
-        layer.keys, layer.values = (
-            layer.keys[:, :, columns],
-            layer.values[:, :, columns],
-        )
+class SuffixLayer(DynamicLayer):
+    """A layer's keys and values that grow in place, not by a copy per token."""
+
+    length = 0
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        end = self.length + key_states.shape[2]
+        if end > self.keys.shape[2]:
+            self.keys = _grown(self.keys, self.length, end + GROWTH)
+            self.values = _grown(self.values, self.length, end + GROWTH)
+        self.keys[:, :, self.length : end] = key_states
+        self.values[:, :, self.length : end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_seq_length(self) -> int:
+        return self.length
 
 
-def _join(mine: DynamicCache, theirs: DynamicCache, *, on_left: bool) -> None:
-    for layer, other in zip(mine.layers, theirs.layers, strict=True):
-        layer.keys = _stack(layer.keys, other.keys, dim=2, on_left=on_left)
-        layer.values = _stack(layer.values, other.values, dim=2, on_left=on_left)
+def _grown(states: Tensor, length: int, capacity: int) -> Tensor:
+    grown = states.new_zeros(*states.shape[:2], capacity, states.shape[3])
+    grown[:, :, :length] = states[:, :, :length]
+    return grown
 
 
-def _stack(
-    first: torch.Tensor, second: torch.Tensor, *, dim: int, on_left: bool
-) -> torch.Tensor:
-    """Concatenate rows; the narrower along `dim` is padded with zeros on one side."""
-    width = max(first.shape[dim], second.shape[dim])
+def compute_prefix(model: PreTrainedModel, prefix_ids: Sequence[int]) -> Prefix:
+    """Return keys and values of the prefix, one forward pass of one row.
 
-    def pad(tensor: torch.Tensor) -> torch.Tensor:
-        missing = width - tensor.shape[dim]
-        sides = (missing, 0) if on_left else (0, missing)
-        return F.pad(tensor, (0, 0) * (tensor.dim() - dim - 1) + sides)
-
-    return torch.cat([pad(first), pad(second)])
-
-
-def _decode_stream(
-    student: Student,
-    encoded: Sequence[Sequence[int]],
-    config: EvaluationConfig,
-    pick: Callable[..., torch.Tensor],
-) -> list[Generation]:
-    """Complete texts, longest first, as many at a time as the budget allows."""
-    written: list[list[int]] = [[] for _ in encoded]
-    done: list[Generation | None] = [None] * len(encoded)
-    waiting, alive = list(range(len(encoded))), []
-    running = None
-    fitting = functools.partial(_num_fitting, encoded, written, config.batch_tokens)
-    headroom = max(CHECK_EVERY + 1, int(HEADROOM * config.max_new_tokens))
-    while alive or waiting:
-        slots = fitting(alive + waiting, headroom)
-        fresh = waiting[: max(0, slots - len(alive))]
-        is_worth = len(fresh) == len(waiting) or len(fresh) >= REFILL_FRACTION * slots
-        if fresh and (not alive or is_worth):
-            waiting = waiting[len(fresh) :]
-            started = _start(student, fresh, encoded, written)
-            _advance(started, fresh, written, pick, num_steps=1)
-            if alive:
-                running.join(started)
-            else:
-                running = started
-            alive += fresh
-        _advance(running, alive, written, pick, num_steps=CHECK_EVERY)
-        for row in alive:
-            done[row] = _finish(student, written[row], config.max_new_tokens)
-        going_on = [i for i, row in enumerate(alive) if done[row] is None]
-        num_kept = fitting([alive[i] for i in going_on], CHECK_EVERY)
-        waiting[:0] = [alive[i] for i in going_on[num_kept:]]
-        going_on = going_on[:num_kept]
-        if going_on and len(going_on) < len(alive):
-            running.keep(torch.tensor(going_on, device=student.model.device))
-        alive = [alive[i] for i in going_on]
-    return [generation for generation in done if generation is not None]
-
-
-def _num_fitting(
-    encoded: Sequence[Sequence[int]],
-    written: Sequence[Sequence[int]],
-    budget: int,
-    rows: Sequence[int],
-    headroom: int,
-) -> int:
-    """How many of the first rows the budget holds after `headroom` more tokens each.
-
-    Of any rows at least one. A batch holds its longest input and its longest output
-    once per row.
+    Call it within `shared_prefix_attention`.
     """
-    source = target = 0
-    for count, row in enumerate(rows):
-        source = max(source, len(encoded[row]))
-        target = max(target, len(written[row]))
-        if count and (count + 1) * (source + target + headroom) > budget:
-            return count
-    return len(rows)
+    if not prefix_ids:
+        return []
+    ids = torch.tensor([list(prefix_ids)], device=model.device)
+    mask = torch.ones(1, 1, len(prefix_ids), len(prefix_ids), dtype=torch.bool).tril()
+    cache = DynamicCache()
+    with torch.no_grad():
+        model(
+            ids,
+            attention_mask=mask.to(model.device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+    return [(layer.keys, layer.values) for layer in cache.layers]
 
 
-def _advance(
-    running: _Seq2SeqBatch | _CausalBatch,
-    rows: Sequence[int],
-    written: list[list[int]],
-    pick: Callable[..., torch.Tensor],
-    *,
-    num_steps: int,
-) -> None:
-    """Write `num_steps` tokens to every running row."""
-    block = []
-    for step in range(num_steps):
-        places = [len(written[row]) + step for row in rows]
-        tokens = pick(running.logits(), rows, places)
-        running.append(tokens.clamp(min=0))
-        block.append(tokens)
-    for row, tokens in zip(rows, torch.stack(block, dim=1).tolist(), strict=True):
-        written[row] += tokens
+def shares_prefixes(model: PreTrainedModel) -> bool:
+    """Tell whether `attend` computes what the model's own attention does.
+
+    Sliding windows and models that do not take Transformers' attention interface are
+    ruled out by their configuration; anything else that `attend` does not know (soft
+    caps, sinks, position biases) by comparing the logits of a short text.
+    """
+    config = model.config
+    others = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if not model._supports_attention_backend or others:
+        return False
+    if getattr(config, "sliding_window", None):
+        return False
+    token_ids = [i % config.vocab_size for i in range(16)]
+    with torch.no_grad():
+        expected = model(torch.tensor([token_ids], device=model.device)).logits[0, -1]
+        with shared_prefix_attention(model):
+            prefix = compute_prefix(model, token_ids[:8])
+            batch = CausalBatch(model, [token_ids[8:]], prefix=prefix, prefix_length=8)
+            logits = batch.logits()[0]
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    return torch.allclose(logits, expected, rtol=tolerance, atol=tolerance)
 
 
-def _start(
-    student: Student,
-    rows: Sequence[int],
-    encoded: Sequence[Sequence[int]],
-    written: Sequence[Sequence[int]],
-) -> _Seq2SeqBatch | _CausalBatch:
-    """Begin rows, or take them up where they waited."""
-    is_seq2seq = student.model.config.is_encoder_decoder
-    make = _Seq2SeqBatch if is_seq2seq else _CausalBatch
-    prompts, begun = ([table[row] for row in rows] for table in (encoded, written))
-    return make(student.model, prompts, begun)
+@contextlib.contextmanager
+def shared_prefix_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Run `model` with `attend`; pass it ``shared_prefix`` and a 4-D boolean mask."""
+    before = model.config._attn_implementation
+    AttentionInterface.register(_SHARED, attend)
+    model.set_attn_implementation(_SHARED)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
-def _uniforms(seeds: Sequence[int], config: EvaluationConfig) -> torch.Tensor:
-    """Draws, (rows, steps); a generator each, so that no row depends on another."""
-    length = config.max_new_tokens + CHECK_EVERY  # the last look may be that late
-    generators = (torch.Generator().manual_seed(seed) for seed in seeds)
-    return torch.stack([torch.rand(length, generator=g) for g in generators])
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    shared_prefix: Prefix | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, None]:
+    """Attend to a prefix common to all rows, then to each row's own positions.
 
+    Parameters
+    ----------
+    query : Tensor, shape (R, H, Q, D)
+    key, value : Tensor, shape (R, KV heads, S, D); the rows' own positions
+    attention_mask : BoolTensor, shape (R, 1, Q, S), True where a query may look
+    shared_prefix : per layer keys and values, shape (1, KV heads, P, D), visible to all
 
-def _pick(
-    logits: torch.Tensor,
-    rows: Sequence[int],
-    places: Sequence[int],
-    *,
-    temperature: float,
-    draws: torch.Tensor,
-) -> torch.Tensor:
-    """One token per row (B,), or `_NOT_FINITE` where the best logit is no number."""
-    best, tokens = logits.max(dim=-1)  # NaN wins the maximum
-    if temperature:
-        drawn = draws[rows, places].to(logits.device)
-        tokens = choose(logits.float().log_softmax(-1), temperature, drawn)
-    return tokens.masked_fill(~best.isfinite(), _NOT_FINITE)
+    Returns
+    -------
+    Tensor, shape (R, Q, H, D)
 
-
-def _finish(student: Student, tokens: list[int], limit: int) -> Generation | None:
-    """The generation if it has ended, else None."""
-    is_last = len(tokens) >= limit
-    tokens = tokens[:limit]
-    ends = _end_ids(student.model, student.tokenizer)
-    length = next((i for i, t in enumerate(tokens) if t in ends or t < 0), None)
-    text = student.tokenizer.decode(tokens[:length], skip_special_tokens=True)
-    text_end = find_end(text.encode())
-    if text_end is not None:
-        cut = text.encode()[:text_end].decode().strip()
-        return Generation(cut, len(tokens[:length]), "stop")
-    if length is not None:
-        reason = "not_finite" if tokens[length] < 0 else "stop"
-        return Generation(text.strip(), length, reason)
-    return Generation(text.strip(), len(tokens), "length") if is_last else None
+    The signature is that of Transformers' ``AttentionInterface``.
+    """
+    rows, heads, length, width = query.shape
+    kv_heads = key.shape[1]
+    groups = heads // kv_heads
+    scale = width**-0.5 if scaling is None else scaling
+    query = query.reshape(rows, kv_heads, groups * length, width) * scale
+    scores = query @ key.transpose(2, 3)  # (R, KV, G*Q, S)
+    scores = scores.view(rows, kv_heads, groups, length, -1)
+    hidden = torch.finfo(scores.dtype).min
+    scores = scores.masked_fill(~attention_mask[:, :, None], hidden).flatten(2, 3)
+    if shared_prefix:
+        prefix_key, prefix_value = (p[0] for p in shared_prefix[module.layer_idx])
+        stacked = query.transpose(0, 1).flatten(1, 2)  # (KV, R*G*Q, D)
+        prefix_scores = stacked @ prefix_key.transpose(1, 2)
+        prefix_scores = prefix_scores.view(kv_heads, rows, groups * length, -1)
+        scores = torch.cat([prefix_scores.transpose(0, 1), scores], dim=-1)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    own = weights[..., -key.shape[2] :]
+    output = own @ value  # (R, KV, G*Q, D)
+    if shared_prefix:
+        shared = weights[..., : -key.shape[2]].transpose(0, 1).flatten(1, 2)
+        read = (shared @ prefix_value).view(kv_heads, rows, groups * length, width)
+        output = output + read.transpose(0, 1)
+    output = output.view(rows, heads, length, width).transpose(1, 2)
+    return output.contiguous(), None

@@ -213,6 +213,31 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return artifacts.digest_of(tokenizer.get_vocab())
 
 
+def check_tokenizer(student: Student) -> None:
+    """Raise ValueError if the tokenizer is not the one the model was made with."""
+    tokenizer, model = student.tokenizer, student.model
+    rows = model.get_input_embeddings().num_embeddings
+    ends = end_ids(model, tokenizer)
+    if len(tokenizer) > rows or tokenizer.eos_token_id not in ends:
+        raise ValueError(
+            f"student {student.name!r}: model and tokenizer do not belong together: "
+            f"{rows} embeddings for {len(tokenizer)} entries, end token "
+            f"{sorted(ends)} for {tokenizer.eos_token_id}. Load the tokenizer saved "
+            "with this checkpoint"
+        )
+
+
+def end_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> frozenset[int]:
+    """Return the token ids that end a text."""
+    configured = model.config.eos_token_id
+    if configured is None:
+        configured = tokenizer.eos_token_id
+    several = configured if isinstance(configured, (list, tuple)) else [configured]
+    return frozenset(several)
+
+
 def load_teacher(config: TeacherConfig) -> Teacher:
     """Load a causal language model as teacher.
 

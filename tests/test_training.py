@@ -29,11 +29,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from cotspec import artifacts, batching, losses, training
+from cotspec import artifacts, batching, commands, losses, training
 from cotspec.models import as_student
 from cotspec.profiles import DATA_FORMATS, FormatsConfig, LossConfig, TrainingConfig
-from cotspec.training import __main__ as command_line
-from cotspec.training import log, update
+from cotspec.training import checkpoints, loop
 
 WORDS = [f"w{i}" for i in range(40)]
 CONFIG = TrainingConfig(
@@ -42,7 +41,7 @@ CONFIG = TrainingConfig(
     warmup_steps=2,
     batch_tokens=160,
     precision="float32",
-    checkpoint_every=4,
+    num_checkpoints=3,
 )
 
 
@@ -157,9 +156,9 @@ def assert_same_run(first, second):
     names = [folder.name for _, folder in training.list_checkpoints(first)]
     assert names == [folder.name for _, folder in training.list_checkpoints(second)]
     for name in names:
-        for file in sorted((first / "checkpoints" / name).iterdir()):
-            twin = second / "checkpoints" / name / file.name
-            assert file.read_bytes() == twin.read_bytes(), file
+        for file in (checkpoints.WEIGHTS, checkpoints.STATE):
+            pair = [folder / "checkpoints" / name / file for folder in (first, second)]
+            assert pair[0].read_bytes() == pair[1].read_bytes(), pair
     log = "metrics.csv"
     assert (first / log).read_bytes() == (second / log).read_bytes()
 
@@ -175,20 +174,19 @@ def test_the_loss_falls_and_the_log_has_a_row_per_update(finished):
     _, _, result = finished
     metrics = result.metrics
     assert metrics["step"].tolist() == list(range(1, 13))
-    assert list(metrics.columns) == log.METRICS
+    assert list(metrics.columns) == loop.METRICS
     assert metrics["loss"][9:].mean() < 0.8 * metrics["loss"][:3].mean()
     assert (metrics["num_target_tokens"] > 0).all()
 
 
 def test_checkpoints_are_named_by_step_and_only_the_newest_can_be_resumed(finished):
-    work_dir, _, result = finished
+    _, _, result = finished
     assert [step for step, _ in result.checkpoints] == [4, 8, 12]
     files = {
         step: {f.name for f in path.iterdir()} for step, path in result.checkpoints
     }
     assert files[4] == files[8] == {"model.safetensors", "state.json"}
-    assert files[12] == files[4] | {"optimizer.safetensors"}
-    assert not list(work_dir.rglob("*.pkl")) + list(work_dir.rglob("*.bin"))
+    assert files[12] == files[4] | {"resume"}
 
 
 def test_a_checkpoint_gives_back_the_student_as_it_was(finished):
@@ -236,14 +234,14 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 ):
     config = dataclasses.replace(CONFIG, optimizer=optimizer)
     run(tmp_path / "whole", config)
-    append = log.append_row
+    append = loop._append_row
 
     def append_then_stop(path, row):
         append(path, row)
         if row["step"] == stop_at:
             raise StopHere
 
-    monkeypatch.setattr(log, "append_row", append_then_stop)
+    monkeypatch.setattr(loop, "_append_row", append_then_stop)
     with pytest.raises(StopHere):
         run(tmp_path / "cut", config)
     monkeypatch.undo()
@@ -253,7 +251,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 
 def test_a_finished_run_is_not_trained_again(finished, tmp_path, monkeypatch):
     work_dir, student, _ = finished
-    monkeypatch.setattr(update, "take_update", None)
+    monkeypatch.setattr(loop, "take_update", None)
     again, result = run(work_dir)
     assert len(result.metrics) == 12
     assert torch.equal(again.model.shared.weight, student.model.shared.weight)
@@ -277,11 +275,32 @@ def test_a_folder_of_another_run_is_refused(finished):
         run(finished[0], config)
 
 
-def test_a_folder_of_another_model_is_refused(finished):
+def test_a_folder_of_other_data_is_refused(finished):
+    with pytest.raises(ValueError, match="is of another run: its data is"):
+        run(finished[0], aligned=make_aligned(mass=0.8))
+
+
+def test_weights_of_another_model_or_none_are_refused(finished, tmp_path):
+    folder = finished[2].checkpoints[-1][1]
     student = tiny_student()
     student.model.resize_token_embeddings(56)
     with pytest.raises(ValueError, match="do not fit student 'tiny'.*size mismatch"):
-        run(finished[0], student=student)
+        training.load_checkpoint(student, folder)
+    empty = tmp_path / "step-4"
+    empty.mkdir()
+    (empty / "state.json").write_bytes((folder / "state.json").read_bytes())
+    with pytest.raises(ValueError, match="weights do not fit.*model.safetensors"):
+        training.load_checkpoint(tiny_student(), empty)
+
+
+@pytest.mark.parametrize(
+    ("num_updates", "num_checkpoints", "steps"),
+    [(480, 4, [120, 240, 360, 480]), (10, 3, [3, 7, 10]), (2, 8, [1, 2])],
+)
+def test_checkpoints_are_a_number_evenly_spaced(num_updates, num_checkpoints, steps):
+    found = loop.checkpoint_steps(num_updates, num_checkpoints)
+    assert found[-1] == num_updates and found == sorted(set(found))
+    assert found == steps or num_updates == 2
 
 
 def test_loss_and_gradients_do_not_depend_on_how_an_update_is_cut(tmp_path):
@@ -305,12 +324,16 @@ def test_loss_and_gradients_do_not_depend_on_how_an_update_is_cut(tmp_path):
     assert row["num_examples"] == len(indices)
 
 
-def test_gradients_are_clipped(tmp_path):
+def test_gradients_are_clipped(tmp_path, monkeypatch):
     """AdamW divides the scale away, so the moments show it."""
+    kept = []
+    save = checkpoints.save
+    monkeypatch.setattr(
+        checkpoints, "save", lambda run: kept.append(run.optimizer) or save(run)
+    )
     config = dataclasses.replace(CONFIG, max_grad_norm=1e-3, max_steps=1)
     _, result = run(tmp_path, config)
-    state = load_file(result.checkpoints[-1][1] / "optimizer.safetensors")
-    moments = [t for name, t in state.items() if name.endswith("/exp_avg")]
+    moments = [state["exp_avg"] for state in kept[-1].state_dict()["state"].values()]
     norm = math.sqrt(sum(float(t.double().pow(2).sum()) for t in moments))
     assert result.metrics["grad_norm"][0] > 1e-2
     assert norm == pytest.approx(0.1 * 1e-3, rel=1e-2)  # (1 - beta1) times the clip
@@ -400,7 +423,7 @@ def test_sample_matching_needs_no_aligned_targets(tmp_path):
 
 @pytest.mark.parametrize("name", ("distribution_matching", "sample_matching"))
 def test_a_decoder_only_student_takes_the_same_examples(tmp_path, name):
-    config = dataclasses.replace(CONFIG, max_steps=60, checkpoint_every=60)
+    config = dataclasses.replace(CONFIG, max_steps=60, num_checkpoints=1)
     _, result = run(tmp_path, config, tiny_causal_student(), loss=LossConfig(name=name))
     losses_seen = result.metrics["loss"]
     assert losses_seen[-10:].mean() < 0.8 * losses_seen[:10].mean()
@@ -427,7 +450,7 @@ def test_a_decoder_only_student_is_scored_on_its_targets_only():
 
 
 def test_validation_stops_a_run_that_does_not_improve(tmp_path):
-    config = dataclasses.replace(CONFIG, max_steps=40, patience=2)
+    config = dataclasses.replace(CONFIG, max_steps=40, num_checkpoints=10, patience=2)
     values = {4: 0.1, 8: 0.3, 12: 0.2, 16: 0.3}
     student, result = run(tmp_path, config, validate=lambda step, student: values[step])
     assert result.validation == list(values.items())
@@ -474,24 +497,24 @@ def test_inputs_that_were_cut_are_counted_in_the_result(tmp_path):
 
 def test_the_command_line_trains_a_profile_on_saved_artifacts(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        command_line, "load_student", lambda config, seed: tiny_student()
+        commands.models, "load_student", lambda config, seed: tiny_student()
     )
     artifacts.write_dataset(tmp_path / "examples.parquet", make_examples())
     artifacts.write_dataset(tmp_path / "aligned.parquet", make_aligned())
     config = dataclasses.replace(CONFIG, max_steps=2)
     options = dataclasses.asdict(config).items()
     overrides = [item for k, v in options for item in ("--set", f"training.{k}={v}")]
-    result = command_line.main(
-        ["smoke", str(tmp_path / "examples.parquet"), str(tmp_path / "out")]
-        + ["--aligned", str(tmp_path / "aligned.parquet"), "--seed", "3", *overrides]
-    )
+    given = ["train", str(tmp_path / "examples.parquet"), str(tmp_path / "out")]
+    given += ["--aligned", str(tmp_path / "aligned.parquet"), "--profile", "smoke"]
+    assert commands.main([*given, "--seed", "3", *overrides]) == 0
     _, expected = run(tmp_path / "expected", config)
-    assert result.metrics.equals(expected.metrics)
+    log = (tmp_path / "out" / "metrics.csv").read_bytes()
+    assert log == expected.metrics_path.read_bytes()
 
 
 # --- Runs in processes of their own ----------------------------------------------
 
-SLOW_CONFIG = dataclasses.replace(CONFIG, max_steps=60, checkpoint_every=5)
+SLOW_CONFIG = dataclasses.replace(CONFIG, max_steps=60, num_checkpoints=12)
 
 
 # A server that has imported everything once forks the runs that are killed.
@@ -564,7 +587,7 @@ def test_two_processes_leave_the_loss_trace_of_one_with_the_same_global_batch(
     ("encoded_with", "given", "message"),
     [
         (True, True, "aligned: given, but examples are encoded"),
-        (False, False, "encoded without aligned targets"),
+        (False, False, "aligned: None, but the examples are sampled"),
     ],
 )
 def test_encoded_examples_must_have_their_targets(

@@ -1,8 +1,8 @@
 """Trains the micro-world's teacher and students from nothing.
 
 Enters: the name of a shipped model and a seed. Leaves: a folder that transformers
-loads, with safetensors weights, its tokenizer, the recipe and what it took. A killed
-build resumes from its last checkpoint and ends with the same weights.
+loads, with safetensors weights, its tokenizer, the recipe and what it took. Of a build
+that was killed, the models that were done are kept.
 """
 
 from __future__ import annotations
@@ -19,20 +19,25 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import load, load_file, save, save_file
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load, save
 from tqdm import tqdm
 from transformers import Adafactor, PreTrainedModel, T5ForConditionalGeneration
 
 from cotspec.micro import corpus, shipped, tokenizers
-from cotspec.micro.architectures import new_model
-from cotspec.profiles import SHIPPED_MICRO, MicroConfig
+from cotspec.micro.shipped import (
+    SHIPPED_MICRO,
+    MicroConfig,
+    new_model,
+)
 from cotspec.t5 import IN_PLACE
+from cotspec.training.loop import step_optimizer
 
 logger = logging.getLogger(__name__)
 _WARMUP_STEPS = 50
 _DONE = "done.json"
 FACTS = "facts.json"  # what the training took
-_CHECKPOINT = "checkpoint"
 _EXAMPLES = {
     "teacher": corpus.teacher_example,
     "raw": corpus.span_corruption_example,
@@ -49,7 +54,7 @@ def train_model(
     show: bool = True,
     source: Path | None = None,
 ) -> None:
-    """Train one model, or finish it, or do nothing if it is done.
+    """Train one model, or do nothing if it is done.
 
     Parameters
     ----------
@@ -76,14 +81,13 @@ def train_model(
     items = corpus.training_items(config, seed=seed)
     if not is_teacher:
         items = corpus.student_items(items, config, seed=seed)
-    data = partial(
-        corpus.batches,
+    data = corpus.batches(
         partial(_EXAMPLES[kind], items=items, config=config, tokenizer=tokenizer),
         partial(corpus.collate, pad_id=tokenizer.pad_token_id),
         batch_size=config.teacher_batch_size if is_teacher else config.batch_size,
         seed=seed,
     )
-    seconds = _train(model, data, recipe, folder, show=show)
+    seconds = _train(model, data, recipe, show=show)
     facts = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": recipe["steps"],
@@ -101,7 +105,7 @@ def make(name: str, out_dir: Path, *, seed: int = 0, show: bool = True) -> Path:
     name : str
         One of `shipped.names`.
     out_dir : Path
-        Gets a folder `name`; complete ones are kept, interrupted ones resumed.
+        Gets a folder `name`; complete ones are kept.
     seed : int
         Of weights and data.
     show : bool
@@ -185,38 +189,29 @@ def _is_done(folder: Path, recipe: dict) -> bool:
 
 
 def _train(
-    model: PreTrainedModel, data, recipe: dict, folder: Path, *, show: bool
+    model: PreTrainedModel, data: Iterator, recipe: dict, *, show: bool
 ) -> float:
-    """Run the loop: warm-up and cosine, clip 1, bfloat16; return its seconds."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device).train()
-    if device.type == "cpu" and model.config.is_encoder_decoder:
+    """Take the recipe's updates, clip 1, in bfloat16; return their seconds."""
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(mixed_precision="bf16")
+    if not torch.cuda.is_available() and model.config.is_encoder_decoder:
         # T5's position bias keeps PyTorch's fused attention off its fast path.
         model.set_attn_implementation(IN_PLACE)
-    steps, peak = recipe["steps"], recipe["peak"]
-    optimizer = _optimizer(model, peak)
-    first, seconds = _resume(model, optimizer, folder)
-    began = time.monotonic() - seconds
-    progress = tqdm(
-        total=steps, initial=first, desc=f"{recipe['kind']}", disable=not show
-    )
-    stream: Iterator = data(first_step=first)
-    for step in range(first, steps):
-        batch = {key: value.to(device) for key, value in next(stream).items()}
-        for group in optimizer.param_groups:
-            group["lr"] = peak * _schedule(step, recipe)
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = model(**batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if (step + 1) % recipe["checkpoint_every"] == 0 and step + 1 < steps:
-            _checkpoint(model, optimizer, step + 1, time.monotonic() - began, folder)
-        if step % 20 == 0:
-            progress.set_postfix(loss=f"{loss.item():.3f}")
-        progress.update()
-    progress.close()
+    optimizer = _optimizer(model, recipe["peak"])
+    wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
+    began = time.monotonic()
+    steps = range(recipe["steps"])
+    for step in tqdm(steps, desc=recipe["kind"], disable=not show):
+        batch = {k: v.to(accelerator.device) for k, v in next(data).items()}
+        step_optimizer(
+            accelerator,
+            wrapped,
+            optimizer,
+            [lambda batch=batch: wrapped(**batch).loss],
+            rate=recipe["peak"] * _schedule(step, recipe),
+            max_grad_norm=1.0,
+        )
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     model.to("cpu").eval()
     return time.monotonic() - began
 
@@ -249,44 +244,6 @@ def _schedule(step: int, recipe: dict) -> float:
         return 1.0
     done = (step - warmup) / max(1, steps - warmup)
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _checkpoint(model, optimizer, step: int, seconds: float, folder: Path) -> None:
-    """Write weights, AdamW's moments and the step in one atomic file."""
-    names = [name for name, _ in model.named_parameters()]
-    tensors = {f"model/{n}": p.detach() for n, p in model.named_parameters()}
-    for index, state in optimizer.state_dict()["state"].items():
-        for key, value in state.items():
-            tensors[f"optimizer/{names[index]}/{key}"] = torch.as_tensor(value)
-    tensors = {key: value.cpu().contiguous() for key, value in tensors.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{_CHECKPOINT}.safetensors"
-    temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata={"step": str(step), "seconds": str(seconds)})
-    os.replace(temporary, path)
-
-
-def _resume(model, optimizer, folder: Path) -> tuple[int, float]:
-    """Load the last checkpoint, if there is one; return its step and seconds."""
-    path = folder / f"{_CHECKPOINT}.safetensors"
-    if not path.exists():
-        return 0, 0.0
-    tensors = load_file(path)
-    with open(path, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    state = {}
-    for index, (name, parameter) in enumerate(model.named_parameters()):
-        parameter.data.copy_(tensors[f"model/{name}"])
-        prefix = f"optimizer/{name}/"
-        state[index] = {
-            key.removeprefix(prefix): value
-            for key, value in tensors.items()
-            if key.startswith(prefix)
-        }
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    made = header["__metadata__"]
-    return int(made["step"]), float(made["seconds"])
 
 
 def _save(model, tokenizer, recipe: dict, facts: dict, folder: Path) -> None:

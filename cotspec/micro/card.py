@@ -14,11 +14,13 @@ import pandas as pd
 
 from cotspec import evaluation, models, statistics, tasks, teacher
 from cotspec.micro import generic, shipped, world
-from cotspec.micro.architectures import STUDENT_HEAD_SIZE
-from cotspec.profiles import (
+from cotspec.micro.shipped import (
     MICRO_SIZES,
     MICRO_STARTS,
     SHIPPED_MICRO,
+    STUDENT_HEAD_SIZE,
+)
+from cotspec.profiles import (
     EvaluationConfig,
     FilterConfig,
     StudentConfig,

@@ -1,8 +1,8 @@
 """What the micro-world's models are pretrained on, as text and as batches.
 
 Enters: a `MicroConfig`, a tokenizer and a seed. Leaves: an endless stream of batches
-that depends on the seed and the step alone, so that a killed training resumes with the
-batch it would have had. Wording comes from `prompts`; only training items are used.
+that depends on the seed alone. Wording comes from `prompts`, questions from the
+training split.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from cotspec import prompts
 from cotspec.micro import generic, tokenizers, world
-from cotspec.profiles import MicroConfig
+from cotspec.micro.shipped import (
+    MicroConfig,
+)
 
 IGNORE = -100
 _POOL_BATCHES = 16  # drawn at once and sorted by length, so that padding is rare
@@ -182,19 +184,17 @@ def batches(
     *,
     batch_size: int,
     seed: int,
-    first_step: int = 0,
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield batches for ever, from `first_step` on; each depends on seed and step.
+    """Yield batches for ever; each depends on the seed and its number.
 
     Examples are drawn a pool at a time and sorted by length within it.
     """
-    for pool in itertools.count(first_step // _POOL_BATCHES):
+    for pool in itertools.count():
         rng = Random(f"{seed}/{pool}")
         drawn = [draw(rng) for _ in range(_POOL_BATCHES * batch_size)]
         drawn.sort(key=lambda example: len(example[0]) + len(example[1]))
         order = rng.sample(range(_POOL_BATCHES), _POOL_BATCHES)
-        done = first_step - pool * _POOL_BATCHES
-        for position in order[max(done, 0) :]:
+        for position in order:
             start = position * batch_size
             yield collate(drawn[start : start + batch_size])
 

@@ -10,24 +10,25 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
-from cotspec import models
-from cotspec.alignment.student import vocabulary_bytes
+from cotspec import decoding, models
+from cotspec.decoding import Prefix, Row
 from cotspec.models import Teacher
 from cotspec.profiles import TeacherConfig
-from cotspec.prompts import find_end
-from cotspec.teacher.decoding import Decoder, decode
-from cotspec.teacher.shared_prefix import (
-    compute_prefix,
-    is_supported,
-    shared_prefix_attention,
+from cotspec.teacher.traces import (
+    Completion,
+    Request,
+    Sample,
+    SamplingOptions,
+    cut_tokens,
+    sample_seed,
+    valid_length,
 )
-from cotspec.teacher.traces import Request, Sample, SamplingOptions, sample_seed
 
 logger = logging.getLogger(__name__)
 
@@ -101,49 +102,78 @@ class HuggingFaceBackend:
         A batch of which anything is missing is computed whole: its composition, and
         with it every float, is that of an uninterrupted run.
         """
-        tokenizer = self.teacher.tokenizer
+        model, tokenizer = self.teacher.model, self.teacher.tokenizer
         token_ids = [tokenizer(request.prompt)["input_ids"] for request in requests]
         _check_window(self.teacher, requests, token_ids, self.max_new_tokens)
-        is_shared = is_supported(self.teacher.model)
+        is_shared = decoding.shares_prefixes(model)
         if not is_shared:
             logger.warning("%s: demonstrations are computed per question", self.model)
-        attention = shared_prefix_attention if is_shared else nullcontext
-        with attention(self.teacher.model):
+        attention = decoding.shared_prefix_attention if is_shared else nullcontext
+        vocabulary = decoding.padded_vocabulary(tokenizer, model)
+        with attention(model), torch.no_grad():
             for group in group_by_context(requests):
-                decoder = None
-                batches = plan_batches(
-                    {i: len(token_ids[i]) for i in group},
+                prompts = {i: token_ids[i] for i in group}
+                prefix_length = (
+                    common_prefix_length(prompts.values()) if is_shared else 0
+                )
+                prefix = None
+                for batch in plan_batches(
+                    {i: len(ids) for i, ids in prompts.items()},
                     options.num_samples,
                     self.batch_size,
-                )
-                for batch in batches:
+                ):
                     if not any(sample_id in missing[i] for i, sample_id in batch):
                         continue
-                    decoder = decoder or self._decoder(
-                        [token_ids[i] for i in group], options, is_shared
+                    if prefix is None and is_shared:
+                        head = token_ids[group[0]][:prefix_length]
+                        prefix = decoding.compute_prefix(model, head)
+                    rest = {i: token_ids[i][prefix_length:] for i, _ in batch}
+                    seeds = [
+                        sample_seed(options.seed, requests[i].problem_id, s)
+                        for i, s in batch
+                    ]
+                    done = self._draw(
+                        rest,
+                        [i for i, _ in batch],
+                        seeds,
+                        options,
+                        vocabulary,
+                        prefix,
+                        prefix_length,
                     )
-                    samples = _sample_batch(decoder, requests, token_ids, batch)
-                    yield [s for s in samples if s[1] in missing[s[0]]]
+                    samples = zip(batch, done, strict=True)
+                    yield [(i, s, c) for (i, s), c in samples if s in missing[i]]
 
-    def _decoder(
+    def _draw(
         self,
-        token_ids: Sequence[Sequence[int]],
+        prompts: Mapping[int, Sequence[int]],
+        owners: Sequence[int],
+        seeds: Sequence[int],
         options: SamplingOptions,
-        is_shared: bool,
-    ) -> Decoder:
-        """Compute what the prompts of one group have in common."""
-        model = self.teacher.model
-        length = common_prefix_length(token_ids) if is_shared else 0
-        prefix = compute_prefix(model, token_ids[0][:length]) if is_shared else None
-        return Decoder(
-            model=model,
-            prefix=prefix,
-            prefix_length=length,
-            vocabulary=_padded(vocabulary_bytes(self.teacher.tokenizer), model),
-            end_ids=end_ids(self.teacher),
-            find_end=find_end,
-            options=options,
+        vocabulary: Sequence[bytes],
+        prefix: Prefix | None,
+        prefix_length: int,
+    ) -> list[Completion]:
+        """Sample one solution per owner, behind the common prefix."""
+        questions = sorted(prompts)
+        steps = _Steps(len(owners), options)
+        rows = decoding.write_rows(
+            decoding.CausalBatch(
+                self.teacher.model,
+                [prompts[i] for i in questions],
+                owners=[questions.index(i) for i in owners],
+                prefix=prefix,
+                prefix_length=prefix_length,
+            ),
+            decoding.draw_uniforms(seeds, options.max_new_tokens).to(
+                self.teacher.model.device
+            ),
+            temperature=options.temperature,
+            vocabulary=vocabulary,
+            end_tokens=end_ids(self.teacher),
+            record=steps.record,
         )
+        return [steps.completion(i, row, vocabulary) for i, row in enumerate(rows)]
 
 
 def _check_window(
@@ -177,7 +207,7 @@ def group_by_context(requests: Sequence[Request]) -> list[list[int]]:
     return list(groups.values())
 
 
-def common_prefix_length(token_ids: Sequence[Sequence[int]]) -> int:
+def common_prefix_length(token_ids: Collection[Sequence[int]]) -> int:
     """Return how many first tokens all prompts share; one stays out of it in each.
 
     It is found in the tokens, not the text: a tokenizer may merge across the border.
@@ -210,24 +240,41 @@ def end_ids(teacher: Teacher) -> frozenset[int]:
     )
 
 
-def _padded(table: list[bytes], model) -> list[bytes]:
-    """Give the embedding's unused rows, beyond the vocabulary, no bytes."""
-    rows = model.get_output_embeddings().weight.shape[0]
-    return table + [b""] * (rows - len(table))
+class _Steps:
+    """What was drawn at each step, (R, steps) and (R, steps, k), on the CPU."""
 
+    def __init__(self, num_rows: int, options: SamplingOptions):
+        shape = (num_rows, options.max_new_tokens)
+        self.k = options.top_k
+        self.logprobs = torch.zeros(shape)
+        self.top_ids = torch.zeros(*shape, self.k, dtype=torch.int32)
+        self.top_logprobs = torch.zeros(*shape, self.k)
 
-def _sample_batch(
-    decoder: Decoder,
-    requests: Sequence[Request],
-    token_ids: Sequence[Sequence[int]],
-    batch: Sequence[tuple[int, int]],
-) -> list[Sample]:
-    questions = sorted({i for i, _ in batch})
-    seed = decoder.options.seed
-    completions = decode(
-        decoder,
-        [token_ids[i][decoder.prefix_length :] for i in questions],
-        [questions.index(i) for i, _ in batch],
-        [sample_seed(seed, requests[i].problem_id, s) for i, s in batch],
-    )
-    return [(*row, done) for row, done in zip(batch, completions, strict=True)]
+    def record(self, step, rows, chosen, logprobs) -> None:
+        """Keep one step of the rows that go on, see `decoding.write_rows`."""
+        rows = rows.cpu()
+        top = logprobs.topk(min(self.k, logprobs.shape[-1]), dim=-1)
+        self.logprobs[rows, step] = logprobs.gather(1, chosen.clamp(min=0)[:, None])[
+            :, 0
+        ].cpu()
+        self.top_ids[rows, step] = top.indices.int().cpu()
+        self.top_logprobs[rows, step] = top.values.cpu()
+
+    def completion(self, index: int, row: Row, table: Sequence[bytes]) -> Completion:
+        """Return the row's solution, cut to whole UTF-8 characters."""
+        ids = row.tokens
+        end = valid_length(bytes(row.text), row.cut)
+        pieces = cut_tokens([table[i] for i in ids], end)
+        length = len(pieces)
+        whole = sum(map(len, pieces)) == row.cut
+        top_ids = self.top_ids[index, :length].tolist()
+        return Completion(
+            text=b"".join(pieces).decode(),
+            token_ids=ids[:length],
+            token_bytes=pieces,
+            token_logprobs=self.logprobs[index, :length].tolist(),
+            topk_ids=top_ids,
+            topk_bytes=[[table[i] for i in step] for step in top_ids],
+            topk_logprobs=self.top_logprobs[index, :length].tolist(),
+            finish_reason=row.finish_reason if whole else "length",
+        )

@@ -2,30 +2,128 @@
 
 Enters: a `Student`, examples and a profile's sections. Leaves: the student with the
 last update's weights, and the files that `cotspec.training` lists.
+
+Nothing may depend on what happened before, so that a killed run ends like an unbroken
+one: the learning rate follows from the step, the batches from seed and epoch, dropout
+from seed and micro-batch.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import dataclasses
+import functools
+import hashlib
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from datasets import Dataset
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
+from transformers import Adafactor
 
-from cotspec import batching
+from cotspec import artifacts, batching, losses
 from cotspec.batching import EncodedExamples
-from cotspec.models import Student
+from cotspec.models import Student, tokenizer_digest
 from cotspec.profiles import FormatsConfig, LossConfig, TrainingConfig
-from cotspec.training import checkpoints, log, objective, schedule, update
-from cotspec.training.run import Progress, Run, TrainResult
+from cotspec.training import checkpoints
 
-DEFAULT_LOSS = LossConfig()
-DEFAULT_FORMATS = FormatsConfig()
+METRICS = (
+    "step,epoch,loss,learning_rate,grad_norm,num_examples,num_target_tokens".split(",")
+)
 Validate = Callable[[int, Student], float]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run left behind.
+
+    `checkpoints` are ``(step, folder)`` in order, `metrics` the content of
+    ``metrics.csv``, `validation` the ``(step, value)`` pairs if there was a callback,
+    `num_truncated` the inputs cut to ``max_input_tokens`` per data format.
+    """
+
+    checkpoints: list[tuple[int, Path]]
+    metrics: pd.DataFrame
+    metrics_path: Path
+    validation: list[tuple[int, float]]
+    num_truncated: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same during one run, and (`progress`) what changes."""
+
+    student: Student
+    model: torch.nn.Module  # the student's, as Accelerate wrapped it
+    optimizer: Optimizer
+    accelerator: Accelerator
+    encoded: EncodedExamples
+    config: TrainingConfig
+    loss: LossConfig
+    seed: int
+    num_updates: int
+    work_dir: Path
+    progress: Progress
+
+    @property
+    def group_size(self) -> int:
+        """Micro-batches per update, over all processes."""
+        accelerator = self.accelerator
+        return accelerator.num_processes * self.config.gradient_accumulation_steps
+
+    @property
+    def metrics_path(self) -> Path:
+        """The log: the same bytes for every run."""
+        return self.work_dir / "metrics.csv"
+
+    @functools.cached_property
+    def settings(self) -> dict[str, object]:
+        """What must be the same for a run to be the same."""
+        training = dataclasses.asdict(self.config)
+        # These change the number of checkpoints or processes, not the weights.
+        for name in ("num_checkpoints", "gradient_accumulation_steps"):
+            training.pop(name)
+        return {
+            "training": training,
+            "loss": dataclasses.asdict(self.loss),
+            "seed": self.seed,
+            "student": self.student.name,
+            "tokenizer": tokenizer_digest(self.student.tokenizer),
+            "data": data_digest(self.encoded),
+            "num_updates": self.num_updates,
+            "micro_batches_per_update": self.group_size,
+        }
+
+
+@dataclass
+class Progress:
+    """What is saved with every checkpoint beside the weights."""
+
+    step: int = 0
+    validation: list[tuple[int, float]] = field(default_factory=list)
+
+
+def data_digest(encoded: EncodedExamples) -> str:
+    """Return the SHA-256 of all that is learned from: inputs, labels, distributions."""
+    digest = hashlib.sha256()
+    for array in itertools.chain(encoded.input_ids, encoded.labels):
+        digest.update(b"|" + array.tobytes())
+    digest.update(encoded.teacher_row.tobytes())
+    if encoded.aligned is not None:
+        for array in dataclasses.astuple(encoded.aligned):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def train(
@@ -35,8 +133,8 @@ def train(
     *,
     work_dir: Path,
     aligned: Dataset | None = None,
-    loss: LossConfig = DEFAULT_LOSS,
-    formats: FormatsConfig = DEFAULT_FORMATS,
+    loss: LossConfig | None = None,
+    formats: FormatsConfig | None = None,
     seed: int = 0,
     validate: Validate | None = None,
 ) -> TrainResult:
@@ -57,8 +155,8 @@ def train(
         the newest is taken up.
     aligned : Dataset, optional
         Aligned targets; distribution matching needs them for sampled solutions.
-    loss : LossConfig
-    formats : FormatsConfig
+    loss : LossConfig, optional
+    formats : FormatsConfig, optional
         For ``max_input_tokens``.
     seed : int
         Of batches and dropout.
@@ -76,28 +174,14 @@ def train(
         Loss or gradient is not finite; the message names the step. Log and checkpoints
         up to there stay.
     """
-    work_dir = Path(work_dir)
-    if isinstance(examples, EncodedExamples):
-        objective.check_encoded(examples, aligned, loss)
-        encoded = examples
-    else:
-        objective.check_aligned(examples, aligned, loss)
-        encoded = batching.encode(
-            examples,
-            student.tokenizer,
-            aligned=aligned,
-            max_input_tokens=formats.max_input_tokens,
-        )
+    work_dir, loss = Path(work_dir), loss or LossConfig()
+    encoded = _encoded(examples, aligned, loss, formats or FormatsConfig(), student)
     precision = "bf16" if config.precision == "bfloat16" else "no"
     AcceleratorState._reset_state()  # an earlier run may have had another precision
     accelerator = Accelerator(mixed_precision=precision)
-    names = tuple(name for name, _ in student.model.named_parameters())
-    newest = checkpoints.newest(work_dir, accelerator)
     student.model.float()
-    if newest:
-        checkpoints.load_weights(student, newest)
     model, optimizer = accelerator.prepare(
-        student.model, schedule.make_optimizer(student.model, config)
+        student.model, make_optimizer(student.model, config)
     )
     run = Run(
         student=student,
@@ -108,54 +192,263 @@ def train(
         config=config,
         loss=loss,
         seed=seed,
-        num_updates=schedule.num_updates(
-            encoded, config, accelerator.num_processes, seed
-        ),
+        num_updates=num_updates(encoded, config, accelerator.num_processes, seed),
         work_dir=work_dir,
-        parameter_names=names,
+        progress=Progress(),
     )
-    progress = checkpoints.resume(run, newest)
+    checkpoints.resume(run)
+    _begin_log(run)
     try:
         with _train_mode(run):
-            _loop(run, progress, validate)
+            _loop(run, validate)
     finally:
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return TrainResult(
         checkpoints=checkpoints.list_checkpoints(work_dir),
         metrics=pd.read_csv(run.metrics_path),
         metrics_path=run.metrics_path,
-        validation=progress.validation,
+        validation=run.progress.validation,
         num_truncated=encoded.num_truncated,
     )
 
 
-def _loop(run: Run, progress: Progress, validate: Validate | None) -> None:
+def _encoded(
+    examples: Dataset | EncodedExamples,
+    aligned: Dataset | None,
+    loss: LossConfig,
+    formats: FormatsConfig,
+    student: Student,
+) -> EncodedExamples:
+    """Encode what is not yet; refuse distribution matching without distributions."""
+    is_encoded = isinstance(examples, EncodedExamples)
+    if is_encoded and aligned is not None:
+        raise ValueError(
+            "aligned: given, but examples are encoded already. Allowed: None; give "
+            "the targets to batching.encode"
+        )
+    has_targets = (examples.aligned if is_encoded else aligned) is not None
+    if loss.name == "distribution_matching" and not has_targets:
+        ids = [0] if is_encoded else examples["sample_id"][:]
+        if sampled := sum(sample_id >= 0 for sample_id in ids):
+            raise ValueError(
+                f"aligned: None, but {'the' if is_encoded else sampled} examples are "
+                "sampled solutions and loss.name is 'distribution_matching'. Allowed: "
+                "their aligned targets, or loss.name 'sample_matching'"
+            )
+    if is_encoded:
+        return examples
+    return batching.encode(
+        examples,
+        student.tokenizer,
+        aligned=aligned,
+        max_input_tokens=formats.max_input_tokens,
+    )
+
+
+def _loop(run: Run, validate: Validate | None) -> None:
+    progress, config = run.progress, run.config
     stream = batching.batch_stream(
         run.encoded.lengths(),
-        run.config.batch_tokens,
+        config.batch_tokens,
         seed=run.seed,
         start=progress.step * run.group_size,
     )
+    due = checkpoint_steps(run.num_updates, config.num_checkpoints)
+    is_main = run.accelerator.is_main_process
     bar = tqdm(
         total=run.num_updates,
         initial=progress.step,
         desc=f"training {run.student.name}",
         unit="update",
-        disable=not run.accelerator.is_main_process,
+        disable=not is_main,
     )
-    clock = log.Clock(run.timing_path)
+    began, num_tokens = time.perf_counter(), 0
     with bar:
-        while progress.step < run.num_updates and not _is_stopped(run, progress):
-            row = update.take_update(run, progress.step + 1, stream)
+        while progress.step < run.num_updates and not _is_stopped(run):
+            row = take_update(run, progress.step + 1, stream)
             progress.step = row["step"]
-            if run.accelerator.is_main_process:
-                log.append_row(run.metrics_path, row)
-            clock.count(row)
+            if is_main:
+                _append_row(run.metrics_path, row)
+            num_tokens += row["num_target_tokens"]
             bar.update()
-            rate = f"{clock.target_tokens / clock.seconds():.0f}"
-            bar.set_postfix({"loss": f"{row['loss']:.4f}", "tokens/s": rate})
-            if _is_checkpoint_due(run, progress.step):
-                _checkpoint(run, progress, validate, clock)
+            rate = num_tokens / (time.perf_counter() - began)
+            bar.set_postfix({"loss": f"{row['loss']:.4f}", "tokens/s": f"{rate:.0f}"})
+            if progress.step in due:
+                _checkpoint(run, validate)
+
+
+def take_update(
+    run: Run, step: int, stream: Iterator[tuple[float, np.ndarray]]
+) -> dict[str, float]:
+    """Take one optimiser step; return its row of the log."""
+    group = list(itertools.islice(stream, run.group_size))
+    num_targets = sum(int(run.encoded.lengths(rows)[:, 1].sum()) for _, rows in group)
+    rank, world = run.accelerator.process_index, run.accelerator.num_processes
+    mine = range(rank, len(group), world)
+    rate = learning_rate_at(step, run.num_updates, run.config)
+
+    def loss_of(i: int) -> Tensor:
+        batch = _to_device(run, group[i][1])
+        with _seeded(run, (step - 1) * len(group) + i):
+            loss = batch_loss(run.student, run.model, batch, run.loss)
+        # An update averages over all its target tokens, whichever micro-batch holds
+        # them; processes are averaged by Accelerate, hence times world.
+        return loss * ((batch["labels"] != losses.IGNORED).sum() / num_targets) * world
+
+    row = {
+        "step": step,
+        "epoch": group[0][0],
+        "learning_rate": rate,
+        "num_examples": sum(len(rows) for _, rows in group),
+        "num_target_tokens": num_targets,
+    }
+    try:
+        total, norm = step_optimizer(
+            run.accelerator,
+            run.model,
+            run.optimizer,
+            [functools.partial(loss_of, i) for i in mine],
+            rate=rate,
+            max_grad_norm=run.config.max_grad_norm,
+        )
+    except FloatingPointError as error:
+        newest = checkpoints.list_checkpoints(run.work_dir)[-1:]
+        raise FloatingPointError(
+            f"training: {error} at step {step} (learning rate {rate:.3g}); the weights "
+            f"are those of step {step - 1}; newest checkpoint: "
+            f"{newest[0][1] if newest else 'none yet'}"
+        ) from None
+    return row | {"loss": total / world, "grad_norm": norm}
+
+
+def step_optimizer(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: Optimizer,
+    loss_functions: Iterable[Callable[[], Tensor]],
+    *,
+    rate: float,
+    max_grad_norm: float,
+) -> tuple[float, float]:
+    """Back-propagate losses one after the other, clip, and take a step.
+
+    Parameters
+    ----------
+    loss_functions : iterable of callable
+        Each makes one micro-batch's loss; only then its activations take memory.
+
+    Returns
+    -------
+    tuple of float
+        The sum of the losses over all processes, and the norm before clipping.
+
+    Raises
+    ------
+    FloatingPointError
+        Loss or norm is not finite; nothing was changed.
+    """
+    loss_functions = list(loss_functions)
+    total = torch.zeros((), device=accelerator.device)
+    for i, loss_of in enumerate(loss_functions):
+        # Gradients are exchanged between processes once, with the last of them.
+        is_last = i == len(loss_functions) - 1
+        sync = contextlib.nullcontext() if is_last else accelerator.no_sync(model)
+        with sync:
+            loss = loss_of()
+            accelerator.backward(loss)
+        total += loss.detach()
+    loss = accelerator.reduce(total, reduction="sum").item()
+    norm = float(accelerator.clip_grad_norm_(model.parameters(), max_grad_norm))
+    for name, value in (("loss", loss), ("grad_norm", norm)):
+        if not math.isfinite(value):
+            raise FloatingPointError(f"{name} is {value}")
+    for parameters in optimizer.param_groups:
+        parameters["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss, norm
+
+
+def batch_loss(
+    student: Student, model: torch.nn.Module, batch: dict[str, Tensor], loss: LossConfig
+) -> Tensor:
+    """Return a batch's loss, nats per target token.
+
+    Parameters
+    ----------
+    student : Student
+        Tells the architecture.
+    model : Module
+        The student's model, or a wrapper of it.
+    batch : dict of Tensor
+        See `cotspec.batching`.
+    loss : LossConfig
+    """
+    forward = _seq2seq if student.model.config.is_encoder_decoder else _causal
+    logits = forward(student, model, batch)  # (B, T, V)
+    if loss.name == "sample_matching":
+        return losses.sample_matching(logits, batch["labels"])
+    return losses.distribution_matching(
+        logits,
+        batch["labels"],
+        batch["teacher_ids"],
+        batch["teacher_probs"],
+        tail=loss.tail,
+        divergence=loss.divergence,
+        cross_entropy_weight=loss.cross_entropy_weight,
+    )
+
+
+def _seq2seq(
+    student: Student, model: torch.nn.Module, batch: dict[str, Tensor]
+) -> Tensor:
+    shifted = student.model.prepare_decoder_input_ids_from_labels(batch["labels"])
+    return model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        decoder_input_ids=shifted,
+        use_cache=False,
+    ).logits
+
+
+def _causal(
+    student: Student, model: torch.nn.Module, batch: dict[str, Tensor]
+) -> Tensor:
+    """Logits of the target tokens; sources end where targets begin."""
+    is_target = batch["labels"] != losses.IGNORED
+    mask = torch.cat([batch["attention_mask"], is_target.long()], 1)  # (B, S + T)
+    num_targets = batch["labels"].shape[1]
+    logits = model(
+        input_ids=torch.cat([batch["input_ids"], batch["labels"].clamp_min(0)], 1),
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+        use_cache=False,
+        logits_to_keep=num_targets + 1,
+    ).logits
+    return logits[:, :-1]
+
+
+def _to_device(run: Run, indices: np.ndarray) -> dict[str, Tensor]:
+    tokenizer, model_config = run.student.tokenizer, run.student.model.config
+    pad = tokenizer.pad_token_id
+    batch = batching.collate(
+        run.encoded,
+        indices,
+        pad_id=tokenizer.eos_token_id if pad is None else pad,
+        pad_left=not model_config.is_encoder_decoder,
+    )
+    device = run.accelerator.device
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+@contextlib.contextmanager
+def _seeded(run: Run, micro_batch: int) -> Iterator[None]:
+    """Make dropout a function of seed and micro-batch; leave the global state alone."""
+    entropy = np.random.SeedSequence([run.seed, micro_batch])
+    device = run.accelerator.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+        yield
 
 
 @contextlib.contextmanager
@@ -175,28 +468,99 @@ def _train_mode(run: Run) -> Iterator[None]:
         run.model.eval()
 
 
-def _is_checkpoint_due(run: Run, step: int) -> bool:
-    return step % run.config.checkpoint_every == 0 or step == run.num_updates
+def _checkpoint(run: Run, validate: Validate | None) -> None:
+    """Validate, then save; the value is part of the state that is saved."""
+    if validate:
+        run.model.eval()
+        value = float(validate(run.progress.step, run.student))
+        run.progress.validation.append((run.progress.step, value))
+        run.model.train()
+    checkpoints.save(run)
 
 
-def _is_stopped(run: Run, progress: Progress) -> bool:
+def _is_stopped(run: Run) -> bool:
     """Whether the last `patience` validations brought nothing better."""
     patience = run.config.patience
-    values = [value for _, value in progress.validation]
+    values = [value for _, value in run.progress.validation]
     if patience is None or len(values) <= patience:
         return False
     return max(values[-patience:]) <= max(values[:-patience])
 
 
-def _checkpoint(
-    run: Run, progress: Progress, validate: Validate | None, clock: log.Clock
-) -> None:
-    """Validate, then save; the value is part of the state that is saved."""
-    if validate:
-        run.model.eval()
-        value = float(validate(progress.step, run.student))
-        progress.validation.append((progress.step, value))
-        run.model.train()
+# --- the schedule ---------------------------------------------------------------------
+
+
+def learning_rate_at(step: int, num_updates: int, config: TrainingConfig) -> float:
+    """Return the rate of update `step` (1 to `num_updates`).
+
+    Linear warm-up over ``warmup_steps`` updates below the peak, then half a cosine to
+    zero, which it would reach one update after the last.
+    """
+    warmup = config.warmup_steps
+    if step <= warmup:
+        return config.learning_rate * step / (warmup + 1)
+    # PAPER: sized in micro-batches, stepped per update, so that it hardly falls.
+    # HERE: sized in updates.
+    share = (step - 1 - warmup) / (num_updates - warmup)
+    return config.learning_rate * (1 + math.cos(math.pi * share)) / 2
+
+
+def num_updates(
+    encoded: EncodedExamples, config: TrainingConfig, world: int, seed: int
+) -> int:
+    """Return the updates of a run: ``max_steps``, or ``num_epochs`` in updates.
+
+    `world` processes together take ``world * gradient_accumulation_steps``
+    micro-batches per update.
+    """
+    if config.max_steps is not None:
+        return config.max_steps
+    batches = batching.plan_epoch(
+        encoded.lengths(), config.batch_tokens, seed=seed, epoch=0
+    )
+    per_update = world * config.gradient_accumulation_steps
+    return max(1, round(config.num_epochs * len(batches) / per_update))
+
+
+def checkpoint_steps(num_updates: int, num_checkpoints: int) -> list[int]:
+    """Return after which updates a checkpoint is saved: evenly, and at the end."""
+    steps = {
+        round(i * num_updates / num_checkpoints) for i in range(num_checkpoints + 1)
+    }
+    return sorted(steps - {0})
+
+
+def make_optimizer(model: torch.nn.Module, config: TrainingConfig) -> Optimizer:
+    """Return AdamW, or Adafactor with the rate of the schedule, over all weights.
+
+    Adafactor's rate is relative to the size of a parameter, as T5 was pretrained and
+    FlanT5 was tuned (Raffel et al. 2020, Chung et al. 2022).
+    """
+    options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.optimizer == "adafactor":
+        return Adafactor(
+            model.parameters(), scale_parameter=True, relative_step=False, **options
+        )
+    return AdamW(model.parameters(), **options)
+
+
+# --- the log --------------------------------------------------------------------------
+
+
+def _begin_log(run: Run) -> None:
+    """Cut the log back to the checkpoint that is taken up; a torn row goes too."""
+    path = run.metrics_path
     if run.accelerator.is_main_process:
-        clock.write(progress.step)  # before the disk is waited for
-    checkpoints.save(run, progress)
+        lines = path.read_text("utf-8").splitlines()[1:] if path.exists() else []
+        whole = [line for line in lines if line.count(",") == len(METRICS) - 1]
+        kept = [line for line in whole if int(line.split(",")[0]) <= run.progress.step]
+        text = "\n".join([",".join(METRICS), *kept[: run.progress.step]]) + "\n"
+        artifacts.write_bytes(path, text.encode())
+    run.accelerator.wait_for_everyone()
+
+
+def _append_row(path: Path, row: dict[str, float]) -> None:
+    """Add one update, nine significant digits each."""
+    values = [f"{row[name]:.9g}" for name in METRICS]
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(",".join(values) + "\n")

@@ -1,0 +1,165 @@
+"""Training and evaluation from the command line, for several processes or cards.
+
+``accelerate launch -m cotspec.commands train`` is notebook 05 without its lessons,
+``… evaluate`` is notebook 06 for one checkpoint. Enters: a profile's name and files, or
+the artifacts of its run. Leaves: what `training.train` leaves; or
+``runs/<profile>/evaluation/<checkpoint>/`` with every prediction and the accuracies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from accelerate import Accelerator
+from datasets import Dataset, disable_progress_bars
+
+from cotspec import artifacts, evaluation, models, profiles, selection, stages, training
+
+USER_ERROR = 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return the exit status (0, or 2 for a user error)."""
+    given = _parser().parse_args(arguments)
+    disable_progress_bars()  # of small table operations
+    try:
+        profile = profiles.resolve(given.profile, profiles.parse_sets(given.set))
+        given.run(given, profile)
+    except ValueError as error:
+        print(f"cotspec.commands {given.command}: {error}", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m cotspec.commands")
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="train the profile's student")
+    train.add_argument("examples", type=Path, help="training examples, Parquet")
+    train.add_argument("work_dir", type=Path, help="where log and checkpoints go")
+    train.add_argument("--aligned", type=Path, help="aligned targets, Parquet")
+    train.set_defaults(run=_train)
+    evaluate = commands.add_parser("evaluate", help="evaluate one checkpoint")
+    evaluate.add_argument(
+        "--checkpoint",
+        default="last",
+        metavar="last|start|FOLDER",
+        help="notebook 05's last one, the student before training, or a folder step-N "
+        "of any training (default: %(default)s)",
+    )
+    evaluate.set_defaults(run=_evaluate)
+    for command in (train, evaluate):
+        command.add_argument(
+            "--profile", default=profiles.DEFAULT_PROFILE, metavar="NAME"
+        )
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="SECTION.FIELD=VALUE",
+            help="override of the profile; may be repeated",
+        )
+    return parser
+
+
+def _train(given: argparse.Namespace, profile: profiles.Profile) -> None:
+    training.train(
+        models.load_student(profile.student, seed=given.seed),
+        artifacts.read_dataset(given.examples),
+        profile.training,
+        work_dir=given.work_dir,
+        aligned=artifacts.read_dataset(given.aligned) if given.aligned else None,
+        loss=profile.loss,
+        formats=profile.formats,
+        seed=given.seed,
+    )
+
+
+def _evaluate(given: argparse.Namespace, profile: profiles.Profile) -> None:
+    accelerator = Accelerator()
+    run = artifacts.run_dir(given.profile)
+    name, folder = find_checkpoint(given.checkpoint, run)
+    student = models.load_student(profile.student, seed=given.seed)
+    if folder:
+        student = training.load_checkpoint(student, folder)
+    student.model.to(accelerator.device)
+    problems, shown = (_artifact(run, x) for x in ("problems", "demonstrations"))
+    problems = problems.filter(lambda row: row["split"] == "test")
+    predictions = evaluation.evaluate(
+        student,
+        selection.split_by_task(problems),
+        selection.prompt_modes_by_task(profile.data, profile.evaluation),
+        profile.evaluation,
+        demonstrations=selection.demonstrations_by_task(shown, problems),
+        descriptions=selection.descriptions_by_task(shown),
+        checkpoint=name,
+        work_dir=run / "evaluation" / "parts",
+        accelerator=accelerator,
+    )
+    if accelerator.is_main_process:
+        target = run / "evaluation" / name
+        results = evaluation.aggregate(
+            predictions,
+            student=student.name,
+            start=student.start,
+            size=student.size,
+            step=int(name.split("-")[1]),
+            seed=given.seed,
+            confidence=profile.evaluation.confidence,
+        )
+        artifacts.write_dataset(target / "predictions.parquet", predictions)
+        artifacts.write_frame(target / "results.csv", results)
+        columns = ["task", "prompt_mode", "n", "accuracy", "ci_low", "ci_high"]
+        print(results[columns].round(3).to_string(index=False))
+        print(f"results in {target}")
+    accelerator.end_training()
+
+
+def _artifact(run: Path, name: str) -> Dataset:
+    series = stages.load_series(artifacts.repository_root())
+    producer = stages.producers(series)[name]
+    return artifacts.read_dataset(stages.artifact_path(run, producer, name))
+
+
+def find_checkpoint(wanted: str, run: Path) -> tuple[str, Path | None]:
+    """Return the name and folder of the checkpoint that the command line means.
+
+    Parameters
+    ----------
+    wanted : str
+        ``last``, ``start``, or a folder ``step-N`` with ``model.safetensors``.
+    run : Path
+        The profile's run, in which notebook 05 may have left checkpoints.
+
+    Raises
+    ------
+    ValueError
+        No such checkpoint, or ``last`` before notebook 05 has finished.
+    """
+    if wanted == "start":
+        return "step-0", None
+    if wanted == "last":
+        series = stages.load_series(artifacts.repository_root())
+        producer = stages.producers(series)["checkpoints"]
+        trained = stages.artifact_path(run, producer, "checkpoints")
+        step, folder = training.list_checkpoints(trained)[-1]
+        return f"step-{step}", folder
+    folder = Path(wanted).resolve()
+    weights, step = (
+        folder / "model.safetensors",
+        re.fullmatch(r"step-(\d+)", folder.name),
+    )
+    if step is None or not weights.exists():
+        raise ValueError(
+            f"--checkpoint {wanted!r}: no checkpoint. Allowed: last, start, or a "
+            "folder step-N with model.safetensors, such as out/checkpoints/step-000100"
+        )
+    return f"step-{int(step[1])}-{artifacts.checksum(weights)[:8]}", folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())

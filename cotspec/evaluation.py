@@ -1,0 +1,452 @@
+"""Decode, score and aggregate with intervals.
+
+Enters: a student, problems by task and the prompt modes to test. Leaves: predictions,
+one row per (problem, prompt mode) with the raw completion, and from them the tidy table
+of accuracies. Prompts come from `prompts`, scores from `answers`.
+
+All texts of a call are decoded together, longest first, whatever their task: a step
+costs little more for many rows than for few. The same inputs give the same bytes
+however many processes share them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from accelerate import Accelerator
+from datasets import Dataset, Features, List, Value
+from pandas.api.typing import DataFrameGroupBy
+
+from cotspec import answers, artifacts, prompts, statistics
+from cotspec.decoding import FINISH_REASONS, Generation, decode, place
+from cotspec.models import Student, check_tokenizer
+from cotspec.profiles import EvaluationConfig
+
+logger = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 4096  # decoded together, and what a kill loses at most
+TIDY_COLUMNS = (
+    "student start size step seed task prompt_mode n accuracy ci_low ci_high"
+).split()
+
+
+PREDICTION_FEATURES = Features(
+    {
+        "problem_id": Value("string"),
+        "task": Value("string"),
+        "prompt_mode": Value("string"),
+        "checkpoint": Value("string"),
+        "completion": Value("string"),
+        "predicted_answer": Value("string"),
+        "is_correct": Value("bool"),
+        "no_answer": Value("bool"),
+        "tier": Value("string"),
+        "reference_is_correct": Value("bool"),
+        "lm_eval_is_correct": Value("bool"),
+        "finish_reason": Value("string"),
+        "num_demonstrations": Value("int32"),
+        "num_dropped_demonstrations": Value("int32"),
+        "is_answer_spellable": Value("bool"),
+        "samples": List(Value("string")),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Greedy by default; else `num_samples` per problem and a majority vote.
+
+    Source: self-consistency, Wang et al. 2022, arXiv 2203.11171.
+    """
+
+    temperature: float = 0.0
+    num_samples: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples: {self.num_samples}. Allowed: >= 1")
+        if self.temperature < 0 or (self.temperature == 0 and self.num_samples > 1):
+            raise ValueError(
+                f"temperature: {self.temperature} with num_samples "
+                f"{self.num_samples}. Allowed: 0 with one sample (greedy), else > 0"
+            )
+
+
+def sampling_of(config: EvaluationConfig) -> Sampling:
+    """Return how a profile samples; ValueError where its numbers make no sense."""
+    return Sampling(config.temperature, config.num_samples)
+
+
+def evaluate(
+    student: Student,
+    problems_by_task: Mapping[str, Dataset],
+    prompt_modes: Sequence[str] | Mapping[str, Sequence[str]],
+    config: EvaluationConfig,
+    *,
+    demonstrations: Mapping[str, Sequence[prompts.Demonstration]],
+    checkpoint: str,
+    descriptions: Mapping[str, str] | None = None,
+    work_dir: Path | None = None,
+    sampling: Sampling | None = None,
+    accelerator: Accelerator | None = None,
+) -> Dataset:
+    """Test a student on every task in every prompt mode.
+
+    Parameters
+    ----------
+    student : Student
+    problems_by_task : mapping of task to Dataset
+        Columns ``problem_id, question, answer``.
+    prompt_modes : sequence of str, or mapping of task to one
+        Modes of `profiles.DATA_FORMATS` are scored as math, those of
+        `prompts.GENERIC_PROMPT_MODES` as BigBench-Hard.
+    config : EvaluationConfig
+    demonstrations : mapping of task to Demonstration
+        Math modes show the first ``config.num_demonstrations``, generic modes all.
+    checkpoint : str
+        Name of these weights in the predictions.
+    descriptions : mapping of task to str, optional
+        The sentence a generic prompt begins with.
+    work_dir : Path, optional
+        Keeps the predictions, `ROWS_AT_ONCE` at a time; a later call with the same
+        inputs takes them from there. The student's weights are known by name and
+        checkpoint only.
+    sampling : Sampling, optional
+        Default: as `config` says, with seed 0.
+    accelerator : Accelerator, optional
+        Shares the batches among its processes; every process returns all predictions.
+
+    Returns
+    -------
+    Dataset
+        Columns of `PREDICTION_FEATURES`, ordered by task, mode and problem.
+
+    Raises
+    ------
+    ValueError
+        Unknown mode, no problems, a task without demonstrations in a mode that shows
+        them, samples without a temperature, or a tokenizer of another checkpoint; all
+        before anything is decoded.
+    """
+    check_tokenizer(student)
+    sampling = sampling or sampling_of(config)
+    pairs = _pairs(list(problems_by_task), prompt_modes)
+    for task, mode in pairs:
+        _check(task, mode, problems_by_task[task], demonstrations)
+    asked: list[_Question] = []
+    for task, mode in pairs:
+        shown, about = demonstrations.get(task, ()), (descriptions or {}).get(task, "")
+        problems = problems_by_task[task]
+        fitted = _fit_prompts(student, problems, mode, shown, about, config)
+        # Seeds by the place in the task: samples do not depend on the other tasks.
+        asked += [
+            _Question(task, mode, problem, prompt, sampling.seed + place_in_task)
+            for place_in_task, (problem, prompt) in enumerate(
+                zip(problems, fitted, strict=True)
+            )
+        ]
+    known = [student.name, student.start, student.size, checkpoint]
+    known += [dataclasses.asdict(config), dataclasses.asdict(sampling)]
+    rows: list[dict] = []
+    for start in range(0, len(asked), ROWS_AT_ONCE):
+        part = asked[start : start + ROWS_AT_ONCE]
+        path = None if work_dir is None else _kept_path(Path(work_dir), known, part)
+        kept = _kept(path, part)
+        if kept is None:
+            kept = _decode_and_score(part, student, config, sampling, accelerator)
+            if path is not None and place(accelerator)[0] == 0:
+                artifacts.write_dataset(path, _table(kept))
+        rows += [row | {"checkpoint": checkpoint} for row in kept]
+    predictions = _table(rows)
+    _warn_of_losses(predictions)
+    return predictions
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One problem in one prompt mode; without a prompt where it does not fit."""
+
+    task: str
+    mode: str
+    problem: Mapping[str, str]
+    prompt: prompts.FittedPrompt | None
+    seed: int
+
+
+def _table(rows: Sequence[Mapping[str, object]]) -> Dataset:
+    columns = {name: [row[name] for row in rows] for name in PREDICTION_FEATURES}
+    return Dataset.from_dict(columns, features=PREDICTION_FEATURES)
+
+
+def _kept_path(folder: Path, known: list, part: Sequence[_Question]) -> Path:
+    """A file whose name changes with all that its rows depend on."""
+    inputs = [
+        (q.task, q.mode, q.problem["problem_id"], q.problem["answer"], q.seed)
+        + ((q.prompt.text,) if q.prompt else ())
+        for q in part
+    ]
+    return folder / f"{artifacts.digest_of([known, inputs])[:24]}.parquet"
+
+
+def _kept(path: Path | None, part: Sequence[_Question]) -> list[dict] | None:
+    """Rows of an earlier call, if a whole file of them is there."""
+    if path is None or not path.exists():
+        return None
+    try:
+        kept = artifacts.read_dataset(path).cast(PREDICTION_FEATURES)
+    except ValueError as error:
+        logger.warning("decoding again, %s is not usable: %s", path, error)
+        return None
+    return kept.to_list() if len(kept) == len(part) else None
+
+
+def _decode_and_score(
+    part: Sequence[_Question],
+    student: Student,
+    config: EvaluationConfig,
+    sampling: Sampling,
+    accelerator: Accelerator | None,
+) -> list[dict]:
+    k = sampling.num_samples
+    fitting = [question for question in part if question.prompt]
+    generations = iter(
+        decode(
+            student,
+            [question.prompt.text for question in fitting for _ in range(k)],
+            config,
+            temperature=sampling.temperature,
+            seeds=[q.seed * k + i for q in fitting for i in range(k)],
+            accelerator=accelerator,
+        )
+    )
+    return [_prediction(question, student, generations, k) for question in part]
+
+
+def _check(
+    task: str, mode: str, problems: Dataset, demonstrations: Mapping[str, Sequence]
+) -> None:
+    """Raise ValueError where this task cannot be evaluated in this mode."""
+    if mode not in prompts.PROMPT_MODES:
+        raise ValueError(
+            f"prompt_modes: {mode!r} for task {task!r}. "
+            f"Allowed: {', '.join(prompts.PROMPT_MODES)}"
+        )
+    if len(problems) == 0:
+        raise ValueError(f"problems_by_task: task {task!r} has no problems")
+    if not mode.startswith("zero_shot") and not demonstrations.get(task):
+        raise ValueError(
+            f"demonstrations: none for task {task!r}, which mode {mode!r} shows. "
+            "Add them, or leave this mode out for this task"
+        )
+    for problem_id, gold in zip(
+        problems["problem_id"], problems["answer"], strict=True
+    ):
+        try:
+            _score(task, mode, "", gold)
+        except ValueError as error:
+            raise ValueError(f"problem {problem_id!r}: {error}") from error
+
+
+def _fit_prompts(
+    student: Student,
+    problems: Dataset,
+    mode: str,
+    demonstrations: Sequence[prompts.Demonstration],
+    description: str,
+    config: EvaluationConfig,
+) -> list[prompts.FittedPrompt | None]:
+    """Each problem's prompt; None where its question alone is too long."""
+    if mode not in prompts.GENERIC_PROMPT_MODES:
+        demonstrations = demonstrations[: config.num_demonstrations]
+    items = [(question, demonstrations) for question in problems["question"]]
+    options = {"max_input_tokens": config.max_input_tokens, "description": description}
+    try:
+        return list(prompts.fit_prompts(items, mode, student.tokenizer, **options))
+    except ValueError:  # at least one is too long: find out which
+        return [_fit_or_none(item, mode, student, options) for item in items]
+
+
+def _fit_or_none(item, mode: str, student: Student, options: dict):
+    try:
+        return prompts.fit_prompts([item], mode, student.tokenizer, **options)[0]
+    except ValueError as error:  # counted: finish_reason "prompt_too_long"
+        logger.warning("%s: %s", mode, error)
+        return None
+
+
+def _prediction(
+    question: _Question, student: Student, generations: Iterator[Generation], k: int
+) -> dict[str, object]:
+    """Score the next `k` generations, and take the one of the majority."""
+    problem, prompt = question.problem, question.prompt
+    candidates = [Generation("", 0, "prompt_too_long")]
+    if prompt:
+        candidates = [next(generations) for _ in range(k)]
+    scores = [
+        _score(question.task, question.mode, _counted_text(g), problem["answer"])
+        for g in candidates
+    ]
+    chosen = majority([score["predicted_answer"] for score in scores])
+    return {
+        "problem_id": problem["problem_id"],
+        "task": question.task,
+        "prompt_mode": question.mode,
+        "checkpoint": "",
+        "completion": candidates[chosen].completion,
+        "finish_reason": candidates[chosen].finish_reason,
+        "num_demonstrations": prompt.num_demonstrations if prompt else 0,
+        "num_dropped_demonstrations": prompt.num_dropped if prompt else 0,
+        "is_answer_spellable": prompts.spellable(problem["answer"], student.tokenizer),
+        "samples": [g.completion for g in candidates] if len(candidates) > 1 else [],
+        **scores[chosen],
+    }
+
+
+def _counted_text(generation: Generation) -> str:
+    """What came before a breakdown is kept, but does not count."""
+    broke = generation.finish_reason in ("not_finite", "prompt_too_long")
+    return "" if broke else generation.completion
+
+
+def majority(predicted: Sequence[str | None]) -> int:
+    """Return the index of the first sample with the most frequent answer.
+
+    A sample without an answer does not vote; of tied answers the first given wins.
+    """
+    votes = Counter(answer for answer in predicted if answer is not None)
+    if not votes:
+        return 0
+    return predicted.index(max(votes, key=lambda answer: votes[answer]))
+
+
+def _score(task: str, mode: str, completion: str, gold: str) -> dict[str, object]:
+    """The scores of one completion; math carries two comparison scores beside ours."""
+    if mode in prompts.GENERIC_PROMPT_MODES:
+        stem = task.rsplit("/", 1)[-1]
+        score = answers.score_bbh(stem, completion, gold, prompt_mode=mode)
+        predicted = score.predicted
+        others = dict.fromkeys(("tier", "reference_is_correct", "lm_eval_is_correct"))
+    else:
+        score = answers.score_math(completion, gold)
+        predicted = None if score.predicted is None else str(score.predicted)
+        others = {
+            "tier": score.tier,
+            "reference_is_correct": answers.reference_score(completion, gold),
+            "lm_eval_is_correct": answers.lm_eval_flexible_score(completion, gold),
+        }
+    return {
+        "predicted_answer": predicted,
+        "is_correct": score.is_correct,
+        "no_answer": score.no_answer,
+        **others,
+    }
+
+
+def _warn_of_losses(predictions: Dataset) -> None:
+    frame = predictions.select_columns(["task", "prompt_mode", "finish_reason"])
+    for (task, mode), group in frame.to_pandas().groupby(["task", "prompt_mode"]):
+        for reason in ("not_finite", "prompt_too_long"):
+            if count := int((group["finish_reason"] == reason).sum()):
+                logger.warning(
+                    "%s, %s: %d of %d counted as without answer: %s",
+                    task,
+                    mode,
+                    count,
+                    len(group),
+                    reason,
+                )
+
+
+def _pairs(
+    tasks: Sequence[str], prompt_modes: Sequence[str] | Mapping[str, Sequence[str]]
+) -> list[tuple[str, str]]:
+    """Every (task, prompt mode) to evaluate."""
+    if not isinstance(prompt_modes, Mapping):
+        prompt_modes = dict.fromkeys(tasks, prompt_modes)
+    without = [task for task in tasks if not prompt_modes.get(task)]
+    if without or not tasks:
+        raise ValueError(
+            f"prompt_modes: {prompt_modes!r} has none for {without or 'any task'}"
+        )
+    return [(task, mode) for task in tasks for mode in prompt_modes[task]]
+
+
+def aggregate(
+    predictions: Dataset,
+    *,
+    student: str,
+    start: str,
+    size: int,
+    step: int,
+    seed: int,
+    confidence: float = 0.95,
+) -> pd.DataFrame:
+    """Return accuracies with Wilson intervals, one row per task and prompt mode.
+
+    Parameters
+    ----------
+    predictions : Dataset
+        Columns ``task, prompt_mode, is_correct``.
+    student, start, size, step, seed
+        Describe the checkpoint; copied into every row.
+    confidence : float
+        Coverage of the interval.
+
+    Returns
+    -------
+    DataFrame
+        Columns `TIDY_COLUMNS`; fractions 0 to 1.
+
+    Raises
+    ------
+    ValueError
+        If there are no predictions.
+    """
+    rows = []
+    for (task, mode), group in _by_task_and_mode(predictions):
+        n, num_correct = len(group), int(group["is_correct"].sum())
+        low, high = statistics.wilson_interval(num_correct, n, confidence=confidence)
+        fixed = (student, start, size, step, seed)
+        rows.append((*fixed, task, mode, n, num_correct / n, low, high))
+    return pd.DataFrame(rows, columns=TIDY_COLUMNS)
+
+
+def outcomes(predictions: Dataset) -> pd.DataFrame:
+    """Return what was lost and why: counts, one row per task and prompt mode.
+
+    Columns: ``n``; ``no_answer``; one per finish reason other than ``stop``;
+    ``shortened_prompts`` (at least one demonstration dropped); and
+    ``unspellable_answers`` (the gold cannot be written in the student's vocabulary).
+
+    Raises
+    ------
+    ValueError
+        If there are no predictions.
+    """
+    rows = []
+    for (task, mode), group in _by_task_and_mode(predictions):
+        counts = {"task": task, "prompt_mode": mode, "n": len(group)}
+        counts["no_answer"] = int(group["no_answer"].sum())
+        for reason in FINISH_REASONS[1:]:
+            counts[reason] = int((group["finish_reason"] == reason).sum())
+        dropped = group["num_dropped_demonstrations"] > 0
+        counts["shortened_prompts"] = int(dropped.sum())
+        counts["unspellable_answers"] = int((~group["is_answer_spellable"]).sum())
+        rows.append(counts)
+    return pd.DataFrame(rows)
+
+
+def _by_task_and_mode(predictions: Dataset) -> DataFrameGroupBy:
+    if len(predictions) == 0:
+        raise ValueError(
+            "predictions: no rows, so no accuracy. Evaluate at least one problem"
+        )
+    frame = predictions.to_pandas()
+    return frame.groupby(["task", "prompt_mode"], sort=False)
