@@ -101,7 +101,7 @@ def score_math(completion: str, gold: str) -> MathScore:
             f"gold: {gold!r} is not one number. Allowed: an integer, a decimal, a "
             "fraction a/b, each with currency or unit"
         )
-    predicted, tier = _final_number(completion)
+    predicted, tier = final_number(completion)
     return MathScore(predicted, predicted == expected, predicted is None, tier)
 
 
@@ -118,13 +118,14 @@ def parse_number(text: str) -> Fraction | None:
     return numbers[0]
 
 
-def _final_number(completion: str) -> tuple[Fraction | None, str]:
+def final_number(completion: str) -> tuple[Fraction | None, str]:
+    """Return the number that a completion ends with, and the tier that found it."""
     text = _normalise_number_text(cut_at_next_question(completion))
     statements = list(_ANSWER_IS.finditer(text))
     hashes = [match for match in _HASHES.finditer(text) if _is_final(match, text)]
     found = {"answer_is": statements, "hashes": hashes}
     for tier, matches in found.items():
-        number = _first_number(text[matches[-1].end() :]) if matches else None
+        number = first_number(text[matches[-1].end() :]) if matches else None
         if number is not None:
             return number, tier
     numbers = list(_numbers(text))
@@ -141,8 +142,8 @@ def _is_final(match: re.Match[str], text: str) -> bool:
     return not below.strip() or not re.search(r"[^\W\d_]{2}", line)
 
 
-def _first_number(text: str) -> Fraction | None:
-    """The first number; of an equation ("4536 - 702 = 3834") its result."""
+def first_number(text: str) -> Fraction | None:
+    """Return the first number; of an equation ("4536 - 702 = 3834") its result."""
     left, *results = text.partition("\n")[0].split("=")
     if results and _is_expression(left):
         result = next(_numbers(results[-1]), None)

@@ -1,6 +1,6 @@
 """Coloured text for notebooks, as HTML that also reads in the exported page.
 
-Enters: parts of examples, or tokens with probabilities. Leaves: an `HTML` object the
+Enters: tables, or tokens with probabilities. Leaves: an `HTML` object the
 notebook shows; all text is escaped, all style is inline, colours are the figures' own.
 """
 
@@ -15,15 +15,9 @@ import pandas as pd
 from IPython.display import HTML
 
 from cotspec.figures.canvas import printable
-from cotspec.figures.style import (
-    FORMAT_STYLES,
-    PART_STYLES,
-    SKY_BLUE,
-    require_columns,
-)
+from cotspec.figures.style import SKY_BLUE, require_columns
 
 _MONO = "font-family:'DejaVu Sans Mono',monospace;font-size:12px;line-height:1.45"
-_MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆"}
 _VERDICT_MARKS = {
     "reproduced": "✔",
     "not reproduced": "○",
@@ -32,55 +26,12 @@ _VERDICT_MARKS = {
 }
 
 
-def four_formats(parts: pd.DataFrame) -> HTML:
-    """Show one example of each data format, two by two.
-
-    Parameters
-    ----------
-    parts : DataFrame
-        ``data_format, part, text`` from `figures.example_parts`.
-    """
-    require_columns(parts, ("data_format", "part", "text"), "four_formats")
-    panels = [
-        _format_panel(name, parts[parts["data_format"] == name])
-        for name in FORMAT_STYLES
-        if (parts["data_format"] == name).any()
-    ]
-    legend = " ".join(
-        _marked(f" {style.label} ", name) for name, style in PART_STYLES.items()
+def table(frame: pd.DataFrame, *, digits: int = 3) -> HTML:
+    """Show a table without its index; text is escaped, so that ``<unk>`` is seen."""
+    markup = frame.to_html(
+        index=False, border=0, na_rep="", float_format=f"{{:.{digits}f}}".format
     )
-    grid = "display:grid;grid-template-columns:1fr 1fr;gap:10px"
-    return HTML(
-        f'<div style="{grid}">{"".join(panels)}</div>'
-        f'<p style="font-size:12px">{legend} (black edge: what it must write)</p>'
-    )
-
-
-def _format_panel(name: str, parts: pd.DataFrame) -> str:
-    style = FORMAT_STYLES[name]
-    mark = f'<span style="color:{style.colour}">{_MARKERS[style.marker]}</span>'
-    body = "".join(_block(row.text, row.part) for row in parts.itertuples())
-    box = f"{_MONO};white-space:pre-wrap;border:1px solid #ccc"
-    return f'<div><b>{mark} {style.label}</b><div style="{box}">{body}</div></div>'
-
-
-def _block(text: str, part: str) -> str:
-    look = f"{_part_look(part)};padding:2px 6px"
-    if part == "demonstrations":
-        look += ";max-height:12em;overflow:auto"  # the question must stay in sight
-    content = html.escape(text.strip("\n"))
-    return f'<div style="{look}" title="{part}">{content}</div>'
-
-
-def _marked(text: str, part: str) -> str:
-    return f'<span style="{_part_look(part)}">{html.escape(text)}</span>'
-
-
-def _part_look(part: str) -> str:
-    """Colour, and for targets a black edge that tells them apart in grey."""
-    edge = "#000" if part in ("rationale", "answer") else "transparent"
-    colour = _tint(PART_STYLES[part].colour, 0.4)
-    return f"background:{colour};color:#000;border-left:4px solid {edge}"
+    return HTML(markup)
 
 
 def _tint(colour: str, strength: float) -> str:
@@ -134,14 +85,16 @@ def _shaded(token: bytes | str, probability: float) -> str:
     return f'<span style="{look}" title="{title}">{html.escape(text)}</span>'
 
 
-def claims_table(claims: pd.DataFrame) -> HTML:
-    """Show the claims ledger, the verdict marked by sign and by weight.
+def claims_table(claims: pd.DataFrame, *, verdicts: bool = True) -> HTML:
+    """Show the claims ledger, the verdict marked by a sign.
 
     Parameters
     ----------
     claims : DataFrame
         ``claim, statement, paper, ours, effect, ci_low, ci_high, verdict``; effects are
         fractions, shown in percentage points.
+    verdicts : bool
+        False where only effects are shown: the ledger of notebook 11 judges.
     """
     needed = ("claim", "statement", "paper", "ours", "effect", "verdict")
     require_columns(claims, needed, "claims_table")
@@ -160,6 +113,8 @@ def claims_table(claims: pd.DataFrame) -> HTML:
             ],
         }
     )
+    if not verdicts:
+        shown = shown.drop(columns="verdict")
     markup = shown.to_html(index=False, na_rep="", border=0, justify="left")
     left = '<td style="text-align:left;vertical-align:top">'
     return HTML(markup.replace("<td>", left))

@@ -1,7 +1,6 @@
 """Grids on a tiny T5: what is trained once, kept, resumed, and named when it fails."""
 
 import dataclasses
-import functools
 import json
 import multiprocessing
 import os
@@ -9,6 +8,7 @@ import pickle
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cotspec import artifacts, experiments, models, profiles, training
 from cotspec.alignment import Rule
-from cotspec.experiments import Cell, Inputs, Measurement, Settings, jobs, workers
+from cotspec.experiments import Cell, Grid, Measurement, running
 from cotspec.profiles import (
     AlignmentConfig,
     EvaluationConfig,
@@ -34,25 +34,25 @@ from cotspec.profiles import (
 
 TASK = "micro/math"
 MODE = "zero_shot_chain_of_thought"
-SETTINGS = Settings(
-    FormatsConfig(),
-    TrainingConfig(
+SETTINGS = {
+    "formats": FormatsConfig(),
+    "training": TrainingConfig(
         learning_rate=1e-2,
         max_steps=4,
         warmup_steps=1,
         batch_tokens=160,
         precision="float32",
-        checkpoint_every=2,
+        num_checkpoints=2,
     ),
-    EvaluationConfig(
+    "evaluation": EvaluationConfig(
         num_demonstrations=1,
         max_input_tokens=64,
         max_new_tokens=8,
         batch_tokens=1024,
         precision="float32",
     ),
-    ExperimentsConfig(seeds=(0, 1)),
-)
+    "experiments": ExperimentsConfig(seeds=(0, 1)),
+}
 MEASUREMENTS = [
     Measurement("validation", (TASK,), (MODE,), steps="all"),
     Measurement("test", (TASK,), (MODE,), steps="first_and_last"),
@@ -94,12 +94,12 @@ def inputs():
         for i in range(3)
     ]
     shown = {"task": TASK, "description": "", "question": "w1", "rationale": "w2"}
-    return Inputs(
-        make_examples(),
-        {"offsets": aligned_by("offsets"), "dtw": aligned_by("dtw", mass=0.8)},
-        Dataset.from_list(problems),
-        Dataset.from_list([shown | {"answer": "1"}]),
-    )
+    return {
+        "examples": make_examples(),
+        "aligned": {"offsets": aligned_by("offsets"), "dtw": aligned_by("dtw", 0.8)},
+        "problems": Dataset.from_list(problems),
+        "demonstrations": Dataset.from_list([shown | {"answer": "1"}]),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +110,22 @@ def finished(model, inputs, tmp_path_factory):
     return cells, store, run(cells, inputs, store)
 
 
+def grid_of(inputs, store, settings=SETTINGS):
+    return Grid(store, **settings, **inputs)
+
+
 def run(cells, inputs, store, settings=SETTINGS, measurements=MEASUREMENTS):
-    options = {"inputs": inputs, "settings": settings, "work_dir": store}
-    return experiments.run(cells, measurements, **options)
+    return grid_of(inputs, store, settings).run(cells, measurements)
 
 
 def states(cells, inputs, store, settings=SETTINGS, measurements=MEASUREMENTS):
-    options = {"inputs": inputs, "settings": settings, "work_dir": store}
-    return experiments.plan(cells, measurements, **options)["state"].tolist()
+    plan = grid_of(inputs, store, settings).plan(cells, measurements)
+    return plan["state"].tolist()
+
+
+def changed(settings, section, **changes):
+    config = dataclasses.replace(settings[section], **changes)
+    return settings | {section: config}
 
 
 def contents(store):
@@ -125,7 +133,7 @@ def contents(store):
     return {
         str(path.relative_to(store)): path.read_bytes()
         for path in sorted(store.rglob("*"))
-        if path.is_file() and path.name != ".lock"
+        if path.is_file() and not path.name.startswith(".")  # locks, torn files
     }
 
 
@@ -293,9 +301,9 @@ def test_what_is_measured_on_one_checkpoint_is_decoded_together(
         asked.append((options["checkpoint"], {t: tuple(m) for t, m in modes.items()}))
         return really(student, problems, modes, *arguments, **options)
 
-    asked, really = [], jobs.evaluation.evaluate
+    asked, really = [], running.evaluation.evaluate
     shutil.copytree(finished[1], tmp_path, dirs_exist_ok=True)
-    monkeypatch.setattr(jobs.evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(running.evaluation, "evaluate", evaluate)
     both = (MODE, "zero_shot_answer_only")
     measurements = [*MEASUREMENTS, Measurement("test", (TASK,), both)]
     again = run(finished[0][:1], inputs, tmp_path, measurements=measurements)
@@ -308,10 +316,10 @@ def test_what_is_measured_on_one_checkpoint_is_decoded_together(
 
 def test_a_second_run_trains_and_decodes_nothing(finished, inputs, monkeypatch):
     cells, store, predictions = finished
-    assert predictions.attrs == {"cells": 2, "trained": 2, "decoded": 8}
+    assert predictions.attrs == {"cells": 2, "trained": 2, "decoded": 5}
     assert states(cells, inputs, store) == ["finished", "finished"]
-    monkeypatch.setattr(jobs.training, "train", None)
-    monkeypatch.setattr(jobs.evaluation, "evaluate", None)
+    monkeypatch.setattr(running.training, "train", None)
+    monkeypatch.setattr(running.evaluation, "evaluate", None)
     again = run(cells, inputs, store)
     assert again.attrs == {"cells": 2, "trained": 0, "decoded": 0}
     pd.testing.assert_frame_equal(again, predictions)
@@ -323,15 +331,15 @@ def test_a_tweak_of_one_cell_trains_only_this_cell(finished, model, inputs):
     tweaked = dataclasses.replace(cells[1], loss=LossConfig(tail="paper"))
     predictions = run([cells[0], tweaked], inputs, store)
     assert predictions.attrs["trained"] == 1
-    assert predictions.attrs["decoded"] == 3  # of its two checkpoints, no base's
+    assert predictions.attrs["decoded"] == 2  # its checkpoints, no base
     after = contents(store)
     assert {name: after[name] for name in before} == before
 
 
 def test_what_cannot_change_a_result_computes_nothing(finished, inputs):
     cells, store, _ = finished
-    evaluation = dataclasses.replace(SETTINGS.evaluation, confidence=0.9)
-    settings = dataclasses.replace(SETTINGS, evaluation=evaluation)
+    settings = changed(SETTINGS, "evaluation", confidence=0.9)
+    settings = changed(settings, "experiments", num_workers=2)
     assert states(cells, inputs, store, settings) == ["finished"] * 2
 
 
@@ -347,16 +355,17 @@ def test_what_cannot_change_a_result_computes_nothing(finished, inputs):
 )
 def test_what_changes_a_result_is_stale(finished, inputs, section, change, state):
     cells, store, _ = finished
-    config = dataclasses.replace(getattr(SETTINGS, section), **change)
-    settings = dataclasses.replace(SETTINGS, **{section: config})
+    settings = changed(SETTINGS, section, **change)
     assert states(cells, inputs, store, settings) == [state] * 2
+    digests = [grid_of(inputs, store, s).settings_digest for s in (SETTINGS, settings)]
+    assert digests[0] != digests[1]  # a report must not mix them
 
 
 def test_other_data_or_other_weights_are_stale(finished, inputs, tmp_path):
     cells, store, _ = finished
-    fewer = dataclasses.replace(inputs, examples=inputs.examples.select(range(40)))
+    fewer = inputs | {"examples": inputs["examples"].select(range(40))}
     assert states(cells, fewer, store) == ["to train"] * 2
-    other = dataclasses.replace(inputs, aligned={"offsets": aligned_by("offsets", 0.7)})
+    other = inputs | {"aligned": {"offsets": aligned_by("offsets", 0.7)}}
     assert states(cells, other, store) == ["to train"] * 2
     student = tiny_student()
     student.model.shared.weight.data[3] += 1
@@ -366,53 +375,28 @@ def test_other_data_or_other_weights_are_stale(finished, inputs, tmp_path):
     assert states(moved, inputs, store) == ["to train"] * 2
 
 
-def test_sample_matching_depends_on_no_target_distribution(model, inputs):
-    keys = experiments.running.Keys(inputs, SETTINGS)
+def test_sample_matching_depends_on_no_target_distribution(model, inputs, tmp_path):
+    folder = grid_of(inputs, tmp_path)._folder
     cell = Cell(model, "raw", 0, loss=LossConfig(name="sample_matching"))
     other = dataclasses.replace(
         cell, alignment="dtw", loss=dataclasses.replace(cell.loss, tail="paper")
     )
-    assert keys.cell(cell, "base") == keys.cell(other, "base")
+    assert folder(cell) == folder(other)
     matching = dataclasses.replace(other, loss=LossConfig())
-    assert keys.cell(matching, "base") != keys.cell(
-        dataclasses.replace(matching, alignment="offsets"), "base"
+    assert folder(matching) != folder(
+        dataclasses.replace(matching, alignment="offsets")
     )
 
 
-def without_rows(path):
-    artifacts.write_dataset(path, artifacts.read_dataset(path).select([]))
-
-
-def with_another_problem(path):
-    rows = artifacts.read_dataset(path).to_list()
-    rows[-1]["problem_id"] = "another/1"
-    artifacts.write_dataset(path, Dataset.from_list(rows))
-
-
-def torn(path):
-    path.write_bytes(path.read_bytes()[:100])
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    (without_rows, with_another_problem, torn, lambda path: path.write_bytes(b"")),
-    ids=("no rows", "another problem", "torn", "empty"),
-)
-def test_a_file_without_its_problems_is_decoded_again(
-    finished, inputs, spoil, tmp_path, caplog
-):
+def test_a_file_that_is_gone_is_decoded_again(finished, inputs, tmp_path):
     cells, store, predictions = finished
     shutil.copytree(store, tmp_path, dirs_exist_ok=True)
-    given = cells, MEASUREMENTS, inputs, SETTINGS, tmp_path
-    planned, _ = experiments.running._jobs(*given)
-    spoiled = [path for step, *_, path in planned[0].files() if step == 4][0]
-    spoil(spoiled)
-    found = states(cells, inputs, tmp_path)
-    assert sorted(found) == ["finished", "to decode"]
+    folder = grid_of(inputs, tmp_path)._folder(cells[0])
+    next(folder.glob("predictions/step-4/test.*")).unlink()
+    assert sorted(states(cells, inputs, tmp_path)) == ["finished", "to decode"]
     again = run(cells, inputs, tmp_path)
     assert again.attrs == {"cells": 2, "trained": 0, "decoded": 1}
     pd.testing.assert_frame_equal(again, predictions)
-    assert f"decoding again: {spoiled} does not hold its 3 problems" in caplog.text
     assert contents(tmp_path) == contents(store)
 
 
@@ -434,33 +418,43 @@ def test_missing_problems_and_targets_are_said_before_anything_is_trained(
     none = Measurement("test", ("gsm8k",), (MODE,))
     with pytest.raises(ValueError, match="no test problems of task 'gsm8k'.*test of"):
         run([cell], inputs, tmp_path, measurements=[none])
-    lacking = dataclasses.replace(inputs, aligned={"dtw": aligned_by("dtw")})
+    lacking = inputs | {"aligned": {"dtw": aligned_by("dtw")}}
     with pytest.raises(ValueError, match="no targets by 'offsets' for cell.*dtw"):
         run([cell], lacking, tmp_path)
     with pytest.raises(ValueError, match="cells: none"):
         run([], inputs, tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.rglob("*.parquet")) + list(tmp_path.rglob("*.csv"))
 
 
 @pytest.mark.parametrize(("method", "other"), (("offsets", "dtw"), ("dtw", "offsets")))
 def test_targets_of_another_method_are_refused(inputs, method, other):
     message = rf"inputs.aligned\['{method}'\]: .* by '{other}' .* Allowed: .*{method}"
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(inputs, aligned={method: aligned_by(other)})
+        grid_of(inputs | {"aligned": {method: aligned_by(other)}}, "x").aligned_of(
+            Cell(**CELL_FIELDS, alignment=method)
+        )
 
 
 def test_targets_by_rules_that_both_methods_give_are_accepted(inputs):
     table = make_aligned()
     table = table.add_column("rule", [[Rule.IDENTICAL, Rule.SAME_SPAN] * 5] * 12)
-    dataclasses.replace(inputs, aligned={"offsets": table, "dtw": table})
+    grid = grid_of(inputs | {"aligned": {"offsets": table, "dtw": table}}, "x")
+    for method in ("offsets", "dtw"):
+        assert grid.aligned_of(Cell(**CELL_FIELDS, alignment=method)) is table
+
+
+def test_a_training_on_what_no_grid_asks_for_is_not_kept(model, inputs, capsys):
+    grid = grid_of(inputs | {"aligned": {"offsets": aligned_by("dtw")}}, "x")
+    grid.keep(Cell(model, "raw", 0), None)
+    assert "not shared with notebooks 07 to 10: inputs" in capsys.readouterr().out
 
 
 def test_a_format_without_examples_is_named_before_anything_is_trained(
     model, inputs, tmp_path
 ):
-    is_zero_shot = [f.startswith("zero_shot") for f in inputs.examples["data_format"]]
-    kept = inputs.examples.select(np.flatnonzero(is_zero_shot))
-    partly = dataclasses.replace(inputs, examples=kept)
+    examples = inputs["examples"]
+    is_zero_shot = [f.startswith("zero_shot") for f in examples["data_format"]]
+    partly = inputs | {"examples": examples.select(np.flatnonzero(is_zero_shot))}
     missing = "in_context_chain_of_thought, in_context_answer_only"
     for formats in (profiles.DATA_FORMATS, profiles.DATA_FORMATS[:2]):
         cell = Cell(model, "raw", 0, data_formats=formats)
@@ -470,17 +464,16 @@ def test_a_format_without_examples_is_named_before_anything_is_trained(
     assert states([cell], partly, tmp_path) == ["to train"]
 
 
-def test_samples_without_a_temperature_are_refused_before_anything_is_trained():
-    config = dataclasses.replace(SETTINGS.evaluation, num_samples=3)
+def test_samples_without_a_temperature_are_refused_before_anything_is_trained(inputs):
+    settings = changed(SETTINGS, "evaluation", num_samples=3)
     with pytest.raises(ValueError, match="temperature: 0.0 with num_samples 3"):
-        dataclasses.replace(SETTINGS, evaluation=config)
+        grid_of(inputs, "x", settings)
 
 
 def test_self_consistency_keeps_its_samples(finished, inputs, tmp_path):
     cells, store, _ = finished
     shutil.copytree(store, tmp_path, dirs_exist_ok=True)
-    config = dataclasses.replace(SETTINGS.evaluation, num_samples=3, temperature=0.5)
-    settings = dataclasses.replace(SETTINGS, evaluation=config)
+    settings = changed(SETTINGS, "evaluation", num_samples=3, temperature=0.5)
     known = set(contents(tmp_path))
     assert run(cells[:1], inputs, tmp_path, settings).attrs["trained"] == 0
     (path, *_) = sorted(set(contents(tmp_path)) - known)
@@ -492,14 +485,14 @@ def test_a_failing_cell_is_named_and_the_others_are_finished(
     finished, inputs, tmp_path, monkeypatch
 ):
     cells, _, predictions = finished
-    train = jobs.training.train
+    train = running.training.train
 
     def fail_for_seed_0(*arguments, seed, **options):
         if seed == 0:
             raise FloatingPointError("loss is nan at step 3")
         return train(*arguments, seed=seed, **options)
 
-    monkeypatch.setattr(jobs.training, "train", fail_for_seed_0)
+    monkeypatch.setattr(running.training, "train", fail_for_seed_0)
     with pytest.raises(experiments.CellsFailed) as failure:
         run(cells, inputs, tmp_path)
     assert str(cells[0]) in str(failure.value)
@@ -514,9 +507,7 @@ def test_a_failing_cell_is_named_and_the_others_are_finished(
 
 # --- Processes -------------------------------------------------------------------
 
-TWO_WORKERS = dataclasses.replace(
-    SETTINGS, experiments=ExperimentsConfig(seeds=(0, 1), num_workers=2)
-)
+TWO_WORKERS = changed(SETTINGS, "experiments", num_workers=2)
 
 
 def test_two_workers_leave_the_same_bytes_as_one(finished, inputs, tmp_path):
@@ -527,98 +518,80 @@ def test_two_workers_leave_the_same_bytes_as_one(finished, inputs, tmp_path):
     assert {name: alone[name] for name in contents(tmp_path)} == contents(tmp_path)
 
 
-def test_all_trainings_come_before_what_is_decoded(
-    finished, inputs, tmp_path, monkeypatch
+def test_a_process_that_is_killed_costs_only_its_own_cell(
+    finished, model, inputs, tmp_path, monkeypatch
 ):
+    """The second cell's model is a folder whose loading kills the process."""
     cells, _, predictions = finished
-    seen = []
-    for name in ("_train", "_decode"):
-        plain = getattr(jobs, name)
-        monkeypatch.setattr(
-            jobs,
-            name,
-            lambda job, *rest, p=plain: (seen.append(job.step), p(job, *rest)),
-        )
-    pd.testing.assert_frame_equal(run(cells, inputs, tmp_path), predictions)
-    assert seen == [None, None, 0, 2, 4, 2, 4]
+    deadly = Cell(f"{model}-deadly", "instruction_tuned", 0)
+    shutil.copytree(model, deadly.model)
+    grid = grid_of(inputs, tmp_path, TWO_WORKERS)
+    grid.plan([*cells, deadly], MEASUREMENTS)  # the parent knows its digest
+    (Path(deadly.model) / "config.json").unlink()
+    with pytest.raises(experiments.CellsFailed) as failure:
+        grid.run([*cells, deadly], MEASUREMENTS)
+    assert str(deadly) in str(failure.value)
+    assert "1 of " in str(failure.value)
+    shutil.rmtree(deadly.model)
+    assert states(cells, inputs, tmp_path) == ["finished"] * 2
 
 
-def jobs_of_seeds(count, folder):
-    """Jobs with nothing to measure, told apart by their seed."""
-    cells = [Cell(**CELL_FIELDS | {"seed": seed}) for seed in range(count)]
-    return [jobs.Job(cell, folder, (), 1) for cell in cells]
+class Killer:
+    """Kills the process that does the job of seed 1."""
+
+    experiments = TWO_WORKERS["experiments"]
+    _side_by_side = Grid._side_by_side
 
 
-def write_then_break(job, folder):
+def test_the_pool_is_made_again_without_the_job_that_kills_it(tmp_path, monkeypatch):
+    cells = [Cell(**CELL_FIELDS | {"seed": seed}) for seed in range(4)]
+    jobs = [running.Job(cell, tmp_path / str(cell.seed)) for cell in cells]
+    done = dict(Killer()._side_by_side(list(jobs), deadly_work))
+    assert set(done) == set(jobs)
+    assert [job.cell.seed for job, error in done.items() if error] == [1]
+    assert "its process was killed" in done[jobs[1]]
+
+
+def deadly_work(job):
     """Module-level, so that a process can import it."""
     if job.cell.seed == 1:
-        raise ValueError("a bad cell")
-    if job.cell.seed == 2:
         os.kill(os.getpid(), signal.SIGKILL)
-    (folder / f"{job.cell.seed} {torch.get_num_threads()}").touch()
 
 
-def test_a_process_that_fails_or_is_killed_costs_only_its_own_cell(tmp_path):
-    listed = jobs_of_seeds(4, tmp_path)
-    work = functools.partial(write_then_break, folder=tmp_path)
-    failed = workers.run_jobs(listed, work, num_workers=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0 1", "3 1"]
-    assert set(failed) == {str(listed[1]), str(listed[2])}
-    assert failed[str(listed[1])].endswith("ValueError: a bad cell\n")
-    assert failed[str(listed[2])] == "the process ended with -9"
-
-
-def test_what_cells_share_is_encoded_once(model, inputs, monkeypatch):
+def test_what_cells_share_is_encoded_once(model, inputs, tmp_path, monkeypatch):
     counted = []
-    plain = jobs.batching.encode
+    plain = running.batching.encode
     monkeypatch.setattr(
-        jobs.batching,
+        running.batching,
         "encode",
         lambda *given, **named: (counted.append(named), plain(*given, **named))[1],
     )
-    fresh = dataclasses.replace(inputs)
+    grid = grid_of(inputs, tmp_path)
     cell = Cell(model, "instruction_tuned", 0)
-    tokenizer = jobs.load_base(cell, fresh).tokenizer
+    tokenizer = running.load_base(cell).tokenizer
     others = [
         dataclasses.replace(cell, seed=1),
         dataclasses.replace(cell, data_formats=("zero_shot_answer_only",)),
     ]
     for one in (cell, *others):
-        found = fresh.encoded_of(one, tokenizer, max_input_tokens=64)
-        assert len(found) == len(fresh.examples_of(one))
+        found = grid.encoded_of(one, tokenizer)
+        assert len(found) == len(grid.examples_of(one))
         assert set(found.data_format) == set(one.data_formats)
     assert len(counted) == 1
-    shorter = fresh.encoded_of(cell, tokenizer, max_input_tokens=2)
-    assert len(counted) == 2 and shorter.lengths()[:, 0].max() == 2
     by_dtw = dataclasses.replace(cell, alignment="dtw")
     for one in (by_dtw, cell):
-        found = fresh.encoded_of(one, tokenizer, max_input_tokens=64)
+        found = grid.encoded_of(one, tokenizer)
         alone = plain(
-            fresh.examples_of(one),
+            grid.examples_of(one),
             tokenizer,
-            aligned=fresh.aligned_of(one),
-            max_input_tokens=64,
+            aligned=grid.aligned_of(one),
+            max_input_tokens=SETTINGS["formats"].max_input_tokens,
         )
         assert np.array_equal(found.aligned.topk_probs, alone.aligned.topk_probs)
         assert all(map(np.array_equal, found.labels, alone.labels))
-    assert len(counted) == 4
-    assert pickle.loads(pickle.dumps(fresh))._encoded == {}
+    assert pickle.loads(pickle.dumps(grid))._known == {}
     hard = dataclasses.replace(cell, loss=LossConfig(name="sample_matching"))
-    assert fresh.encoded_of(hard, tokenizer, max_input_tokens=64).aligned is None
-
-
-def note_process(job, folder):
-    """Module-level, so that a process can import it."""
-    (folder / f"{job.cell.seed} {os.getpid()}").touch()
-
-
-def test_a_process_does_one_job_after_the_other(tmp_path):
-    listed = jobs_of_seeds(6, tmp_path)
-    work = functools.partial(note_process, folder=tmp_path)
-    assert workers.run_jobs(listed, work, num_workers=2) == {}
-    seeds, pids = zip(*(p.name.split() for p in tmp_path.iterdir()), strict=True)
-    assert sorted(seeds) == list("012345")
-    assert len(set(pids)) <= 2 and str(os.getpid()) not in pids
+    assert grid.encoded_of(hard, tokenizer).aligned is None
 
 
 def run_elsewhere(cells, inputs, store, settings):
@@ -637,21 +610,20 @@ def test_a_training_that_is_kept_is_the_one_a_grid_would_have_done(
     finished, inputs, tmp_path, monkeypatch
 ):
     cells, store, predictions = finished
-    cell, table = cells[0], inputs.aligned["offsets"]
+    cell = cells[0]
     result = training.train(
-        jobs.load_base(cell, inputs),
-        inputs.examples,
-        SETTINGS.training,
-        aligned=table,
+        running.load_base(cell),
+        inputs["examples"],
+        SETTINGS["training"],
+        aligned=inputs["aligned"]["offsets"],
         seed=cell.seed,
         work_dir=tmp_path / "elsewhere",
     )
-    given = {"examples": inputs.examples, "aligned": table}
-    given |= {"config": SETTINGS.training, "formats": SETTINGS.formats}
-    experiments.keep(cell, result, **given, work_dir=tmp_path / "store")
+    grid = grid_of(inputs, tmp_path / "store")
+    grid.keep(cell, result)
     shutil.rmtree(tmp_path / "elsewhere")
-    experiments.keep(cell, None, **given, work_dir=tmp_path / "store")  # has it
-    monkeypatch.setattr(jobs, "_train", None)  # nothing is left to train
+    grid.keep(cell, None)  # has it
+    monkeypatch.setattr(running, "_train", None)  # nothing is left to train
     kept = run([cell], inputs, tmp_path / "store")
     of_cell = predictions[predictions["seed"] == cell.seed]
     pd.testing.assert_frame_equal(kept, of_cell.reset_index(drop=True))

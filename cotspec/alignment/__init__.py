@@ -43,7 +43,7 @@ import numpy as np
 from cotspec.alignment.offsets import by_offsets
 from cotspec.alignment.records import SOFT_RULES, AlignedTargets, Rule, TeacherTrace
 from cotspec.alignment.student import StudentTokenizer, open_student
-from cotspec.alignment.transfer import transfer
+from cotspec.alignment.transfer import targets_of
 from cotspec.alignment.warping import by_warping
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ def _align_one(trace: TeacherTrace, student: StudentTokenizer, match) -> tuple:
         return "control_token", None  # it would end the target in its middle
     if not _most_mass(trace) <= 1 + MASS_TOLERANCE:  # NaN is bad
         return "bad_probabilities", None
-    return "", transfer(tokens, match(tokens, trace, student), trace, student)
+    return "", targets_of(tokens, match(tokens, trace, student), trace, student)
 
 
 def _most_mass(trace: TeacherTrace) -> float:

@@ -17,7 +17,7 @@ from cotspec.alignment.records import AlignedTargets, TeacherTrace
 from cotspec.alignment.student import StudentTokenizer, Token
 
 
-def transfer(
+def targets_of(
     tokens: Sequence[Token],
     matches: Sequence[Match],
     trace: TeacherTrace,

@@ -1,9 +1,7 @@
-"""Grids of students: each cell trained and measured once, cached and resumable.
+"""Grids of trainings: which, and what is measured on them; run, kept, gathered.
 
-Enters: sections of a profile and the artifacts of notebooks 00 to 04. Leaves: one frame
-of predictions per grid, and a store that notebooks 07 to 10 share. `grid` says what is
-trained, `keys` what a result depends on, `jobs` does the work of one cell, `workers`
-spreads it over processes, `running` plans and gathers.
+Enters: sections of a profile and the artifacts of earlier notebooks. Leaves: a table of
+predictions. `grid` says what there is by name, `running` does it.
 """
 
 from cotspec.experiments.grid import (
@@ -16,15 +14,7 @@ from cotspec.experiments.grid import (
     loss_grid,
     scaling_grid,
 )
-from cotspec.experiments.jobs import Inputs, Settings
-from cotspec.experiments.running import (
-    CELL_COLUMNS,
-    COLUMNS,
-    CellsFailed,
-    keep,
-    plan,
-    run,
-)
+from cotspec.experiments.running import CELL_COLUMNS, COLUMNS, CellsFailed, Grid
 
 __all__ = [
     "CELL_COLUMNS",
@@ -32,15 +22,11 @@ __all__ = [
     "FORMAT_SETS",
     "Cell",
     "CellsFailed",
-    "Inputs",
+    "Grid",
     "Measurement",
-    "Settings",
     "ability_grid",
     "base_cells",
     "format_grid",
-    "keep",
     "loss_grid",
-    "plan",
-    "run",
     "scaling_grid",
 ]

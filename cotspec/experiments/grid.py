@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from cotspec.profiles import (
+    ALIGNMENT_METHODS,
     DATA_FORMATS,
+    LOSSES,
+    TAILS,
     AlignmentConfig,
     ExperimentsConfig,
     FormatsConfig,
@@ -20,8 +23,6 @@ from cotspec.profiles import (
     StudentConfig,
 )
 
-ALIGNMENTS = ("offsets", "dtw")
-TAILS = ("bucket", "renormalized", "paper")
 SPLITS = ("validation", "test")
 STEPS = ("last", "first_and_last", "all")
 
@@ -68,7 +69,7 @@ class Cell:
     revision: str | None = None
 
     def __post_init__(self) -> None:
-        _check("alignment", [self.alignment], ALIGNMENTS)
+        _check("alignment", [self.alignment], ALIGNMENT_METHODS)
         _check("data_formats", self.data_formats, DATA_FORMATS)
         ordered = tuple(f for f in DATA_FORMATS if f in self.data_formats)
         object.__setattr__(self, "data_formats", ordered)
@@ -185,14 +186,14 @@ def loss_grid(
         ``{"divergence": "reverse_kl"}``. Each adds one cell per seed.
     """
     cells = list(base)
-    for name in ("distribution_matching", "sample_matching"):
+    for name in LOSSES:
         cells += [_with_loss(cell, name=name) for cell in base]
     variants = [{"tail": tail} for tail in TAILS] + list(extra)
     matching = {"name": "distribution_matching"}
     cells += [_with_loss(cell, **matching | v) for v in variants for cell in base]
     cells += [
         _with(_with_loss(cell, **matching), alignment=method)
-        for method in ALIGNMENTS
+        for method in ALIGNMENT_METHODS
         for cell in base
     ]
     return list(dict.fromkeys(cells))

@@ -4,7 +4,7 @@ Enters: tidy frames (or one trace, or examples). Leaves: a `matplotlib` figure w
 pyplot's global state, and with `save_figure` its PNG, SVG, CSV and caption.
 """
 
-from cotspec.figures.aligned_text import token_alignment
+from cotspec.figures.aligned_text import cost_matrix, token_alignment
 from cotspec.figures.charts import funnel, length_histogram, loss_curves, rule_shares
 from cotspec.figures.curves import accuracy_curves, size_curves
 from cotspec.figures.formats_text import example_parts, four_formats
@@ -37,6 +37,7 @@ from cotspec.figures.tradeoff import (
 )
 
 __all__ = [
+    "cost_matrix",
     "ABILITY_STYLES",
     "FORMAT_STYLES",
     "KIND_STYLES",

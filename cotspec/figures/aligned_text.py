@@ -1,12 +1,12 @@
 """A drawn token alignment: teacher tokens above, student tokens below.
 
-Enters: one tidy frame of token spans over one text (`targets.token_spans`). Leaves: a
+Enters: one tidy frame of token spans over one text (`table.token_spans`). Leaves: a
 chart in which both rows stand over that text, so that boundaries which agree line up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -15,12 +15,14 @@ from matplotlib.patches import Patch, Rectangle
 from cotspec.figures.canvas import canvas, printable, text_width, write, write_token
 from cotspec.figures.style import (
     BLACK,
+    BLUE,
     FULL_WIDTH,
     GREY,
     LIGHT_GREY,
     RULE_STYLES,
     Chart,
     Style,
+    new_chart,
     require_columns,
     themed,
 )
@@ -177,3 +179,29 @@ def _draw_legend(chart: Chart, styles: list[Style], per_line: int) -> None:
         handlelength=1.5,
         columnspacing=1.2,
     )
+
+
+@themed
+def cost_matrix(matrix: pd.DataFrame, path: Sequence[tuple[int, int]]) -> Chart:
+    """Draw the edit distances of two token sequences and a path through them.
+
+    Parameters
+    ----------
+    matrix : DataFrame
+        Distances; the index holds the teacher's tokens, the columns the student's.
+    path : sequence of (int, int)
+        Row and column of each pair, from the start.
+    """
+    rows, columns = matrix.shape
+    chart = new_chart(0.34 * columns + 1.1, 0.26 * rows + 0.9)
+    axes = chart.subplots()
+    axes.imshow(matrix.to_numpy(), cmap="Greys_r", aspect="auto", alpha=0.6)
+    axes.plot([j for _, j in path], [i for i, _ in path], color=BLUE, marker="o")
+    names = [
+        [printable(str(name)) for name in side]
+        for side in (matrix.columns, matrix.index)
+    ]
+    axes.set_xticks(range(columns), names[0], rotation=90, family="monospace")
+    axes.set_yticks(range(rows), names[1], family="monospace")
+    axes.set(xlabel="student", ylabel="teacher")
+    return chart

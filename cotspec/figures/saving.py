@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cotspec import artifacts
+from cotspec.figures.style import DEFAULTS
 
 PNG_DPI = 200
 
@@ -83,7 +84,8 @@ def _rendered(figure: Figure, name: str, suffix: str) -> bytes:
     # Without these, SVG ids are random and both formats carry date or version.
     metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": "cotspec"}}
     buffer = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "path"}):
+    look = DEFAULTS | {"svg.hashsalt": name, "svg.fonttype": "path"}
+    with matplotlib.rc_context(look):
         figure.savefig(buffer, format=suffix, dpi=PNG_DPI, metadata=metadata[suffix])
     content = buffer.getvalue()
     return _numbered(content, name) if suffix == "svg" else content

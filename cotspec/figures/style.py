@@ -114,7 +114,15 @@ PART_STYLES = MappingProxyType(
     }
 )
 
+# A user's own matplotlibrc must neither change a picture nor ask for LaTeX.
+_NOT_LOOKS = ("backend", "interactive", "toolbar", "timezone", "webagg", "date.epoch")
+DEFAULTS = {
+    name: value
+    for name, value in matplotlib.rcParamsDefault.items()
+    if not name.startswith(_NOT_LOOKS)
+}
 RC = {
+    **DEFAULTS,
     **seaborn.axes_style("ticks"),
     "font.family": ["DejaVu Sans"],
     "font.monospace": ["DejaVu Sans Mono"],

@@ -14,8 +14,15 @@ from cotspec.report.curves import (
 )
 from cotspec.report.document import report_page, report_text
 from cotspec.report.formats import format_findings, format_matrix
-from cotspec.report.ledger import Finding, claims_table, load_published, paper_effects
+from cotspec.report.ledger import (
+    Finding,
+    claims_table,
+    judge,
+    load_published,
+    paper_effects,
+)
 from cotspec.report.losses import loss_findings
+from cotspec.report.pairing import require_one_setting
 from cotspec.report.scales import Scale, scale_of
 from cotspec.report.scaling import scaling_findings, size_slopes
 from cotspec.report.specialization import before_and_after, specialization_findings
@@ -46,6 +53,7 @@ __all__ = [
     "claims_table",
     "format_findings",
     "format_matrix",
+    "judge",
     "load_published",
     "loss_curves",
     "loss_findings",
@@ -53,6 +61,7 @@ __all__ = [
     "main_table",
     "paper_effects",
     "published_rows",
+    "require_one_setting",
     "report_page",
     "report_text",
     "scale_of",

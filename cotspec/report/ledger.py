@@ -15,6 +15,7 @@ import pandas as pd
 
 from cotspec import statistics
 from cotspec.report.claims import CLAIMS, SIGNIFICANCE
+from cotspec.report.scales import scale_of
 
 COLUMNS = "claim statement paper ours effect ci_low ci_high verdict".split()
 
@@ -91,6 +92,14 @@ def paper_effects(published: pd.DataFrame) -> dict[str, float]:
         if {"before", "after"} <= set(stages.index):
             effects[claim] = float(stages["after"] - stages["before"])
     return effects
+
+
+def judge(findings: Mapping[str, Finding], profile_name: str) -> pd.DataFrame:
+    """Return `claims_table` for a run of a profile: its scale and what it withholds."""
+    scale = scale_of(profile_name)
+    return claims_table(
+        findings, load_published(), scale=scale.name, withheld=scale.withheld
+    )
 
 
 def claims_table(

@@ -8,7 +8,7 @@ the paired change in accuracy with an interval over seeds and problems
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +87,32 @@ def require_rows(predictions: pd.DataFrame) -> None:
     """
     if predictions.empty:
         raise ValueError("predictions: empty; the notebook that measures them must run")
+
+
+def require_one_setting(frames: Mapping[str, pd.DataFrame]) -> None:
+    """Refuse predictions of trainings or decodings with different settings.
+
+    Parameters
+    ----------
+    frames : mapping
+        Predictions by the notebook that made them.
+
+    Raises
+    ------
+    ValueError
+        Naming which notebooks agree with which.
+    """
+    found: dict[str, list[str]] = {}
+    for name, rows in frames.items():
+        for setting in rows["settings"].unique():
+            found.setdefault(setting, []).append(name)
+    if len(found) > 1:
+        groups = "; ".join(f"{key}: {', '.join(names)}" for key, names in found.items())
+        raise ValueError(
+            "predictions: made with different training or evaluation settings "
+            f"({groups}). Allowed: one setting in a report. Run notebooks 05 to 10 "
+            "with the same OVERRIDES"
+        )
 
 
 def at_start(rows: pd.DataFrame) -> pd.DataFrame:

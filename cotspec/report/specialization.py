@@ -45,9 +45,15 @@ def before_and_after(*frames: pd.DataFrame) -> pd.DataFrame:
     rows = pd.concat(frames, ignore_index=True)
     shared = set.intersection(*(set(frame["data_formats"]) for frame in frames))
     rows = rows[(rows["split"] == "test") & rows["data_formats"].isin(shared)]
-    rows = rows.drop_duplicates(
-        [*TRAINING, "step", "task", "prompt_mode", "problem_id"]
-    )
+    key = [*TRAINING, "step", "task", "prompt_mode", "problem_id"]
+    several = rows[rows.duplicated(key, keep=False)]
+    disagree = several.groupby(key, dropna=False)["is_correct"].nunique() > 1
+    if disagree.any():
+        raise ValueError(
+            f"predictions: {disagree.sum()} answers differ between notebooks, first "
+            f"of {disagree.idxmax()}. Run notebooks 07 to 10 with the same OVERRIDES"
+        )
+    rows = rows.drop_duplicates(key)
     return pd.concat([at_start(rows), at_last_step(rows)], ignore_index=True)
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# It says of tied weights that they are saved once.
+logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
 WEIGHTS, STATE, RESUME = "model.safetensors", "state.json", "resume"
 
 
