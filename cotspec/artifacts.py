@@ -13,6 +13,7 @@ Layout of a run::
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -160,6 +161,23 @@ def checksum(path: Path) -> str:
     for child in sorted(p for p in path.rglob("*") if p.is_file()):
         digest.update(f"{child.relative_to(path)}\0{checksum(child)}\n".encode())
     return digest.hexdigest()
+
+
+def identity(path: Path) -> str:
+    """Return the checksum of a file or folder from outside, kept while it is untouched.
+
+    Such files may be large; size and time of change tell that they are the same.
+    """
+    files = (
+        sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    )
+    states = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+    return _checksum_of(str(path), tuple(states))[:16]
+
+
+@functools.cache
+def _checksum_of(path: str, states: tuple) -> str:
+    return checksum(Path(path))
 
 
 def digest_of(value: object) -> str:

@@ -267,7 +267,10 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     load = AutoModelForCausalLM.from_pretrained
     model = _reach(load, "teacher.model", source, dtype=dtype)
     tokenizer = _reach(AutoTokenizer.from_pretrained, "teacher.model", source)
-    return Teacher(config.model, model.eval(), tokenizer)
+    name = config.model
+    if Path(source).is_dir():
+        name = f"{name}-{artifacts.identity(Path(source))[:8]}"
+    return Teacher(name, model.eval(), tokenizer)
 
 
 def smollm2_gguf() -> tuple[str, str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import logging
 import os
 import shutil
 import time
@@ -25,11 +26,26 @@ from matplotlib.figure import Figure
 
 from cotspec import artifacts, figures, profiles
 
+logger = logging.getLogger(__name__)
+
 PARAMETERS = ("PROFILE", "SEED", "OVERRIDES")
 LOCK_FILE = "requirements.lock"
-DATA_SUFFIXES = (".csv", ".json", ".safetensors")
-# The resolved values stand in for this source: editing one profile must not rerun all.
-SOURCES_BY_VALUE = ("cotspec/profiles.py",)
+# Sources that change no result. Of the profiles the resolved values count; what draws,
+# prints, runs the series or talks to a server computes nothing that is kept.
+NOT_IN_KEYS = (
+    "cotspec/profiles.py",
+    "cotspec/figures/",
+    "cotspec/display.py",
+    "cotspec/pages.py",
+    "cotspec/preflight.py",
+    "cotspec/run.py",
+    "cotspec/stages.py",
+    "cotspec/commands.py",
+    "cotspec/report/document.py",
+    "cotspec/teacher/openai.py",
+)
+# Settings that change how fast a result comes, not which.
+NOT_SETTINGS = ("experiments.num_workers", "teacher.max_in_flight")
 
 
 @dataclass(frozen=True)
@@ -143,7 +159,14 @@ def _title(cells: list) -> str:
 
 def _literals(name: str, source: str) -> dict[str, object]:
     values: dict[str, object] = {}
-    for node in ast.parse(source).body:
+    try:
+        body = ast.parse(source).body
+    except SyntaxError as error:
+        raise ValueError(
+            f"{name}: the parameters cell does not parse: {error.msg}, line "
+            f"{error.lineno}"
+        ) from error
+    for node in body:
         target = node.targets[0] if isinstance(node, ast.Assign) else None
         if not isinstance(target, ast.Name) or target.id not in PARAMETERS:
             raise ValueError(
@@ -196,69 +219,91 @@ def _package_root() -> Path:
 
 
 def _imported_files(tree: ast.Module) -> Iterator[str]:
-    """Yield the cotspec sources that a module's import statements name."""
+    """Yield the cotspec sources that a module's import statements name.
+
+    Of ``from cotspec.teacher import filtering`` that is filtering.py alone, not what
+    else the package holds: the ``__init__``s only pass names on.
+    """
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module]
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [
+                f"{node.module}.{alias.name}"
+                if _module_file(f"{node.module}.{alias.name}")
+                else node.module
+                for alias in node.names
+            ]
         for name in names:
-            if name.split(".")[0] == "cotspec":
-                yield from _module_files(name)
+            if name.split(".")[0] == "cotspec" and (file := _module_file(name)):
+                yield file
 
 
-def _module_files(name: str) -> Iterator[str]:
-    parts = name.split(".")
-    for depth in range(1, len(parts) + 1):
-        stem = "/".join(parts[:depth])
-        for candidate in (f"{stem}.py", f"{stem}/__init__.py"):
-            if (_package_root() / candidate).exists():
-                yield candidate
+def _module_file(name: str) -> str | None:
+    stem = name.replace(".", "/")
+    for candidate in (f"{stem}.py", f"{stem}/__init__.py"):
+        if (_package_root() / candidate).exists():
+            return candidate
+    return None
 
 
 def _source_closure(start: set[str]) -> tuple[str, ...]:
     """Return the sources reachable from `start`, and the data files they name."""
     seen: set[str] = set()
-    frontier = set(start)
+    frontier = {file for file in start if not file.startswith(NOT_IN_KEYS)}
     while frontier:
         file = frontier.pop()
         seen.add(file)
         if file.endswith(".py"):
-            frontier |= set(_references(file)) - seen
-    return tuple(sorted(seen - set(SOURCES_BY_VALUE)))
+            found = {f for f in _references(file) if not f.startswith(NOT_IN_KEYS)}
+            frontier |= found - seen
+    return tuple(sorted(seen))
 
 
 def sources_digest(*modules: str) -> str:
-    """Return the SHA-256 of the sources reachable from modules of the package.
+    """Return the SHA-256 of the code reachable from modules of the package.
 
     Parameters
     ----------
     modules : str
         Such as ``"cotspec.training"``.
     """
-    start = {file for module in modules for file in _module_files(module)}
+    start = {file for module in modules if (file := _module_file(module))}
     return artifacts.digest_of({m: _file_digest(m) for m in _source_closure(start)})
 
 
 @functools.cache
 def _references(file: str) -> tuple[str, ...]:
+    """The sources that a source imports, and the data it names in `DATA_FILES`."""
     path = _package_root() / file
     tree = ast.parse(path.read_text("utf-8"))
     found = list(_imported_files(tree))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found += _data_files(path.parent, node.value)
+    for node in tree.body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else None
+        if getattr(target, "id", None) == "DATA_FILES":
+            found += [
+                str((path.parent / name).relative_to(_package_root()))
+                for name in ast.literal_eval(node.value)
+            ]
     return tuple(found)
 
 
-def _data_files(folder: Path, name: str) -> list[str]:
-    """Return the package's data files that a string constant in a source names."""
-    if Path(name).suffix not in DATA_SUFFIXES or len(name.split()) != 1:
-        return []
-    found = folder.rglob(Path(name).name)
-    return [str(p.relative_to(_package_root())) for p in found if p.is_file()]
+@functools.cache
+def _file_digest(file: str) -> str:
+    """Hash what a source does: comments, docstrings and layout do not count."""
+    path = _package_root() / file
+    if not file.endswith(".py"):
+        return artifacts.checksum(path)[:16]
+    tree = ast.parse(path.read_text("utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False):
+            body[0] = ast.Pass()
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+
+
+_DOCUMENTED = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 @dataclass(frozen=True)
@@ -295,17 +340,52 @@ def stage_key(
                 f"{section}.{field}": value
                 for section in notebook.sections
                 for field, value in values[section].items()
+                if f"{section}.{field}" not in NOT_SETTINGS
             },
             "sources": {m: _file_digest(m) for m in notebook.modules},
             "inputs": dict(inputs),
             "lock": _lock_digest(),
             "data": _data_digest(profile.data) if notebook.uses_tasks else "",
+            "outside": _outside(notebook, profile),
         }
     )
 
 
-def _file_digest(relative: str) -> str:
-    return artifacts.checksum(_package_root() / relative)[:16]
+def _outside(notebook: Notebook, profile: profiles.Profile) -> dict[str, str]:
+    """Name the contents of files and models that settings point to."""
+    found: dict[str, str] = {}
+    if "teacher" in notebook.sections and profile.teacher.path:
+        path = Path(profile.teacher.path)
+        found["teacher.path"] = artifacts.identity(path) if path.exists() else "missing"
+    names = {
+        "teacher": [("micro-teacher", profile.teacher.model, "")],
+        "student": [("micro-", profile.student.model, profile.student.start)],
+        "experiments": [
+            ("micro-", model, start)
+            for models, start in (
+                (profile.experiments.students, "instruction_tuned"),
+                (profile.experiments.raw_students, "raw"),
+            )
+            for model in models
+        ],
+    }
+    for section in notebook.sections:
+        for prefix, model, start in names.get(section, ()):
+            if model.startswith(prefix):
+                name = "teacher"
+                if start:
+                    name = f"{model.removeprefix(prefix)}-{start}"
+                found[f"{model} {start}"] = _shipped_checksums().get(name, "unknown")
+            elif Path(model).is_dir():
+                found[f"{model} {start}"] = artifacts.identity(Path(model))
+    return found
+
+
+def _shipped_checksums() -> dict[str, str]:
+    # Read here, since importing the models takes seconds.
+    manifest = _package_root() / "cotspec/micro/weights/manifest.json"
+    entries = artifacts.read_json(manifest) if manifest.exists() else {}
+    return {name: entry["sha256"][:16] for name, entry in entries.items()}
 
 
 def _lock_digest() -> str:
@@ -329,7 +409,8 @@ def explain(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
         reasons.append("the notebook's code changed")
     if old.get("seed") != new["seed"]:
         reasons.append(f"seed {old.get('seed')} -> {new['seed']}")
-    for part, verb in (("profile", ""), ("sources", "changed"), ("inputs", "changed")):
+    parts = ("profile", ""), ("sources", "changed"), ("inputs", "changed")
+    for part, verb in (*parts, ("outside", "changed")):
         before, after = dict(old.get(part, {})), dict(new[part])  # type: ignore[call-overload]
         for name in sorted(before.keys() | after.keys()):
             if before.get(name) != after.get(name):
@@ -375,6 +456,7 @@ class Stage:
         self.key = stage_key(notebook, profile, seed, self._inputs)
         self.work = run / "work" / f"{notebook.name}-{self.key.digest[:12]}"
         self.work.mkdir(parents=True, exist_ok=True)
+        self.unused: dict[str, list[str]] = {}
         self._written: dict[str, Path] = {}
         self._started = time.monotonic()
 
@@ -385,7 +467,13 @@ class Stage:
                 f"stage.read: {name!r} is not an input of the saved notebook "
                 f"{self.notebook.name}. Known: {', '.join(self._inputs)}"
             )
-        return _load(artifact_path(self.run, producers(self._series)[name], name))
+        path = artifact_path(self.run, producers(self._series)[name], name)
+        if artifacts.checksum(path) != self._inputs[name]:
+            raise ValueError(
+                f"{path}: has changed since this notebook opened its stage; another "
+                "run may be at work here. Rerun the cell that opens the stage"
+            )
+        return _load(path)
 
     def write(self, name: str, value: object, *, folder: str | None = None) -> Path:
         """Write an artifact; the type decides the file.
@@ -473,7 +561,8 @@ class Stage:
         }
         artifacts.write_json(self.folder / artifacts.SUCCESS, marker)
         self._delete_leftovers()
-        return f"{self.notebook.name}: {seconds:.1f} s, results in {self.folder}"
+        folder = os.path.relpath(self.folder, self.run.parent.parent)
+        return f"{self.notebook.name}: {seconds:.1f} s, results in {folder}"
 
     def _delete_leftovers(self) -> None:
         kept = set(self._written.values()) | {self.folder / artifacts.SUCCESS}
@@ -489,6 +578,10 @@ class Stage:
         return (
             f"<b>{self.notebook.name}</b> · profile <b>{self.profile.name}</b> · "
             f"seed {self.seed}<br>settings used: {used} · artifacts read: {reads}"
+        ) + "".join(
+            f"<br><b>OVERRIDES: {dotted} changes nothing in this notebook</b>; it is "
+            f"read by {', '.join(readers) or 'none'}"
+            for dotted, readers in self.unused.items()
         )
 
 
@@ -525,7 +618,16 @@ def _load(path: Path) -> Dataset | pd.DataFrame | dict | str | Path:
 def read_marker(run: Path, stage_name: str) -> dict | None:
     """Return a stage's success marker, or None where it has not finished."""
     path = run / "artifacts" / stage_name / artifacts.SUCCESS
-    return artifacts.read_json(path) if path.exists() else None  # type: ignore[return-value]
+    if not path.exists():
+        return None
+    try:
+        marker = artifacts.read_json(path)
+    except ValueError:
+        marker = None
+    if isinstance(marker, dict) and {"key", "key_parts", "artifacts"} <= marker.keys():
+        return marker
+    logger.warning("%s is damaged: the stage counts as not finished", path)
+    return None
 
 
 def artifact_path(run: Path, stage_name: str, name: str) -> Path:
@@ -545,6 +647,15 @@ def input_checksums(
     """Return ``{artifact: SHA-256}`` of a notebook's inputs, from the markers."""
     by_name = producers(series)
     sums = {}
+    needed = dict.fromkeys(by_name[name] for name in notebook.reads)
+    missing = [stage for stage in needed if read_marker(run, stage) is None]
+    if len(missing) > 1:
+        numbers = ",".join(stage.split("_")[0] for stage in missing)
+        raise ValueError(
+            f"{notebook.name} reads what {', '.join(missing)} write; they have not "
+            f"finished in {run}. Run them first: ./run_all.sh --profile {run.name} "
+            f"--only {numbers}"
+        )
     for name in notebook.reads:
         artifact_path(run, by_name[name], name)
         marker = read_marker(run, by_name[name])
@@ -586,5 +697,18 @@ def open_stage(name: str, profile: str, seed: int, overrides: dict) -> Stage:
         names = sorted(p.stem for p in (root / "notebooks").glob("*.ipynb"))
         raise ValueError(f"notebook: unknown {name!r}. Allowed: {', '.join(names)}")
     resolved = profiles.resolve(profile, overrides)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"SEED: {seed!r}. Allowed: a whole number, 0 or more")
     disable_progress_bars()  # of small table operations; long steps have their own
-    return Stage(load_notebook(path), resolved, seed, artifacts.run_dir(profile))
+    stage = Stage(load_notebook(path), resolved, seed, artifacts.run_dir(profile))
+    stage.unused = _unused(stage, overrides or {})
+    return stage
+
+
+def _unused(stage: Stage, overrides: Mapping[str, object]) -> dict[str, list[str]]:
+    """Overrides that this notebook does not read, and the notebooks that do."""
+    return {
+        dotted: [n.name for n in stage._series if dotted.split(".")[0] in n.sections]
+        for dotted in overrides
+        if dotted.split(".")[0] not in stage.notebook.sections
+    }

@@ -1,5 +1,8 @@
 """What a stage depends on is read off its cells."""
 
+import shutil
+from pathlib import Path
+
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -188,15 +191,197 @@ def test_a_store_outlives_the_stage_and_follows_its_inputs(root):
     assert (folders[0] / "x.json").exists()
 
 
-def test_the_digest_of_sources_follows_imports_and_nothing_else(monkeypatch):
-    before = {
-        m: stages.sources_digest(m) for m in ("cotspec.training", "cotspec.prompts")
+# --- the real series: what an edit makes stale ----------------------------------------
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of the package, to be edited."""
+    copied = tmp_path / "package"
+    shutil.copytree(
+        REPOSITORY / "cotspec",
+        copied / "cotspec",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    monkeypatch.setattr(stages, "_package_root", lambda: copied)
+    monkeypatch.delenv("COTSPEC_DATA", raising=False)
+    forget()
+    yield copied / "cotspec"
+    forget()
+
+
+def forget():
+    stages._file_digest.cache_clear()
+    stages._references.cache_clear()
+
+
+def state(profile="smoke", overrides=None):
+    """The key of each notebook, and of what a grid trains and decodes."""
+    forget()
+    resolved = profiles.resolve(profile, overrides)
+    found = {}
+    for path in sorted((REPOSITORY / "notebooks").glob("*.ipynb")):
+        notebook = stages.load_notebook(path)
+        inputs = dict.fromkeys(notebook.reads, "")
+        key = stages.stage_key(notebook, resolved, 0, inputs)
+        found[notebook.name[:2]] = key.digest
+    for module in ("training", "evaluation"):
+        found[module] = stages.sources_digest(f"cotspec.{module}")
+    return found
+
+
+def stale(before, after):
+    return {name for name in before if before[name] != after[name]}
+
+
+def append(path, text):
+    path.write_text(path.read_text("utf-8") + text, "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("losses.py", "\n# a comment\n"),
+        ("training/loop.py", "\n\n\n"),
+        ("figures/style.py", "\nBLACK = '#111111'\n"),
+        ("display.py", "\nWIDTH = 3\n"),
+        ("run.py", "\nX = 1\n"),
+        ("pages.py", "\nX = 1\n"),
+        ("teacher/openai.py", "\nMAX_DELAY = 3\n"),
+    ],
+)
+def test_what_changes_no_result_makes_nothing_stale(package, file, text):
+    before = state()
+    append(package / file, text)
+    assert stale(before, state()) == set()
+
+
+def test_a_docstring_makes_nothing_stale(package):
+    before = state()
+    path = package / "batching.py"
+    text = path.read_text("utf-8")
+    path.write_text(
+        text.replace('"""Tokenise examples,', '"""Cut examples,', 1), "utf-8"
+    )
+    assert text != path.read_text("utf-8")
+    assert stale(before, state()) == set()
+
+
+LATER = {"05", "07", "08", "09", "10"}
+
+
+@pytest.mark.parametrize(
+    ("file", "reached", "not_reached"),
+    [
+        (
+            "losses.py",
+            LATER | {"training"},
+            {"00", "01", "02", "03", "04", "evaluation"},
+        ),
+        ("answers.py", {"02", "06", "evaluation"}, {"03", "training"}),
+        ("alignment/warping.py", {"04", "09"}, {"06", "training", "evaluation"}),
+        ("decoding.py", {"01", "06", "evaluation"}, {"03", "04", "training"}),
+        ("micro/world.py", {"00"}, {"training", "evaluation"}),
+        ("micro/tokenizers/student.json", {"03", "05", "training"}, {"02"}),
+        ("report/published.csv", {"02", "11"}, {"03", "05", "training"}),
+    ],
+)
+def test_an_edit_reaches_what_reads_it(package, file, reached, not_reached):
+    before = state()
+    path = package / file
+    if path.exists():
+        append(path, "\nEDITED = 1\n")
+    changed = stale(before, state())
+    assert reached <= changed, reached - changed
+    assert not not_reached & changed, not_reached & changed
+
+
+def test_a_changed_number_reaches_the_notebooks_that_use_its_section(package):
+    before = state()
+    assert stale(before, state(overrides={"training.learning_rate": 1e-3})) == LATER
+    assert stale(before, state(overrides={"experiments.num_workers": 7})) == set()
+
+
+def test_what_comes_from_outside_is_known_by_its_contents(package, tmp_path):
+    traces = tmp_path / "traces.jsonl"
+    traces.write_text("a")
+    student = tmp_path / "student"
+    student.mkdir()
+    (student / "model.safetensors").write_text("weights")
+    overrides = {
+        "teacher.backend": "recorded",
+        "teacher.path": str(traces),
+        "student.model": str(student),
     }
-    real = stages._file_digest
+    before = state(overrides=overrides)
+    traces.write_text("other")
+    reads_teacher = stale(before, state(overrides=overrides))
+    assert "01" in reads_teacher and "05" not in reads_teacher
+    traces.write_text("a")
+    (student / "model.safetensors").write_text("other weights")
+    changed = stale(state(overrides=overrides), before)
+    assert {"03", "05", "06", "07"} <= changed and "02" not in changed
 
-    def edited(relative):
-        return "edited" if relative == "cotspec/losses.py" else real(relative)
 
-    monkeypatch.setattr(stages, "_file_digest", edited)
-    assert stages.sources_digest("cotspec.training") != before["cotspec.training"]
-    assert stages.sources_digest("cotspec.prompts") == before["cotspec.prompts"]
+def test_shipped_weights_reach_who_uses_that_student(package):
+    before = state()
+    manifest = package / "micro/weights/manifest.json"
+    manifest.write_text(
+        manifest.read_text().replace('"sha256": "29309', '"sha256": "0')
+    )
+    changed = stale(before, state())  # base-raw, in the grid of sizes
+    assert "10" in changed and "05" not in changed
+
+
+# --- what users get wrong -------------------------------------------------------------
+
+
+def test_a_damaged_marker_counts_as_not_finished(root, caplog):
+    stage = stages.open_stage("00_overview", "smoke", 0, {})
+    stage.write("numbers", {"a": 1})
+    stage.finish()
+    for damaged in ("{}", '{"key": ', "[]"):
+        (stage.folder / artifacts.SUCCESS).write_text(damaged)
+        assert stages.read_marker(stage.run, "00_overview") is None
+        assert "is damaged" in caplog.text
+
+
+def test_a_parameters_cell_that_does_not_parse_is_named(root):
+    path = write_notebook(root, "01_x", parameters=f"{PARAMETERS}\nSEED = = 1")
+    with pytest.raises(ValueError, match="01_x.ipynb: the parameters cell does not"):
+        stages.load_notebook(path)
+
+
+@pytest.mark.parametrize("seed", [-1, "0", 1.5, True, None])
+def test_a_seed_is_a_whole_number(root, seed):
+    with pytest.raises(ValueError, match="SEED: .*a whole number, 0 or more"):
+        stages.open_stage("00_overview", "smoke", seed, {})
+
+
+def test_all_missing_stages_are_named_at_once(root):
+    write_notebook(root, "01_next", 'stage.write("letters", {})')
+    write_notebook(root, "02_last", 'stage.read("numbers")\nstage.read("letters")')
+    with pytest.raises(ValueError, match="--only 00,01"):
+        stages.open_stage("02_last", "smoke", 0, {})
+
+
+def test_what_another_run_has_changed_is_not_read(root):
+    write_notebook(root, "01_next", 'stage.read("numbers")')
+    first = stages.open_stage("00_overview", "smoke", 0, {})
+    first.write("numbers", {"a": 1})
+    first.finish()
+    second = stages.open_stage("01_next", "smoke", 0, {})
+    first.write("numbers", {"a": 2})
+    first.finish()
+    with pytest.raises(ValueError, match="has changed since this notebook opened"):
+        second.read("numbers")
+
+
+def test_an_override_that_changes_nothing_here_says_so(root):
+    write_notebook(root, "01_next", "stage.profile.training")
+    stage = stages.open_stage("00_overview", "smoke", 0, {"training.max_steps": 3})
+    shown = stage._repr_html_()
+    assert "training.max_steps changes nothing in this notebook" in shown
+    assert "01_next" in shown

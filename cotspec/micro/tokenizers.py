@@ -19,6 +19,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
+DATA_FILES = ("tokenizers",)  # part of the keys of stages that read them
 FOLDER = Path(__file__).parent / "tokenizers"
 TEACHER_FILE = FOLDER / "teacher.json"
 STUDENT_FILE = FOLDER / "student.json"

@@ -17,6 +17,7 @@ from cotspec import statistics
 from cotspec.report.claims import CLAIMS, SIGNIFICANCE
 from cotspec.report.scales import scale_of
 
+DATA_FILES = ("published.csv",)  # part of the keys of stages that read them
 COLUMNS = "claim statement paper ours effect ci_low ci_high verdict".split()
 
 
