@@ -20,12 +20,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from cotspec import teacher
 from cotspec.alignment.student import byte_alphabet
 from cotspec.models import Teacher
 from cotspec.profiles import TeacherConfig
 from cotspec.prompts import Demonstration
-from cotspec.teacher import decoding, huggingface, shared_prefix
+from cotspec import decoding, teacher
+from cotspec.teacher import huggingface
 
 VOCABULARY = 102  # 97 ASCII characters and 5 merges
 DEMONSTRATIONS = (
@@ -134,7 +134,7 @@ def test_recorded_logprobs_are_those_of_a_plain_forward_pass(kind):
 
 def test_the_shared_prefix_is_used_where_it_is_exact_and_only_there():
     supported = {
-        kind: shared_prefix.is_supported(tiny_teacher(kind).model)
+        kind: decoding.shares_prefixes(tiny_teacher(kind).model)
         for kind in ("llama", "gpt2", "mistral", "gemma2")
     }
     assert supported == {
@@ -149,9 +149,9 @@ def test_the_shared_prefix_is_refused_where_the_logits_differ(llama, monkeypatch
     def capped(module, query, key, value, mask, **kwargs):
         return attend(module, query * 0.5, key, value, mask, **kwargs)
 
-    attend = shared_prefix.attend
-    monkeypatch.setattr(shared_prefix, "attend", capped)
-    assert not shared_prefix.is_supported(llama.model)
+    attend = decoding.attend
+    monkeypatch.setattr(decoding, "attend", capped)
+    assert not decoding.shares_prefixes(llama.model)
 
 
 def test_the_model_keeps_its_own_attention_afterwards(llama, traces):
