@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from cotspec.micro import build, corpus, tokenizers
-from cotspec.profiles import MicroConfig
+from cotspec.micro.shipped import MicroConfig
 
 TINY = MicroConfig(
     num_demonstrations=1,

@@ -10,9 +10,8 @@ from scipy.stats import fisher_exact
 
 from cotspec import evaluation, models, tasks
 from cotspec.micro import build, shipped
+from cotspec.micro.shipped import MICRO_SIZES, MICRO_STARTS
 from cotspec.profiles import (
-    MICRO_SIZES,
-    MICRO_STARTS,
     EvaluationConfig,
     StudentConfig,
     TeacherConfig,

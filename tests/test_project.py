@@ -23,7 +23,7 @@ LAYERS = {
     "cotspec.micro": 0,
     "cotspec.micro.corpus": 2,
     "cotspec.micro.tokenizers": 0,
-    "cotspec.micro.architectures": 0,
+    "cotspec.micro.architectures": 1,
     "cotspec.micro.shipped": 1,
     "cotspec.artifacts": 0,
     "cotspec.tasks": 1,

@@ -6,6 +6,8 @@ random weights.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from transformers import (
     LlamaConfig,
@@ -15,8 +17,10 @@ from transformers import (
     T5Config,
 )
 
-from cotspec.profiles import MicroConfig
 from cotspec.t5 import new_t5
+
+if TYPE_CHECKING:  # `shipped` builds its models here
+    from cotspec.micro.shipped import MicroConfig
 
 _TEACHER_HEAD_SIZE = 32
 # In every size. With heads of 32, students hardly learned to copy a running total into

@@ -25,7 +25,7 @@ from transformers import Adafactor, PreTrainedModel, T5ForConditionalGeneration
 
 from cotspec.micro import corpus, shipped, tokenizers
 from cotspec.micro.architectures import new_model
-from cotspec.profiles import SHIPPED_MICRO, MicroConfig
+from cotspec.micro.shipped import SHIPPED_MICRO, MicroConfig
 from cotspec.t5 import IN_PLACE
 
 logger = logging.getLogger(__name__)

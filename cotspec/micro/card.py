@@ -15,10 +15,8 @@ import pandas as pd
 from cotspec import evaluation, models, statistics, tasks, teacher
 from cotspec.micro import generic, shipped, world
 from cotspec.micro.architectures import STUDENT_HEAD_SIZE
+from cotspec.micro.shipped import MICRO_SIZES, MICRO_STARTS, SHIPPED_MICRO
 from cotspec.profiles import (
-    MICRO_SIZES,
-    MICRO_STARTS,
-    SHIPPED_MICRO,
     EvaluationConfig,
     FilterConfig,
     StudentConfig,

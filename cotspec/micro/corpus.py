@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cotspec import prompts
 from cotspec.micro import generic, tokenizers, world
-from cotspec.profiles import MicroConfig
+from cotspec.micro.shipped import MicroConfig
 
 IGNORE = -100
 _POOL_BATCHES = 16  # drawn at once and sorted by length, so that padding is rare

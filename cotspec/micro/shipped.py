@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
+import types
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors.torch import load
@@ -17,7 +18,56 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cotspec.micro import tokenizers
 from cotspec.micro.architectures import new_model
-from cotspec.profiles import MICRO_SIZES, MICRO_STARTS, SHIPPED_MICRO, MicroConfig
+
+
+@dataclass(frozen=True)
+class MicroConfig:
+    """How the micro-world's shipped models were trained (`cotspec.micro.build`)."""
+
+    num_demonstrations: int = 2  # at most, in a student's pretraining example
+    pool_size: int = 20_000  # training items per math family, a quarter per generic
+    teacher_steps: int = 0
+    teacher_hidden: int = 128
+    teacher_layers: int = 4
+    teacher_demonstrations: int = 4  # at most, in a teacher's document
+    teacher_batch_size: int = 16
+    teacher_learning_rate: float = 3e-3  # AdamW
+    teacher_out_of_distribution_share: float = 0.0  # of its documents
+    raw_steps: int = 0  # span corruption before instruction tuning
+    student_steps: int = 0
+    student_hidden: int = 128
+    student_layers: int = 2
+    student_heads: int = 8
+    # Of the math problems of one, two and three steps: how many students see.
+    num_steps_shares: tuple[float, ...] = (1.0, 1.0, 1.0)
+    generic_share: float = 0.6  # of instruction examples
+    out_of_distribution_share: float = 0.4  # of instruction examples in math
+    in_context_share: float = 0.5  # of instruction examples
+    chain_of_thought_share: float = 0.7  # chains are longer to learn than answers
+    batch_size: int = 64
+    learning_rate: float = 5e-2  # Adafactor, relative to a parameter's size
+    checkpoint_every: int = 200
+
+
+MICRO_STARTS = ("raw", "instruction_tuned")
+# Shapes of the shipped students micro-small … micro-xl, a factor 3 apart: hidden size
+# and heads.
+MICRO_SIZES = types.MappingProxyType(
+    {"small": (16, 3), "base": (32, 4), "large": (72, 4), "xl": (128, 8)}
+)
+MICRO_STUDENTS = tuple(f"micro-{size}" for size in MICRO_SIZES)
+SHIPPED_MICRO = MicroConfig(
+    teacher_steps=650,
+    teacher_learning_rate=2e-3,
+    raw_steps=500,
+    student_steps=3000,
+    batch_size=16,
+    num_steps_shares=(1.0, 0.1, 0.0),
+    generic_share=0.55,
+    out_of_distribution_share=0.65,
+    in_context_share=0.4,
+    checkpoint_every=500,
+)
 
 FOLDER = Path(__file__).parent / "weights"
 MANIFEST = "manifest.json"
@@ -53,7 +103,7 @@ def load_student(
     Parameters
     ----------
     size : str
-        One of `profiles.MICRO_SIZES`.
+        One of `MICRO_SIZES`.
     start : str
         ``raw`` or ``instruction_tuned``.
 
