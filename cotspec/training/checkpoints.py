@@ -126,7 +126,7 @@ def _settings(run: Run) -> dict[str, object]:
         "micro_batches_per_update": run.group_size,
     }
     # Not these: they change the number of checkpoints or processes, not the weights.
-    for name in ("checkpoint_every", "gradient_accumulation_steps"):
+    for name in ("num_checkpoints", "gradient_accumulation_steps"):
         described["training"].pop(name)
     return described
 

@@ -176,7 +176,8 @@ def _train_mode(run: Run) -> Iterator[None]:
 
 
 def _is_checkpoint_due(run: Run, step: int) -> bool:
-    return step % run.config.checkpoint_every == 0 or step == run.num_updates
+    num = run.config.num_checkpoints
+    return step in {round(i * run.num_updates / num) for i in range(1, num + 1)}
 
 
 def _is_stopped(run: Run, progress: Progress) -> bool:
