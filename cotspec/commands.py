@@ -1,18 +1,22 @@
-"""Evaluate from the command line: ``accelerate launch -m cotspec.evaluation``.
+"""Train and evaluate from the command line, on one or several processes.
 
-Enters: a profile's name, the artifacts of its run and a checkpoint. Leaves:
-``runs/<profile>/evaluation/<checkpoint>/`` with every prediction and the accuracies.
-It is notebook 06 for one checkpoint: finished (task, prompt mode) cells are kept where
-the notebook looks for its own, so each takes up what the other has decoded.
+``accelerate launch -m cotspec.commands train …``
+    Enters: a profile's name, Parquet files of examples and aligned targets, a folder.
+    Leaves: what `cotspec.training.train` leaves there.
+``accelerate launch -m cotspec.commands evaluate …``
+    Enters: a profile's name, the artifacts of its run and a checkpoint. Leaves:
+    ``runs/<profile>/evaluation/<checkpoint>/`` with predictions and accuracies. It is
+    notebook 06 for one checkpoint: finished (task, prompt mode) cells are kept where
+    the notebook looks for its own, so each takes up what the other has decoded.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -35,68 +39,86 @@ class Checkpoint:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Evaluate one checkpoint; return the exit status (0, or 2 for a user error)."""
+    """Train or evaluate; return the exit status (0, or 2 for a user error)."""
     given = _parser().parse_args(arguments)
-    accelerator = Accelerator()
     try:
-        _run(given, accelerator)
+        given.command(given)
     except ValueError as error:
-        if accelerator.is_main_process:
-            print(f"cotspec.evaluation: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # `accelerate launch` numbers processes
+            print(f"cotspec.commands: {error}", file=sys.stderr)
         return USER_ERROR
-    finally:
-        accelerator.end_training()
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cotspec.evaluation")
-    add = parser.add_argument
-    add("--profile", default=profiles.DEFAULT_PROFILE, metavar="NAME")
-    add(
+    common = argparse.ArgumentParser(add_help=False)
+    sets = {"action": "append", "default": [], "metavar": "SECTION.FIELD=VALUE"}
+    common.add_argument(
+        "--set", help="override of the profile; may be repeated", **sets
+    )
+    common.add_argument("--seed", type=int, help="default: 0, or notebook 06's own")
+    parser = argparse.ArgumentParser(prog="python -m cotspec.commands")
+    commands = parser.add_subparsers(required=True)
+
+    train = commands.add_parser("train", parents=[common])
+    train.set_defaults(command=_train)
+    train.add_argument("profile", help="such as flan-t5-xl")
+    train.add_argument("examples", type=Path, help="training examples, Parquet")
+    train.add_argument("work_dir", type=Path, help="where log and checkpoints go")
+    train.add_argument("--aligned", type=Path, help="aligned targets, Parquet")
+
+    evaluate = commands.add_parser("evaluate", parents=[common])
+    evaluate.set_defaults(command=_evaluate)
+    evaluate.add_argument("--profile", default=profiles.DEFAULT_PROFILE)
+    evaluate.add_argument(
         "--checkpoint",
         default="last",
         metavar="last|start|FOLDER",
         help="notebook 05's last one, the student before training, or a folder step-N "
         "of any training (default: %(default)s)",
     )
-    add("--seed", type=int, help="instead of notebook 06's own")
-    add(
-        "--set",
-        action="append",
-        default=[],
-        type=_setting,
-        metavar="SECTION.FIELD=VALUE",
-        help="override of the profile; may be repeated",
-    )
     return parser
 
 
-def _setting(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r}: write it as section.field=value")
-    return name.strip(), value.strip()
+def _train(given: argparse.Namespace) -> None:
+    profile = profiles.resolve(given.profile, profiles.parse_sets(given.set))
+    seed = given.seed or 0
+    training.train(
+        models.load_student(profile.student, seed=seed),
+        artifacts.read_dataset(given.examples),
+        profile.training,
+        work_dir=given.work_dir,
+        aligned=artifacts.read_dataset(given.aligned) if given.aligned else None,
+        loss=profile.loss,
+        formats=profile.formats,
+        seed=seed,
+    )
 
 
-def _run(given: argparse.Namespace, accelerator: Accelerator) -> None:
+def _evaluate(given: argparse.Namespace) -> None:
     disable_progress_bars()  # of small table operations
     root = artifacts.repository_root()
     notebook = stages.load_notebook(root / "notebooks" / f"{NOTEBOOK}.ipynb")
     seed = notebook.parameters["SEED"] if given.seed is None else given.seed
-    overrides = {**notebook.parameters["OVERRIDES"], **dict(given.set)}
+    overrides = notebook.parameters["OVERRIDES"] | profiles.parse_sets(given.set)
     profile = profiles.resolve(given.profile, overrides)
-    checkpoint = find_checkpoint(given.checkpoint, artifacts.run_dir(given.profile))
-    stage = _open_stage(notebook, profile, seed, checkpoint)
+    run = artifacts.run_dir(profile.name)
+    checkpoint = find_checkpoint(given.checkpoint, run)
+    if not checkpoint.is_of_notebook:  # a stage beside notebook 06
+        reads = ("problems", "demonstrations")
+        notebook = replace(notebook, name="evaluation", reads=reads)
+    stage = stages.Stage(notebook, profile, seed, run)
     student = models.load_student(stage.profile.student, seed=seed)
     if checkpoint.folder:
         student = training.load_checkpoint(student, checkpoint.folder)
+    accelerator = Accelerator()
     student.model.to(accelerator.device)
-    predictions = _finished(stage, checkpoint)
+    predictions = _published(stage, checkpoint)
     if predictions is None:
-        predictions = _evaluate(stage, student, checkpoint, accelerator)
+        predictions = _decode(stage, student, checkpoint, accelerator)
     if accelerator.is_main_process:
         _write(stage, student, checkpoint, predictions)
+    accelerator.end_training()
 
 
 def find_checkpoint(wanted: str, run: Path) -> Checkpoint:
@@ -114,13 +136,14 @@ def find_checkpoint(wanted: str, run: Path) -> Checkpoint:
     ValueError
         No such checkpoint, or ``last`` before notebook 05 has finished.
     """
-    producer = stages.producers(stages.load_series(artifacts.repository_root()))
-    has_trained = stages.read_marker(run, producer["checkpoints"]) is not None
+    series = stages.load_series(artifacts.repository_root())
+    trainer = stages.producers(series)["checkpoints"]
+    has_trained = stages.read_marker(run, trainer) is not None
     if wanted == "start":
         return Checkpoint("step-0", 0, None, has_trained)
     known = {}
     if has_trained or wanted == "last":
-        trained = stages.artifact_path(run, producer["checkpoints"], "checkpoints")
+        trained = stages.artifact_path(run, trainer, "checkpoints")
         steps = training.list_checkpoints(trained)
         known = {folder.resolve(): step for step, folder in steps}
     folder = list(known)[-1] if wanted == "last" else Path(wanted).resolve()
@@ -137,39 +160,26 @@ def find_checkpoint(wanted: str, run: Path) -> Checkpoint:
     return Checkpoint(name, int(step[1]), folder, False)
 
 
-def _open_stage(
-    notebook: stages.Notebook,
-    profile: profiles.Profile,
-    seed: int,
-    checkpoint: Checkpoint,
-) -> stages.Stage:
-    """Notebook 06's stage, or one beside it for weights the notebook does not read."""
-    if not checkpoint.is_of_notebook:
-        reads = ("problems", "demonstrations")
-        notebook = dataclasses.replace(notebook, name="evaluation", reads=reads)
-    return stages.Stage(notebook, profile, seed, artifacts.run_dir(profile.name))
-
-
-def _finished(stage: stages.Stage, checkpoint: Checkpoint) -> Dataset | None:
-    """What notebook 06 has published; it deletes its cells when it finishes."""
+def _published(stage: stages.Stage, checkpoint: Checkpoint) -> Dataset | None:
+    """What notebook 06 has finished; it deletes its cells when it does."""
     marker = stages.read_marker(stage.run, NOTEBOOK)
     if marker is None or marker["key"] != stage.key.digest:
         return None
     path = stages.artifact_path(stage.run, NOTEBOOK, "predictions")
-    published = artifacts.read_dataset(path).cast(evaluation.PREDICTION_FEATURES)
-    rows = published.filter(lambda row: row["checkpoint"] == checkpoint.name)
+    rows = artifacts.read_dataset(path).filter(
+        lambda row: row["checkpoint"] == checkpoint.name
+    )
     return rows if len(rows) else None
 
 
-def _evaluate(
+def _decode(
     stage: stages.Stage,
     student: models.Student,
     checkpoint: Checkpoint,
     accelerator: Accelerator,
 ) -> Dataset:
     problems = stage.read("problems").filter(lambda row: row["split"] == "test")
-    table = stage.read("demonstrations")
-    profile = stage.profile
+    table, profile = stage.read("demonstrations"), stage.profile
     return evaluation.evaluate(
         student,
         selection.split_by_task(problems),
