@@ -38,10 +38,14 @@ TASK_FIELDS = (
     "data.train_task data.extra_train_tasks data.out_of_distribution_tasks "
     "data.generic_tasks"
 ).split()
-PATH_FIELDS = (
-    "teacher.path teacher.model student.model student.tokenizer "
-    "experiments.students experiments.raw_students"
-).split()
+TEACHER = "teacher.backend"
+MODEL_FIELDS = (
+    "student.model",
+    "experiments.students",
+    "experiments.raw_students",
+    "teacher.model",
+)
+PATH_FIELDS = (*MODEL_FIELDS, "teacher.path", "student.tokenizer")
 BUILT_IN_MODELS = ("micro-", "random:", "smollm2")
 Stale = Sequence[tuple[stages.Notebook, profiles.Profile]]
 
@@ -310,31 +314,27 @@ def preflight(stale: Stale) -> None:
     problems = [
         *_disk(checkpoint_bytes(stale), artifacts.run_dir(name)),
         *_data(used, is_online),
-        *(_model(*model, is_online) for model in _models(used)),
+        *_models(used, is_online),
         *_teacher(used),
     ]
-    listed = "".join(f"\n  - {problem}" for problem in problems if problem)
-    if listed:
-        raise ValueError(f"profile {name!r} cannot run yet:{listed}")
+    if problems:
+        listed = "\n  - ".join(problems)
+        raise ValueError(f"profile {name!r} cannot run yet:\n  - {listed}")
 
 
 def _warn_of_versions(lock: Path) -> None:
     """Warn about packages that differ from the lock file; nothing here is fatal."""
     found = importlib.metadata.distributions()
-    installed = {_pin(d.name, d.version.split("+")[0]) for d in found}
+    installed = {f"{d.name}=={d.version.split('+')[0]}" for d in found}
     # Lines with a semicolon are for other systems.
     lines = [ln.strip() for ln in lock.read_text().splitlines() if ";" not in ln]
-    pins = {_pin(*line.split("==")) for line in lines if "==" in line}
+    pins = {line for line in lines if "==" in line}
     if different := sorted(pins - installed):
         log.warning(
             "%d packages differ from requirements.lock (%s …): numbers may differ",
             len(different),
             ", ".join(different[:3]),
         )
-
-
-def _pin(name: str, version: str) -> str:
-    return f"{str(name).lower().replace('_', '-')}=={version}"
 
 
 def _disk(checkpoints: int, run: Path) -> Iterator[str]:
@@ -429,47 +429,44 @@ def _data(used: Mapping[str, set], is_online: Callable[[], bool]) -> list[str]:
     ]
 
 
-def _models(used: Mapping[str, set]) -> list[tuple[str, str]]:
-    """Field and name of every model: all students, not only the profile's own."""
-    fields = ["student.model", "experiments.students", "experiments.raw_students"]
-    if "huggingface" in used["teacher.backend"]:
-        fields.append("teacher.model")
-    return [(field, name) for field in fields for name in sorted(used[field])]
+def _models(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[str]:
+    """Faults of every model: all students, not only the profile's own."""
+    for field in MODEL_FIELDS:
+        is_remote = field == "teacher.model" and "huggingface" not in used[TEACHER]
+        for name in () if is_remote else sorted(used[field]):
+            try:
+                _check_model(field, name, is_online)
+            except ValueError as error:
+                yield str(error)
 
 
-def _model(field: str, name: str, is_online: Callable[[], bool]) -> str:
-    """Say what is wrong with one model, or nothing."""
+def _check_model(field: str, name: str, is_online: Callable[[], bool]) -> None:
     from cotspec import models
     from cotspec.micro import shipped
 
-    fault = ""
-    try:
-        if name.startswith(models.MICRO_PREFIX):
-            if not (shipped.FOLDER / shipped.MANIFEST).exists():
-                fault = (
-                    f"the weights of {name!r} are not in this package. Make them with "
-                    "'python -m cotspec.micro build' and 'python -m cotspec.micro "
-                    "pack' (96 minutes of one thread when last measured)"
-                )
-        elif name.startswith(models.RANDOM_PREFIX):
-            models.flan_t5_config(name.removeprefix(models.RANDOM_PREFIX))
-        elif name == "smollm2":
-            models.smollm2_gguf()
-        elif Path(name).exists():
-            if not (Path(name) / "config.json").exists():
-                fault = f"no config.json in {name}"
-        elif not is_online():
-            fault = (
-                f"{name!r} is no local folder and the Hugging Face hub cannot be "
-                f"reached; download it and use --set {field}=/path/to/model"
+    if name.startswith(models.MICRO_PREFIX):
+        if not (shipped.FOLDER / shipped.MANIFEST).exists():
+            raise ValueError(
+                f"{field}: the weights of {name!r} are not in this package. Make them "
+                "with 'python -m cotspec.micro build' and 'python -m cotspec.micro "
+                "pack' (96 minutes of one thread when last measured)"
             )
-    except ValueError as error:
-        return str(error)
-    return fault and f"{field}: {fault}"
+    elif name.startswith(models.RANDOM_PREFIX):
+        models.flan_t5_config(name.removeprefix(models.RANDOM_PREFIX))
+    elif name == "smollm2":
+        models.smollm2_gguf()
+    elif Path(name).exists():
+        if not (Path(name) / "config.json").exists():
+            raise ValueError(f"{field}: no config.json in {name}")
+    elif not is_online():
+        raise ValueError(
+            f"{field}: {name!r} is no local folder and the Hugging Face hub cannot be "
+            f"reached; download it and use --set {field}=/path/to/model"
+        )
 
 
 def _teacher(used: Mapping[str, set]) -> Iterator[str]:
-    backends = used["teacher.backend"]
+    backends = used[TEACHER]
     has_server = used["teacher.base_urls"] or os.environ.get("OPENAI_API_KEY")
     if "openai" in backends and not has_server:
         yield (
@@ -570,7 +567,7 @@ def _main(arguments: argparse.Namespace, given: list[str]) -> int:
         preflight(stale)
     status = run_series(request, series)
     if arguments.publish and not status:
-        _publish(series)
+        publish(series)
     return status
 
 
@@ -595,11 +592,9 @@ def _request(
 def _resume_command(given: list[str], here: Path) -> str:
     """The command as it was given; --force would run finished stages again."""
     script = os.path.relpath(artifacts.repository_root() / "run_all.sh", here)
-    folders = [
-        f"{n}={shlex.quote(os.environ[n])}" for n in FOLDERS if os.environ.get(n)
-    ]
+    folders = [f"{n}={shlex.quote(os.environ[n])} " for n in FOLDERS if n in os.environ]
     kept = [word for word in given if word != "--force"]
-    return " ".join([*folders, shlex.join([f"./{script}", *kept])])
+    return "".join(folders) + shlex.join([f"./{script}", *kept])
 
 
 def _show(plans: list[Plan], *, with_titles: bool) -> int:
@@ -611,7 +606,7 @@ def _show(plans: list[Plan], *, with_titles: bool) -> int:
     return 0
 
 
-def _publish(series: list[stages.Notebook]) -> None:
+def publish(series: list[stages.Notebook]) -> None:
     """Copy the results to figures/, if they are the default profile's own and whole."""
     everything = frozenset(nb.name for nb in series)
     request = Request(profiles.DEFAULT_PROFILE, None, {}, everything)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from safetensors.torch import save_model
 
 from cotspec import artifacts, commands, models, profiles, selection, stages
@@ -105,6 +106,27 @@ def run_notebook():
     for source in stages.load_notebook(path).code:
         exec(source, names)
     return names
+
+
+def test_train_hands_a_profile_and_saved_artifacts_to_the_loop(tmp_path, monkeypatch):
+    def train(student, examples, config, **options):
+        seen.update(options, student=student, rows=len(examples), config=config)
+
+    seen = {}
+    monkeypatch.setattr(commands.training, "train", train)
+    table = Dataset.from_dict({"example_id": ["a", "b"]})
+    for name in ("examples", "aligned"):
+        artifacts.write_dataset(tmp_path / f"{name}.parquet", table)
+    arguments = ["train", "smoke", str(tmp_path / "examples.parquet"), str(tmp_path)]
+    more = ["--seed", "3", "--set", "training.max_steps=2", "--set", "loss.tail=paper"]
+    assert commands.main([*arguments, *more]) == 0
+    profile = profiles.resolve("smoke", {"training.max_steps": 2, "loss.tail": "paper"})
+    assert (seen["config"], seen["loss"]) == (profile.training, profile.loss)
+    assert (seen["rows"], seen["seed"], seen["aligned"]) == (2, 3, None)
+    assert seen["student"].name == "micro-base" and seen["work_dir"] == tmp_path
+    more = ["--aligned", str(tmp_path / "aligned.parquet")]
+    assert commands.main([*arguments, *more]) == 0
+    assert seen["aligned"]["example_id"][:] == ["a", "b"]
 
 
 def test_a_checkpoint_gets_predictions_and_accuracies_with_intervals(runs, capsys):

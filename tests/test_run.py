@@ -81,6 +81,12 @@ def test_runs_all_then_nothing_then_only_what_depends_on_a_change(series, capsys
     steps = profiles.resolve("smoke").training.max_steps
     assert f"training.max_steps 7 -> {steps}" in "\n".join(lines)
 
+    other = ["--only", "02", "--dry-run", "--set"]
+    first, *rest = run_lines(capsys, *other, "training.max_steps=9")[1]
+    assert first.startswith("note: 01_double is not chosen, but stale: training.max")
+    assert len(rest) == 1 and rest[0].startswith("02_report")
+    assert "note:" not in run_lines(capsys, *other, "training.max_steps=7")[1][0]
+
     executed = (series / "runs/smoke/notebooks/00_overview.ipynb").read_text()
     assert "300/300" in executed and "150/300" not in executed  # one line a bar
 
@@ -180,7 +186,10 @@ def test_a_notebook_that_does_not_finish_is_a_failure(series, capsys):
         (["--seed", "1.5"], "--seed: '1.5'. Allowed: whole"),
         (["--seed", "9" * 20], "--seed: 99999"),
         (["--set", "training.max_steps=a", "--set", "loss.tail=b"], "loss.tail"),
-        (["--profile", "smoke", "--publish"], "--publish: profile 'smoke'. Allowed: the default"),
+        (
+            ["--profile", "smoke", "--publish"],
+            "--publish: profile 'smoke'. Allowed: the default",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence_without_traceback(
@@ -223,14 +232,6 @@ def test_relative_folders_and_paths_count_from_where_the_command_was_given(
         assert value in executed
 
 
-def test_only_says_which_stages_above_are_stale_under_these_settings(series, capsys):
-    run_lines(capsys)
-    lines = run_lines(capsys, "--only", "02", "--set", "training.max_steps=7")[1]
-    assert lines[0].startswith("note: 01_double is not chosen, but stale: training.max")
-    assert not any("00_overview" in line for line in lines)
-    assert "note:" not in "".join(run_lines(capsys, "--only", "02")[1])
-
-
 def test_publish_needs_the_default_profile_whole_and_deletes_only_its_own(
     series, capsys, monkeypatch
 ):
@@ -242,10 +243,7 @@ def test_publish_needs_the_default_profile_whole_and_deletes_only_its_own(
     before = artifacts.checksum(series / "figures")
     assert run.main(["--profile", "smoke", "--only", "00", "--publish"]) == 2
     assert "01_double, 02_report are not fresh" in capsys.readouterr().err
-    changed = ["--profile", "smoke", "--set", "training.max_steps=7", "--publish"]
-    assert run.main(changed) == 2
     assert artifacts.checksum(series / "figures") == before
-
     assert run_lines(capsys, "--publish")[0] == 0
     found = {path.name for path in (series / "figures").iterdir()}
     assert found == {"mine.png", "REPORT.md", "PUBLISHED.txt"}
@@ -253,6 +251,10 @@ def test_publish_needs_the_default_profile_whole_and_deletes_only_its_own(
     assert (series / "figures/PUBLISHED.txt").read_text() == "REPORT.md\n"
     report = series / "runs/smoke/report/REPORT.md"
     assert (series / "figures/REPORT.md").read_bytes() == report.read_bytes()
+    series_now = stages.load_series(series)
+    report.write_text("changed by hand")
+    with pytest.raises(ValueError, match="02_report are not fresh"):
+        run.publish(series_now)
 
 
 def test_only_and_from_choose_stages(series):
