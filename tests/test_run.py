@@ -94,9 +94,8 @@ def test_runs_all_then_nothing_then_only_what_depends_on_a_change(series, capsys
     assert {p.name for p in html.iterdir()} >= {"index.html", "01_double.html"}
 
 
-def test_a_changed_comment_upstream_stops_where_the_artifact_is_the_same(
-    series, capsys
-):
+def test_a_change_reaches_only_what_reads_it(series, capsys):
+    # A comment upstream stops where the artifact is the same.
     run_lines(capsys)
     write_notebook(
         series,
@@ -111,9 +110,7 @@ def test_a_changed_comment_upstream_stops_where_the_artifact_is_the_same(
     status, lines = run_lines(capsys)
     assert states(lines) == ["1"]
 
-
-def test_overrides_in_a_cell_reach_only_that_notebook(series, capsys):
-    run_lines(capsys)
+    # Overrides in a notebook's cell are that notebook's.
     path = series / "notebooks/01_double.ipynb"
     text = path.read_text().replace(
         "OVERRIDES = {}", "OVERRIDES = {'training.max_steps': 3}"
@@ -168,7 +165,10 @@ def test_a_dead_kernel_is_a_failure(series, capsys):
 
 def test_a_notebook_that_does_not_finish_is_a_failure(series, capsys):
     write_notebook(
-        series, "02_report", OPEN.format("02_report"), 'stage.read("doubled")'
+        series,
+        "00_overview",
+        OPEN.format("00_overview"),
+        'stage.write("numbers", {"n": 1})',
     )
     status, lines = run_lines(capsys)
     assert status == run.FAILED

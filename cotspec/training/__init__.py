@@ -16,7 +16,7 @@ over all target tokens of its micro-batches, whichever process computes them.
 
 Modules, top down: `loop` runs `update` after update; `objective` is what a batch costs,
 `schedule` how long and how fast a run is; `checkpoints` and `log` are what it leaves;
-`run` is what they share. ``python -m cotspec.training`` is `__main__`.
+`run` is what they share. ``python -m cotspec.commands train`` starts it.
 """
 
 from cotspec.training.checkpoints import (
