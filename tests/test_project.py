@@ -18,7 +18,7 @@ LAYERS = {
     "cotspec.losses": 0,
     "cotspec.t5": 0,
     "cotspec.artifacts": 0,
-    "cotspec.alignment": 1,
+    "cotspec.alignment": 0,
     "cotspec.alignment.table": 0,
     "cotspec.micro": 1,  # worlds, tokenizers and shipped models
     "cotspec.tasks": 1,
