@@ -34,10 +34,6 @@ MAX_SEED = 2**32 - 1
 # `run_all.sh` changes the folder and says here where it was called.
 STARTED_IN = "COTSPEC_STARTED_IN"
 FOLDERS = ("COTSPEC_ROOT", "COTSPEC_RUNS", "COTSPEC_DATA")
-TASK_FIELDS = (
-    "data.train_task data.extra_train_tasks data.out_of_distribution_tasks "
-    "data.generic_tasks"
-).split()
 TEACHER = "teacher.backend"
 MODEL_FIELDS = (
     "student.model",
@@ -393,9 +389,11 @@ def _weight_bytes(name: str, start: str) -> int:
     from cotspec import models
     from cotspec.micro import shipped
 
-    if name in profiles.MICRO_STUDENTS and (shipped.FOLDER / shipped.MANIFEST).exists():
-        size = name.removeprefix(models.MICRO_PREFIX)
-        return 4 * shipped.facts(f"{size}-{start}")["parameters"]
+    if name.startswith(models.MICRO_PREFIX):
+        manifest = shipped.FOLDER / shipped.MANIFEST
+        known = artifacts.read_json(manifest) if manifest.exists() else {}
+        shown = f"{name.removeprefix(models.MICRO_PREFIX)}-{start}"
+        return 4 * known.get(shown, {"parameters": 0})["parameters"]
     if Path(name).is_dir():
         return sum(file.stat().st_size for file in Path(name).glob("*.safetensors"))
     flan = name.removeprefix(models.RANDOM_PREFIX).replace("t5-v1_1", "flan-t5")
@@ -415,7 +413,8 @@ def t5_parameters(
 
 
 def _data(used: Mapping[str, set], is_online: Callable[[], bool]) -> list[str]:
-    names = {name for field in TASK_FIELDS for name in used[field]}
+    values = {v for field in used if field.startswith("data.") for v in used[field]}
+    names = {value for value in values if isinstance(value, str)}
     real = sorted(name for name in names if not name.startswith("micro/"))
     if real and (folder := os.environ.get("COTSPEC_DATA")):
         from cotspec import tasks
