@@ -100,8 +100,9 @@ def _evaluate(given: argparse.Namespace) -> None:
     root = artifacts.repository_root()
     notebook = stages.load_notebook(root / "notebooks" / f"{NOTEBOOK}.ipynb")
     seed = notebook.parameters["SEED"] if given.seed is None else given.seed
-    overrides = notebook.parameters["OVERRIDES"] | profiles.parse_sets(given.set)
-    profile = profiles.resolve(given.profile, overrides)
+    own = notebook.parameters["OVERRIDES"] or {}
+    profiles.resolve(given.profile, own)  # refuses what is no dict
+    profile = profiles.resolve(given.profile, {**own, **profiles.parse_sets(given.set)})
     run = artifacts.run_dir(profile.name)
     checkpoint = find_checkpoint(given.checkpoint, run)
     if not checkpoint.is_of_notebook:  # a stage beside notebook 06
