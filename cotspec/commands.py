@@ -201,19 +201,14 @@ def _write(
     predictions: Dataset,
 ) -> None:
     """Write predictions and accuracies, and print the latter."""
-    results = evaluation.aggregate(
-        predictions,
-        student=student.name,
-        start=student.start,
-        size=student.size,
-        step=checkpoint.step,
-        seed=stage.seed,
-        confidence=stage.profile.evaluation.confidence,
-    )
+    about = {"student": student.name, "start": student.start, "size": student.size}
+    about |= {"step": checkpoint.step, "seed": stage.seed}
+    confidence = stage.profile.evaluation.confidence
+    results = evaluation.aggregate(predictions, **about, confidence=confidence)
     folder = stage.run / "evaluation" / checkpoint.name
     artifacts.write_dataset(folder / "predictions.parquet", predictions)
     artifacts.write_frame(folder / "results.csv", results)
-    shown = results.drop(columns=["student", "start", "size", "step", "seed"])
+    shown = results.drop(columns=list(about))
     print(f"{student.name} ({student.start}), {checkpoint.name}, {student.size:,}")
     print(shown.to_string(index=False, float_format="{:.3f}".format))
     print(f"predictions and results: {folder}")

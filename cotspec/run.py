@@ -34,7 +34,7 @@ MAX_SEED = 2**32 - 1
 # `run_all.sh` changes the folder and says here where it was called.
 STARTED_IN = "COTSPEC_STARTED_IN"
 FOLDERS = ("COTSPEC_ROOT", "COTSPEC_RUNS", "COTSPEC_DATA")
-TEACHER = "teacher.backend"
+BACKEND = "teacher.backend"
 MODEL_FIELDS = (
     "student.model",
     "experiments.students",
@@ -199,7 +199,15 @@ def execute(notebook: stages.Notebook, request: Request, series: list) -> float:
         raise StageFailed(f"{notebook.name}: the kernel died ({error})") from error
     finally:
         _keep_executed(partial, output)
-    _check_marker(stages.read_marker(run, notebook.name), notebook.name, expected)
+    marker = stages.read_marker(run, notebook.name)
+    if marker is None:
+        raise StageFailed(
+            f"{notebook.name}: all cells ran, but stage.finish() did not. "
+            "Call it in the last cell"
+        )
+    if marker["key"] != expected.digest:
+        reasons = "; ".join(stages.explain(expected.parts, marker["key_parts"]))
+        raise StageFailed(f"{notebook.name}: changed while it ran: {reasons}")
     return time.monotonic() - started
 
 
@@ -214,17 +222,6 @@ def _keep_executed(partial: Path, output: Path) -> None:
     collapsed, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})
     artifacts.write_bytes(output, nbformat.writes(collapsed).encode())
     partial.unlink()
-
-
-def _check_marker(marker: dict | None, name: str, expected: stages.StageKey) -> None:
-    if marker is None:
-        raise StageFailed(
-            f"{name}: all cells ran, but stage.finish() did not. "
-            "Call it in the last cell"
-        )
-    if marker["key"] != expected.digest:
-        reasons = "; ".join(stages.explain(expected.parts, marker["key_parts"]))
-        raise StageFailed(f"{name}: changed while it ran: {reasons}")
 
 
 def _describe(notebook: stages.Notebook, error) -> str:
@@ -431,7 +428,7 @@ def _data(used: Mapping[str, set], is_online: Callable[[], bool]) -> list[str]:
 def _models(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[str]:
     """Faults of every model: all students, not only the profile's own."""
     for field in MODEL_FIELDS:
-        is_remote = field == "teacher.model" and "huggingface" not in used[TEACHER]
+        is_remote = field == "teacher.model" and "huggingface" not in used[BACKEND]
         for name in () if is_remote else sorted(used[field]):
             try:
                 _check_model(field, name, is_online)
@@ -465,7 +462,7 @@ def _check_model(field: str, name: str, is_online: Callable[[], bool]) -> None:
 
 
 def _teacher(used: Mapping[str, set]) -> Iterator[str]:
-    backends = used[TEACHER]
+    backends = used[BACKEND]
     has_server = used["teacher.base_urls"] or os.environ.get("OPENAI_API_KEY")
     if "openai" in backends and not has_server:
         yield (
@@ -494,7 +491,8 @@ def build_parser() -> argparse.ArgumentParser:
     known = ", ".join(profiles.PROFILES)
     switch = {"action": "store_true"}
     several = {"action": "append", "default": [], "metavar": "FIELD=VALUE"}
-    add("--profile", f"one of: {known}", default=profiles.DEFAULT_PROFILE)
+    text = f"one of: {known} (default: %(default)s)"
+    add("--profile", text, default=profiles.DEFAULT_PROFILE)
     add("--only", "only these stages: 04,05 or full names", default="")
     add("--from", "this stage and all after it", dest="from_stage", default="")
     add("--set", "override a field: training.learning_rate=1e-3", **several)
