@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from count_lines import table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "cotspec"
@@ -137,3 +138,10 @@ def test_notebook_follows_the_form_of_the_series(path):
 
 def test_there_are_notebooks():
     assert NOTEBOOKS
+
+
+def test_the_package_and_its_tests_stay_small():
+    files, lines = map(sum, zip(*table(PACKAGE).values(), strict=True))
+    tests = sum(count for _, count in table(REPOSITORY / "tests").values())
+    found = f"{files} files, {lines:,} lines of code; {tests:,} lines of tests"
+    assert files <= 60 and lines <= 8_500 and tests <= 8_000, found
