@@ -4,19 +4,28 @@
 #   ./run_all.sh --profile rehearsal any option of `python -m cotspec.run`
 #   ./run_all.sh --test [args]       the tests (args go to pytest)
 #   ./run_all.sh --lab               JupyterLab on the series
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"  # called as `sh run_all.sh`
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
-root=$PWD
-lock=$root/requirements.lock
+unset CDPATH  # with it, `cd` prints where it went
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "run_all.sh: $*"; exit 2; }
 
-if [ -n "${COTSPEC_DATA:-}" ]; then
-    [ -d "$COTSPEC_DATA" ] || die "COTSPEC_DATA: no folder '$COTSPEC_DATA'"
-    COTSPEC_DATA=$(cd "$COTSPEC_DATA" && pwd)
-    export COTSPEC_DATA
-fi
+# Relative paths mean the folder where the command was given.
+export COTSPEC_STARTED_IN=$PWD
+for name in COTSPEC_DATA COTSPEC_RUNS COTSPEC_ROOT; do
+    case "${!name:-/}" in /*) ;; *) export "$name=$PWD/${!name}" ;; esac
+done
+[ -d "${COTSPEC_DATA:-/}" ] || die "COTSPEC_DATA: no folder '$COTSPEC_DATA'"
+
+script=${BASH_SOURCE[0]}
+while [ -L "$script" ]; do  # a link's target counts from the link's folder
+    cd "$(dirname "$script")"
+    script=$(readlink "$(basename "$script")")
+done
+cd "$(dirname "$script")"
+root=$PWD
+lock=$root/requirements.lock
 
 # An active environment counts when it has cotspec installed (asked from / so that
 # this checkout itself does not answer).

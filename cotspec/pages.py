@@ -1,7 +1,7 @@
 """The HTML page of the series: one page a notebook, and an index.
 
 Enters: executed notebooks under ``runs/<profile>/notebooks``. Leaves:
-``runs/<profile>/html/*.html``, readable offline.
+``runs/<profile>/html/*.html``, readable offline. `STYLE` is the report's, too.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ def write_pages(run: Path, series: list[stages.Notebook]) -> Path:
 def publish(run: Path, target: Path) -> int:
     """Replace the committed results with a run's figures and report.
 
+    Only files that an earlier call wrote are deleted; ``PUBLISHED.txt`` lists them.
+
     Parameters
     ----------
     run : Path
@@ -62,12 +64,15 @@ def publish(run: Path, target: Path) -> int:
     int
         The number of files written.
     """
-    for old in target.iterdir() if target.exists() else ():
-        old.unlink()
+    listing = target / "PUBLISHED.txt"
+    for old in listing.read_text().splitlines() if listing.exists() else ():
+        (target / Path(old).name).unlink(missing_ok=True)
     folders = [run / name for name in ("figures", "report")]
     sources = [path for folder in folders for path in sorted(folder.glob("*"))]
     for source in sources:
         artifacts.write_bytes(target / source.name, source.read_bytes())
+    names = "".join(f"{source.name}\n" for source in sources)
+    artifacts.write_bytes(listing, names.encode())
     return len(sources)
 
 

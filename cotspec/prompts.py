@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from datasets import Dataset
 
-from cotspec.profiles import DATA_FORMATS, FormatsConfig
+from cotspec.profiles import DATA_FORMATS, GENERIC_PROMPT_MODES, FormatsConfig
 
 if TYPE_CHECKING:  # the preflight imports this module and must take seconds
     from transformers import PreTrainedTokenizerBase
@@ -30,8 +30,6 @@ COMPLETION_PREFIX = "A:"
 COT_TRIGGER = "Let's think step by step."
 ANSWER_PREFIX = "The answer is"
 STOP_STRINGS = ("\n\nQ:", "\nQ:")
-# Generic tasks (BBH) always show their demonstrations, so their modes are two.
-GENERIC_PROMPT_MODES = ("answer_only", "chain_of_thought")
 PROMPT_MODES = (*DATA_FORMATS, *GENERIC_PROMPT_MODES)
 _ENDS_IN_ANSWER = re.compile(r"\banswer is:?\s+\S[^\n]*\Z", re.IGNORECASE)
 _SPARES = 3  # drawn in case the question itself, or a twin of it, is drawn
@@ -168,38 +166,6 @@ def build_target(mode: str, *, completion: str, answer: str) -> str:
     return answer_sentence(answer)
 
 
-def fit_demonstrations(
-    question: str,
-    mode: str,
-    demonstrations: Sequence[Demonstration],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_input_tokens: int,
-    description: str = "",
-) -> FittedPrompt:
-    """Drop whole demonstrations, the last first, until the prompt fits.
-
-    Parameters
-    ----------
-    question, mode, demonstrations, description
-        As in `build_inputs`.
-    max_input_tokens : int
-        Tokens the encoder may read, the end-of-sequence token included.
-
-    Raises
-    ------
-    ValueError
-        If the question does not fit even without demonstrations.
-    """
-    return fit_prompts(
-        [(question, demonstrations)],
-        mode,
-        tokenizer,
-        max_input_tokens=max_input_tokens,
-        description=description,
-    )[0]
-
-
 def fit_prompts(
     items: Sequence[tuple[str, Sequence[Demonstration]]],
     mode: str,
@@ -208,7 +174,20 @@ def fit_prompts(
     max_input_tokens: int,
     description: str = "",
 ) -> list[FittedPrompt]:
-    """Do `fit_demonstrations` for many (question, demonstrations) pairs at once.
+    """Drop whole demonstrations, the last first, until each prompt fits.
+
+    Parameters
+    ----------
+    items : sequence of (question, demonstrations)
+    mode, description
+        As in `build_inputs`.
+    max_input_tokens : int
+        Tokens the encoder may read, the end-of-sequence token included.
+
+    Returns
+    -------
+    list of FittedPrompt
+        One per item, in order.
 
     Raises
     ------

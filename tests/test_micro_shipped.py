@@ -10,9 +10,8 @@ from scipy.stats import fisher_exact
 
 from cotspec import evaluation, models, tasks
 from cotspec.micro import build, shipped
+from cotspec.micro.shipped import MICRO_SIZES, MICRO_STARTS
 from cotspec.profiles import (
-    MICRO_SIZES,
-    MICRO_STARTS,
     EvaluationConfig,
     StudentConfig,
     TeacherConfig,
@@ -78,15 +77,15 @@ def test_missing_weights_say_how_to_get_them(weights):
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("size", "start", "message"),
     [
-        (StudentConfig("micro-huge"), "student.model: 'micro-huge'. Allowed: micro-sm"),
-        (StudentConfig("micro-small", start="random"), "student.start: 'random'"),
+        ("huge", "raw", "student.model: 'micro-huge'. Allowed: micro-small"),
+        ("small", "random", "student.start: 'random'"),
     ],
 )
-def test_an_unknown_student_is_named_with_what_is_allowed(config, message):
+def test_an_unknown_student_is_named_with_what_is_allowed(size, start, message):
     with pytest.raises(ValueError, match=message):
-        models.load_student(config)
+        shipped.load_student(size, start)
 
 
 def test_an_unknown_model_to_build_is_named(tmp_path):

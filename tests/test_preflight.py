@@ -1,66 +1,131 @@
 """The preflight lists everything that is missing, with a remedy each."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
+import torch
 
-from cotspec import preflight, profiles
+from cotspec import models, profiles, run, stages
+from cotspec.experiments import grid
 from cotspec.micro import shipped
+from cotspec.t5 import new_t5
+
+SERIES = stages.load_series(Path(__file__).resolve().parents[1])
+GIB = 2**30
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch):
+def offline(monkeypatch, tmp_path):
     monkeypatch.setattr("cotspec.tasks.hub.is_reachable", lambda: False)
+    monkeypatch.setenv("COTSPEC_RUNS", str(tmp_path / "runs"))
     monkeypatch.delenv("COTSPEC_DATA", raising=False)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
 
 
-def problem(tmp_path, name, **overrides):
+def stages_of(name, only="", **overrides):
     dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    profile = profiles.resolve(name, dotted)
+    chosen = run.choose(SERIES, only, "")
+    return [(nb, profile) for nb in SERIES if nb.name in chosen]
+
+
+def problem(name, only="", **overrides):
     with pytest.raises(ValueError) as error:
-        preflight.check([profiles.resolve(name, dotted)], tmp_path)
+        run.preflight(stages_of(name, only, **overrides))
     return str(error.value)
 
 
-def test_smoke_needs_nothing(tmp_path):
-    preflight.check([profiles.resolve("smoke")], tmp_path)
+def test_smoke_needs_nothing():
+    run.preflight(stages_of("smoke"))
 
 
-def test_real_data_without_hub_or_folder_says_what_to_set(tmp_path):
-    assert "set COTSPEC_DATA" in problem(tmp_path, "rehearsal")
+def test_real_data_without_hub_or_folder_says_what_to_set():
+    assert "set COTSPEC_DATA" in problem("rehearsal")
 
 
 def test_an_empty_data_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("COTSPEC_DATA", str(tmp_path))
-    message = problem(tmp_path, "rehearsal")
+    message = problem("rehearsal")
     assert "gsm8k" in message and str(tmp_path) in message
 
 
-def test_hub_models_without_hub_say_what_to_set(tmp_path):
-    message = problem(tmp_path, "flan-t5-base")
+def test_hub_models_without_hub_say_what_to_set():
+    message = problem("flan-t5-base")
     assert "--set student.model=/path/to/model" in message
     assert "OPENAI_API_KEY" in message and "COTSPEC_DATA" in message
 
 
-def test_a_local_student_without_an_encoder_is_refused_before_any_work(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    message = problem(tmp_path, "smoke", student__model=str(tmp_path))
-    assert "student.model" in message and "has no encoder" in message
+def test_every_student_is_looked_at_not_only_the_profiles_own(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    local = {"student__model": str(tmp_path)}
+    message = problem("flan-t5-base", **local)
+    assert "student.model" not in message
+    for name in ("google/flan-t5-small", "google/flan-t5-base", "google/t5-v1_1-base"):
+        assert f"{name!r} is no local folder" in message
+    # Stages that train no other student need no other.
+    run.preflight(stages_of("flan-t5-base", "03,04", **local))
 
 
-def test_recorded_traces_must_exist(tmp_path):
-    message = problem(
-        tmp_path, "smoke", teacher__backend="recorded", teacher__path="/nowhere"
-    )
+def test_a_folder_that_is_no_model_is_refused_before_any_work(tmp_path):
+    message = problem("smoke", student__model=str(tmp_path))
+    assert f"student.model: no config.json in {tmp_path}" in message
+
+
+def test_recorded_traces_must_exist():
+    message = problem("smoke", teacher__backend="recorded", teacher__path="/nowhere")
     assert "'/nowhere' does not exist" in message
+    assert "None does not exist" in problem("smoke", teacher__backend="release")
 
 
-def test_a_full_disk_is_noticed(tmp_path, monkeypatch):
-    usage = dataclasses.make_dataclass("Usage", ["free"])(free=2**20)
-    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage)
-    assert "COTSPEC_RUNS" in problem(tmp_path, "smoke")
+def give(monkeypatch, free):
+    usage = dataclasses.make_dataclass("Usage", ["free"])(free=free)
+    monkeypatch.setattr(run.shutil, "disk_usage", lambda _: usage)
+
+
+def test_a_full_disk_is_noticed(monkeypatch):
+    give(monkeypatch, 2**20)
+    assert "COTSPEC_RUNS" in problem("smoke")
+
+
+def test_checkpoints_that_cannot_fit_are_refused_and_begun_ones_count(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr("cotspec.tasks.hub.is_reachable", lambda: True)
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    give(monkeypatch, 500 * GIB)
+    assert "disk: 500.0 GiB" in problem("flan-t5-xl")
+    assert "training.num_checkpoints" in problem("flan-t5-xl")
+    run.preflight(stages_of("flan-t5-xl", "03,05"))
+    begun = tmp_path / "runs/flan-t5-xl/store/cell/model.safetensors"
+    begun.parent.mkdir(parents=True)
+    with begun.open("wb") as file:
+        file.truncate(6000 * GIB)  # sparse
+    run.preflight(stages_of("flan-t5-xl"))
+
+
+def test_the_disk_estimate_counts_every_training_of_the_grids_once():
+    two = {"training__num_checkpoints": 2, "experiments__seeds": (0,)}
+    weights = 4 * shipped.facts("base-instruction_tuned")["parameters"]
+    assert run.checkpoint_bytes(stages_of("smoke", "00,03", **two)) == 0
+    assert run.checkpoint_bytes(stages_of("smoke", "05", **two)) == (2 + 2) * weights
+    profile = profiles.resolve("smoke", {"experiments.seeds": (0,)})
+    sections = {n: getattr(profile, n) for n in ("formats", "loss", "alignment")}
+    base = grid.base_cells(profile.student, profile.experiments, **sections)
+    cells = {*grid.format_grid(base), *grid.loss_grid(base)}
+    expected = (2 * len(cells) + 2) * weights
+    assert run.checkpoint_bytes(stages_of("smoke", "07,08,09", **two)) == expected
+
+
+@pytest.mark.parametrize("size", ["small", "base"])
+def test_the_parameters_of_a_flan_t5_are_those_of_the_model(size):
+    name = f"google/flan-t5-{size}"
+    with torch.device("meta"):
+        parameters = new_t5(models.flan_t5_config(name)).parameters()
+    expected = sum(weight.numel() for weight in parameters)
+    assert run.t5_parameters(*models.FLAN_T5_SHAPES[name]) == expected
 
 
 def test_models_that_are_not_packed_say_how_to_make_them(tmp_path, monkeypatch):
     monkeypatch.setattr(shipped, "FOLDER", tmp_path)
-    assert "cotspec.micro build" in problem(tmp_path, "micro")
+    assert "cotspec.micro build" in problem("micro")

@@ -1,43 +1,68 @@
 """Profiles: overrides are typed and checked, and a wrong one says what is allowed."""
 
+import copy
 import dataclasses
 import pickle
+import traceback
 
 import pytest
 
 from cotspec import profiles
+from cotspec.micro import shipped
 
 
-def test_every_named_profile_resolves():
-    for name in profiles.PROFILES:
-        assert profiles.resolve(name).name == name
+def value_of(profile, dotted):
+    section, name = dotted.split(".")
+    return getattr(getattr(profile, section), name)
 
 
-def test_default_profile_exists():
+@pytest.mark.parametrize("name", profiles.PROFILES)
+def test_a_named_profile_resolves_to_itself_and_passes_its_own_checks(name):
+    profile = profiles.resolve(name)
+    assert profile.name == name
+    flat = {
+        f"{section}.{field}": value
+        for section, fields in profiles.as_dict(profile).items()
+        for field, value in fields.items()
+    }
+    assert profiles.resolve(name, flat) == profile
+
+
+def test_the_default_profile_and_the_shipped_students_exist():
     assert profiles.DEFAULT_PROFILE in profiles.PROFILES
+    assert profiles.MICRO_STUDENTS == shipped.MICRO_STUDENTS
 
 
 @pytest.mark.parametrize(
-    ("dotted", "text", "value"),
+    ("dotted", "given", "value"),
     [
         ("training.learning_rate", "1e-3", 1e-3),
+        ("training.learning_rate", 1, 1.0),
+        ("training.batch_tokens", "1e4", 10_000),
         ("training.max_steps", "none", None),
         ("training.max_steps", "7", 7),
+        ("training.max_steps", 7.0, 7),
         ("filtering.drop_duplicates", "true", True),
-        ("formats.data_formats", "zero_shot_answer_only", ("zero_shot_answer_only",)),
         ("student.model", "/tmp/model", "/tmp/model"),
-        ("experiments.seeds", "[0, 1]", (0, 1)),
-        ("experiments.seeds", "(0, 1)", (0, 1)),
+        ("student.model", "7", "7"),
+        ("teacher.path", "None", None),
+        ("formats.data_formats", "zero_shot_answer_only", ("zero_shot_answer_only",)),
         ("experiments.seeds", "0,1", (0, 1)),
-        ("teacher.study_temperatures", "(0.0, 0.7)", (0.0, 0.7)),
-        ("experiments.students", "['micro-base']", ("micro-base",)),
-        ("experiments.students", "", ()),
+        ("experiments.seeds", "[0, 1]", (0, 1)),
+        ("experiments.seeds", [0, 1], (0, 1)),
+        ("experiments.raw_students", "", ()),
+        ("experiments.students", "['micro-xl', 'a/b']", ("micro-xl", "a/b")),
+        ("teacher.study_temperatures", "(0.0, 0.7, 2.0)", (0.0, 0.7, 2.0)),
+        (
+            "teacher.base_urls",
+            "http://[::1]:80/v1,https://b",
+            ("http://[::1]:80/v1", "https://b"),
+        ),
     ],
 )
-def test_a_string_from_the_shell_becomes_the_fields_type(dotted, text, value):
-    section, name = dotted.split(".")
-    changed = profiles.resolve("smoke", {dotted: text})
-    assert getattr(getattr(changed, section), name) == value
+def test_text_and_python_values_become_the_fields_type(dotted, given, value):
+    found = value_of(profiles.resolve("smoke", {dotted: given}), dotted)
+    assert (found, type(found)) == (value, type(value))
 
 
 def test_an_override_leaves_the_named_profile_alone():
@@ -47,63 +72,78 @@ def test_an_override_leaves_the_named_profile_alone():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("dotted", "given", "words"),
     [
-        ({"training.learning_rat": 1}, ["training.learning_rat", "learning_rate"]),
-        ({"trainin.learning_rate": 1}, ["trainin", "training"]),
-        ({"training.learning_rate": "fast"}, ["learning_rate", "'fast'", "number"]),
-        ({"training.learning_rate": -1.0}, ["learning_rate", "-1.0", "greater than 0"]),
-        ({"training.max_steps": 2.5}, ["max_steps", "2.5"]),
-        ({"loss.tail": "head"}, ["loss.tail", "'head'", "bucket"]),
-        ({"formats.data_formats": "cot"}, ["data_formats", "'cot'", "zero_shot"]),
-        ({"filtering.drop_duplicates": "maybe"}, ["drop_duplicates", "'maybe'"]),
-        (
-            {"teacher.temperature": -3},
-            ["teacher.temperature", "-3", "greater than or equal to 0"],
-        ),
-        ({"teacher.temperature": "nan"}, ["teacher.temperature", "nan", "finite"]),
-        (
-            {"teacher.study_temperatures": (0.5, 11)},
-            ["study_temperatures", "11", "equal to 10"],
-        ),
-        ({"evaluation.confidence": 7}, ["confidence", "7", "less than 1"]),
-        ({"evaluation.confidence": 1}, ["confidence", "1", "less than 1"]),
-        (
-            {"filtering.duplicate_similarity": 5},
-            ["duplicate_similarity", "5", "less than or equal to 1"],
-        ),
-        (
-            {"filtering.duplicate_similarity": 0},
-            ["duplicate_similarity", "0", "greater than 0"],
-        ),
-        (
-            {"loss.cross_entropy_weight": 1.5},
-            ["cross_entropy_weight", "1.5", "equal to 1"],
-        ),
-        ({"training.weight_decay": -0.1}, ["weight_decay", "-0.1", "equal to 0"]),
-        ({"training.warmup_steps": -1}, ["warmup_steps", "-1", "equal to 0"]),
-        ({"experiments.seeds": []}, ["experiments.seeds", "at least 1 item"]),
-        ({"experiments.seeds": (0, -1)}, ["experiments.seeds", "-1", "equal to 0"]),
-        (
-            {"experiments.students": "micro-smal,micro-base"},
-            ["experiments.students", "'micro-smal'", "micro-small", "micro-xl"],
-        ),
-        ({"experiments.raw_students": "micro-xxl"}, ["raw_students", "'micro-xxl'"]),
-        ({"student.model": "micro-teacher"}, ["student.model", "'micro-teacher'"]),
-        ({"loss.tail": "buckt"}, ["loss.tail", "did you mean 'bucket'"]),
-        ([], ["OVERRIDES", "[]", "a dict"]),
-        ({1: 2}, ["1", "unknown section"]),
-        (
-            {"training.max_steps": 0, "training.batch_tokens": "x"},
-            ["training.max_steps", "training.batch_tokens"],
-        ),
-        ({"training.max_steps": "inf"}, ["training.max_steps", "'inf'"]),
+        ("training.learning_rat", 1, ["unknown field", "did you mean 'learning_rate'"]),
+        ("trainin.learning_rate", 1, ["unknown section", "did you mean 'training'"]),
+        ("training", 1, ["unknown field", "learning_rate"]),
+        (1, 2, ["'1'", "unknown section"]),
+        ("training.learning_rate", "fast", ["'fast'", "valid number"]),
+        ("training.learning_rate", -1.0, ["-1.0", "greater than 0"]),
+        ("training.learning_rate", float("inf"), ["inf", "finite"]),
+        ("training.learning_rate", True, ["True", "number"]),
+        ("training.max_steps", 2.5, ["2.5", "integer"]),
+        ("training.max_steps", "inf", ["'inf'", "integer"]),
+        ("training.max_steps", [1], ["[1]", "integer"]),
+        ("training.weight_decay", -0.1, ["-0.1", "equal to 0"]),
+        ("training.warmup_steps", -1, ["-1", "equal to 0"]),
+        ("training.num_checkpoints", 0, ["0", "greater than 0"]),
+        ("training.checkpoint_every", 60, ["unknown field"]),
+        ("loss.tail", "head", ["'head'", "'bucket', 'renormalized' or 'paper'"]),
+        ("loss.tail", "bukket", ["did you mean 'bucket'"]),
+        ("loss.cross_entropy_weight", 1.5, ["1.5", "equal to 1"]),
+        ("formats.data_formats", "cot", ["'cot'", "zero_shot_answer_only"]),
+        ("formats.data_formats", [], ["[]", "at least 1"]),
+        ("evaluation.generic_prompt_modes", "x", ["'x'", "'answer_only'"]),
+        ("filtering.drop_duplicates", "maybe", ["'maybe'", "boolean"]),
+        ("filtering.duplicate_similarity", 0, ["0", "greater than 0"]),
+        ("teacher.temperature", -3, ["-3", "equal to 0"]),
+        ("teacher.temperature", "nan", ["nan", "0"]),
+        ("teacher.study_temperatures", (0.5, 11), ["11", "equal to 10"]),
+        ("teacher.base_urls", "localhost:8000", ["'localhost:8000'", "http://localh"]),
+        ("evaluation.confidence", 1, ["1", "less than 1"]),
+        ("experiments.seeds", [], ["[]", "at least 1"]),
+        ("experiments.seeds", (0, -1), ["-1", "equal to 0"]),
+        ("experiments.students", "micro-smal,b", ["'micro-smal'", "'micro-xl'"]),
+        ("student.model", "micro-teacher", ["'micro-teacher'", "'micro-small'"]),
+        ("student.model", "", ["''", "at least 1 character"]),
     ],
 )
-def test_a_wrong_override_names_field_value_and_what_is_allowed(overrides, words):
+def test_a_wrong_override_names_field_value_and_what_is_allowed(dotted, given, words):
     with pytest.raises(ValueError) as error:
+        profiles.resolve("smoke", {dotted: given})
+    message = str(error.value)
+    assert all(word in message for word in (str(dotted), *words)), message
+    assert "\n" not in message
+
+
+def test_several_faults_are_all_named():
+    wrong = {"training.max_steps": "x", "loss.tail": "y", "data.nothing": 1}
+    with pytest.raises(ValueError) as error:
+        profiles.resolve("smoke", wrong)
+    assert all(field in str(error.value) for field in wrong)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:hunter2@host/v1",
+        "user:hunter2@host",
+        "https://host/v1?key=hunter2",
+        "http://user:pass/hunter2@host",
+    ],
+)
+def test_a_password_in_an_address_is_refused_and_written_nowhere(url):
+    with pytest.raises(ValueError) as error:
+        profiles.resolve("smoke", {"teacher.base_urls": url})
+    assert "OPENAI_API_KEY" in str(error.value)
+    assert "hunter2" not in "".join(traceback.format_exception(error.value))
+
+
+@pytest.mark.parametrize("overrides", [[1], "training.max_steps=1"])
+def test_overrides_that_are_no_dict_are_refused(overrides):
+    with pytest.raises(ValueError, match="OVERRIDES.*is no dict"):
         profiles.resolve("smoke", overrides)
-    assert all(word in str(error.value) for word in words)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +155,7 @@ def test_a_wrong_override_names_field_value_and_what_is_allowed(overrides, words
         {"loss.cross_entropy_weight": 1},
         {"training.warmup_steps": 0},
         {"experiments.students": "micro-base,google/flan-t5-small,/tmp/micro-new"},
+        None,
     ],
 )
 def test_values_at_the_limits_and_other_students_are_allowed(overrides):
@@ -126,31 +167,19 @@ def test_an_unknown_profile_lists_the_known_ones():
         profiles.resolve("smok")
 
 
-def test_profiles_are_frozen():
+def test_sets_need_an_equals_sign():
+    assert profiles.parse_sets(["a.b = c=d"]) == {"a.b": "c=d"}
+    with pytest.raises(ValueError, match=r"'a\.b'.*section\.field=value"):
+        profiles.parse_sets(["a.b"])
+
+
+def test_sections_are_frozen_dataclasses_that_copy_pickle_and_hash():
+    profile = profiles.PROFILES["smoke"]
     with pytest.raises(dataclasses.FrozenInstanceError):
-        profiles.PROFILES["smoke"].training.learning_rate = 1.0
-
-
-def test_as_dict_round_trips_through_overrides():
-    profile = profiles.resolve("rehearsal")
-    flat = {
-        f"{section}.{field}": value
-        for section, fields in profiles.as_dict(profile).items()
-        for field, value in fields.items()
-    }
-    assert profiles.resolve("rehearsal", flat) == profile
-
-
-@pytest.mark.parametrize("url", ["http://user:pw@host/v1", "http://h/v1?key=pw", "pw"])
-def test_an_address_with_a_secret_is_refused_without_showing_it(url):
-    with pytest.raises(ValueError, match="teacher.base_urls") as error:
-        profiles.resolve("smoke", {"teacher.base_urls": [url]})
-    assert "pw" not in str(error.value)
-
-
-def test_sections_can_be_hashed_copied_and_sent_to_other_processes():
-    section = profiles.PROFILES["micro"].training
-    assert pickle.loads(pickle.dumps(section)) == section
-    assert hash(dataclasses.replace(section, max_steps=7)) != hash(section)
-    with pytest.raises(ValueError, match="max_steps"):
-        dataclasses.replace(section, max_steps=-7)
+        profile.training.learning_rate = 1.0
+    for twin in (pickle.loads(pickle.dumps(profile)), copy.deepcopy(profile)):
+        assert twin == profile and hash(twin) == hash(profile)
+    changed = dataclasses.replace(profile.loss, tail="paper")
+    assert dataclasses.asdict(changed)["tail"] == "paper" != profile.loss.tail
+    with pytest.raises(ValueError, match="tail"):
+        dataclasses.replace(profile.loss, tail="head")

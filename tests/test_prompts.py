@@ -57,28 +57,33 @@ def only(examples, data_format):
     return [row for row in examples if row["data_format"] == data_format]
 
 
-def test_zero_shot_inputs_are_the_questions_block_alone():
-    assert prompts.build_inputs("Q1?", "zero_shot_answer_only", [TWO]) == "Q: Q1?\nA:"
-    assert (
-        prompts.build_inputs("Q1?", "zero_shot_chain_of_thought", [TWO])
-        == "Q: Q1?\nA: Let's think step by step."
-    )
-
-
-def test_in_context_chain_of_thought_has_the_documented_wording():
-    text = prompts.build_inputs("Q1?", "in_context_chain_of_thought", [TWO, FOUR])
-    assert text == (
-        "Q: What is 1 + 1?\nA: Let's think step by step.\n"
-        "One and one make two. The answer is 2.\n\n"
-        "Q: What is 2 + 2?\nA: Let's think step by step.\n"
-        "2 + 2 = 4. The answer is 4.\n\n"
-        "Q: Q1?\nA: Let's think step by step."
-    )
-
-
-def test_answer_only_keeps_question_and_final_answer_of_a_chain():
-    text = prompts.build_inputs("Q1?", "in_context_answer_only", [FOUR])
-    assert text == "Q: What is 2 + 2?\nA: The answer is 4.\n\nQ: Q1?\nA:"
+@pytest.mark.parametrize(
+    "mode, shown, expected",
+    [
+        ("zero_shot_answer_only", [TWO], "Q: Q1?\nA:"),
+        (
+            "zero_shot_chain_of_thought",
+            [TWO],
+            "Q: Q1?\nA: Let's think step by step.",
+        ),
+        (
+            "in_context_chain_of_thought",
+            [TWO, FOUR],
+            "Q: What is 1 + 1?\nA: Let's think step by step.\n"
+            "One and one make two. The answer is 2.\n\n"
+            "Q: What is 2 + 2?\nA: Let's think step by step.\n"
+            "2 + 2 = 4. The answer is 4.\n\n"
+            "Q: Q1?\nA: Let's think step by step.",
+        ),
+        (  # of a chain, answer-only keeps the question and the final answer
+            "in_context_answer_only",
+            [FOUR],
+            "Q: What is 2 + 2?\nA: The answer is 4.\n\nQ: Q1?\nA:",
+        ),
+    ],
+)
+def test_each_mode_has_the_documented_wording(mode, shown, expected):
+    assert prompts.build_inputs("Q1?", mode, shown) == expected
 
 
 def test_generic_modes_begin_with_the_task_description():
@@ -138,49 +143,46 @@ def test_targets_are_the_stripped_completion_or_the_answer_sentence():
     assert short == "The answer is 4."
 
 
+def fit(question, mode, shown, *, max_input_tokens, description=""):
+    (fitted,) = prompts.fit_prompts(
+        [(question, shown)],
+        mode,
+        WordTokenizer(),
+        max_input_tokens=max_input_tokens,
+        description=description,
+    )
+    return fitted
+
+
 def test_whole_demonstrations_are_dropped_until_the_prompt_fits():
-    tokenizer = WordTokenizer()
     mode = "in_context_answer_only"
-    full = prompts.fit_demonstrations(
-        "Q1?", mode, [TWO, FOUR], tokenizer, max_input_tokens=100
-    )
+    full = fit("Q1?", mode, [TWO, FOUR], max_input_tokens=100)
     assert (full.num_demonstrations, full.num_dropped) == (2, 0)
-    tight = prompts.fit_demonstrations(
-        "Q1?", mode, [TWO, FOUR], tokenizer, max_input_tokens=full.num_tokens - 1
-    )
-    assert (tight.num_demonstrations, tight.num_dropped) == (1, 1)
-    assert tight.text == prompts.build_inputs("Q1?", mode, [TWO])
-    assert tight.num_tokens == len(tokenizer(tight.text)["input_ids"])
+    tight = fit("Q1?", mode, [TWO, FOUR], max_input_tokens=full.num_tokens - 1)
+    text = prompts.build_inputs("Q1?", mode, [TWO])
+    length = len(WordTokenizer()(text)["input_ids"])
+    assert tight == prompts.FittedPrompt(text, length, 1, 1)
 
 
 def test_a_prompt_that_fits_exactly_loses_nothing():
-    tokenizer, mode = WordTokenizer(), "chain_of_thought"
+    mode = "chain_of_thought"
     text = prompts.build_inputs("Q1?", mode, [TWO], description="Add.")
-    length = len(tokenizer(text)["input_ids"])
-    fitted = prompts.fit_demonstrations(
-        "Q1?", mode, [TWO], tokenizer, max_input_tokens=length, description="Add."
-    )
+    length = len(WordTokenizer()(text)["input_ids"])
+    fitted = fit("Q1?", mode, [TWO], max_input_tokens=length, description="Add.")
     assert fitted == prompts.FittedPrompt(text, length, 1, 0)
 
 
 def test_a_question_longer_than_the_window_is_an_error_that_says_what_to_do():
     with pytest.raises(ValueError, match=r"'why why.*23 tokens.*is 10\. Raise it"):
-        prompts.fit_demonstrations(
-            "why " * 20,
-            "zero_shot_answer_only",
-            [],
-            WordTokenizer(),
-            max_input_tokens=10,
-        )
+        fit("why " * 20, "zero_shot_answer_only", [], max_input_tokens=10)
 
 
 def test_fitting_many_prompts_equals_fitting_each():
     items = [(f"Q{i} " + "word " * i, [TWO, FOUR]) for i in range(25)]
-    args = ("in_context_chain_of_thought",)
-    many = prompts.fit_prompts(items, *args, WordTokenizer(), max_input_tokens=60)
+    mode = "in_context_chain_of_thought"
+    many = prompts.fit_prompts(items, mode, WordTokenizer(), max_input_tokens=60)
     each = [
-        prompts.fit_demonstrations(q, *args, d, WordTokenizer(), max_input_tokens=60)
-        for q, d in items
+        fit(question, mode, shown, max_input_tokens=60) for question, shown in items
     ]
     assert many == each
     assert len({fitted.num_demonstrations for fitted in many}) > 1

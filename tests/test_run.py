@@ -1,6 +1,7 @@
 """The runner on a tiny series of real notebooks, executed by papermill."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -25,6 +26,8 @@ def series(tmp_path, monkeypatch):
     """Three notebooks: numbers -> doubled (uses training) -> report."""
     monkeypatch.setenv("COTSPEC_ROOT", str(tmp_path))
     monkeypatch.delenv("COTSPEC_RUNS", raising=False)
+    monkeypatch.delenv("COTSPEC_DATA", raising=False)
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "requirements.lock").write_text("")
     write_notebook(
         tmp_path,
@@ -78,8 +81,11 @@ def test_runs_all_then_nothing_then_only_what_depends_on_a_change(series, capsys
     steps = profiles.resolve("smoke").training.max_steps
     assert f"training.max_steps 7 -> {steps}" in "\n".join(lines)
 
-    assert run_lines(capsys, "--publish")[0] == 0
-    assert (series / "figures/REPORT.md").read_bytes() == report.read_bytes()
+    other = ["--only", "02", "--dry-run", "--set"]
+    first, *rest = run_lines(capsys, *other, "training.max_steps=9")[1]
+    assert first.startswith("note: 01_double is not chosen, but stale: training.max")
+    assert len(rest) == 1 and rest[0].startswith("02_report")
+    assert "note:" not in run_lines(capsys, *other, "training.max_steps=7")[1][0]
 
     executed = (series / "runs/smoke/notebooks/00_overview.ipynb").read_text()
     assert "300/300" in executed and "150/300" not in executed  # one line a bar
@@ -88,9 +94,8 @@ def test_runs_all_then_nothing_then_only_what_depends_on_a_change(series, capsys
     assert {p.name for p in html.iterdir()} >= {"index.html", "01_double.html"}
 
 
-def test_a_changed_comment_upstream_stops_where_the_artifact_is_the_same(
-    series, capsys
-):
+def test_a_change_reaches_only_what_reads_it(series, capsys):
+    # A comment upstream stops where the artifact is the same.
     run_lines(capsys)
     write_notebook(
         series,
@@ -105,9 +110,7 @@ def test_a_changed_comment_upstream_stops_where_the_artifact_is_the_same(
     status, lines = run_lines(capsys)
     assert states(lines) == ["1"]
 
-
-def test_overrides_in_a_cell_reach_only_that_notebook(series, capsys):
-    run_lines(capsys)
+    # Overrides in a notebook's cell are that notebook's.
     path = series / "notebooks/01_double.ipynb"
     text = path.read_text().replace(
         "OVERRIDES = {}", "OVERRIDES = {'training.max_steps': 3}"
@@ -119,7 +122,9 @@ def test_overrides_in_a_cell_reach_only_that_notebook(series, capsys):
     ) == {"n": 40, "steps": 3}
 
 
-def test_a_failing_cell_is_named_and_the_rest_resumes(series, capsys):
+def test_a_failing_cell_is_named_and_the_printed_command_resumes(series, capsys):
+    path = series / "notebooks/01_double.ipynb"
+    good = path.read_text()
     write_notebook(
         series,
         "01_double",
@@ -127,13 +132,21 @@ def test_a_failing_cell_is_named_and_the_rest_resumes(series, capsys):
         "value = {'n': 1}\nvalue['missing key']",
         'stage.read("numbers"); stage.write("doubled", {})',
     )
-    status, lines = run_lines(capsys, "--keep-going")
+    sets = ["--set", "experiments.seeds=[0, 1]", "--set", "training.max_steps=7"]
+    options = ["--keep-going", "--from", "00", *sets, "--force"]
+    status, lines = run_lines(capsys, *options)
     text = "\n".join(lines)
     assert status == run.FAILED
     assert "01_double, cell 4" in text and "KeyError: 'missing key'" in text
-    assert "./run_all.sh --profile smoke" in text
     assert "02_report: skipped, needs 01_double" in text
     assert stages.read_marker(series / "runs/smoke", "00_overview")
+
+    command = shlex.split(text.split("To resume: ")[1].splitlines()[0])
+    assert command[1:4] == ["./run_all.sh", "--profile", "smoke"]
+    assert command[0] == f"COTSPEC_ROOT={series}" and "--force" not in command
+    path.write_text(good)
+    assert run.main(command[2:]) == 0
+    assert states(capsys.readouterr().out.splitlines()) == ["2", "3"]
 
 
 def test_a_dead_kernel_is_a_failure(series, capsys):
@@ -152,7 +165,10 @@ def test_a_dead_kernel_is_a_failure(series, capsys):
 
 def test_a_notebook_that_does_not_finish_is_a_failure(series, capsys):
     write_notebook(
-        series, "02_report", OPEN.format("02_report"), 'stage.read("doubled")'
+        series,
+        "00_overview",
+        OPEN.format("00_overview"),
+        'stage.write("numbers", {"n": 1})',
     )
     status, lines = run_lines(capsys)
     assert status == run.FAILED
@@ -166,6 +182,14 @@ def test_a_notebook_that_does_not_finish_is_a_failure(series, capsys):
         (["--only", "9"], "stage: '9' names 0 notebooks"),
         (["--set", "training.lr=1"], "'training.lr': unknown field"),
         (["--set", "training"], "write it as section.field=value"),
+        (["--seed", "-1"], "--seed: '-1'. Allowed: whole"),
+        (["--seed", "1.5"], "--seed: '1.5'. Allowed: whole"),
+        (["--seed", "9" * 20], "--seed: 99999"),
+        (["--set", "training.max_steps=a", "--set", "loss.tail=b"], "loss.tail"),
+        (
+            ["--profile", "smoke", "--publish"],
+            "--publish: profile 'smoke'. Allowed: the default",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence_without_traceback(
@@ -174,6 +198,63 @@ def test_a_wrong_command_line_is_one_sentence_without_traceback(
     assert run.main(arguments) == run.USER_ERROR
     printed = capsys.readouterr().err
     assert words in printed and "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("OVERRIDES = {}", "OVERRIDES = [1]", "OVERRIDES: [1] is no dict"),
+        ("OVERRIDES = {}", "OVERRIDES = {1: 2}", "'1': unknown section"),
+        ("SEED = 0", "SEED = -1", "01_double: SEED: -1. Allowed"),
+        ("SEED = 0", "SEED = True", "01_double: SEED: True. Allowed"),
+    ],
+)
+def test_a_wrong_parameters_cell_is_one_sentence(series, capsys, old, new, words):
+    path = series / "notebooks/01_double.ipynb"
+    path.write_text(path.read_text().replace(old, new))
+    assert run.main(["--profile", "smoke"]) == run.USER_ERROR
+    printed = capsys.readouterr().err
+    assert words in printed and "Traceback" not in printed
+
+
+def test_relative_folders_and_paths_count_from_where_the_command_was_given(
+    series, capsys, monkeypatch
+):
+    (series / "here/model").mkdir(parents=True)
+    monkeypatch.setenv(run.STARTED_IN, str(series / "here"))
+    monkeypatch.setenv("COTSPEC_RUNS", "out")
+    sets = ["--set", "teacher.path=traces", "--set", "experiments.students=model,a/b"]
+    status, _ = run_lines(capsys, *sets, "--only", "00")
+    assert status == 0
+    assert stages.read_marker(series / "here/out/smoke", "00_overview")
+    executed = (series / "here/out/smoke/notebooks/00_overview.ipynb").read_text()
+    for value in (str(series / "here/traces"), str(series / "here/model"), '\\"a/b\\"'):
+        assert value in executed
+
+
+def test_publish_needs_the_default_profile_whole_and_deletes_only_its_own(
+    series, capsys, monkeypatch
+):
+    monkeypatch.setattr(profiles, "DEFAULT_PROFILE", "smoke")
+    (series / "figures").mkdir()
+    for name in ("old.png", "mine.png"):
+        (series / "figures" / name).touch()
+    (series / "figures/PUBLISHED.txt").write_text("old.png\n../requirements.lock\n")
+    before = artifacts.checksum(series / "figures")
+    assert run.main(["--profile", "smoke", "--only", "00", "--publish"]) == 2
+    assert "01_double, 02_report are not fresh" in capsys.readouterr().err
+    assert artifacts.checksum(series / "figures") == before
+    assert run_lines(capsys, "--publish")[0] == 0
+    found = {path.name for path in (series / "figures").iterdir()}
+    assert found == {"mine.png", "REPORT.md", "PUBLISHED.txt"}
+    assert (series / "requirements.lock").exists()
+    assert (series / "figures/PUBLISHED.txt").read_text() == "REPORT.md\n"
+    report = series / "runs/smoke/report/REPORT.md"
+    assert (series / "figures/REPORT.md").read_bytes() == report.read_bytes()
+    series_now = stages.load_series(series)
+    report.write_text("changed by hand")
+    with pytest.raises(ValueError, match="02_report are not fresh"):
+        run.publish(series_now)
 
 
 def test_only_and_from_choose_stages(series):

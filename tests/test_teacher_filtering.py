@@ -139,7 +139,7 @@ def test_generic_tasks_are_scored_by_their_own_rules():
 
 
 def test_an_impossible_similarity_is_named():
-    with pytest.raises(ValueError, match="filtering.duplicate_similarity: 0"):
+    with pytest.raises(ValueError, match="duplicate_similarity"):
         marked(("a", "12"), config=FilterConfig(duplicate_similarity=0))
 
 

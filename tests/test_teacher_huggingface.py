@@ -20,11 +20,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from cotspec import decoding, teacher
 from cotspec.alignment.student import byte_alphabet
 from cotspec.models import Teacher
 from cotspec.profiles import TeacherConfig
 from cotspec.prompts import Demonstration
-from cotspec import decoding, teacher
 from cotspec.teacher import huggingface
 
 VOCABULARY = 102  # 97 ASCII characters and 5 merges

@@ -1,4 +1,4 @@
-"""Claims about ``python -m cotspec.evaluation``: one notebook's work, shared."""
+"""``python -m cotspec.commands``: a training, and one notebook's work, shared."""
 
 import os
 import shutil
@@ -7,11 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from safetensors.torch import save_model
 
-from cotspec import artifacts, models, profiles, selection, stages
-from cotspec.evaluation import __main__ as command
-from cotspec.evaluation import cells, outcomes
+from cotspec import (
+    artifacts,
+    commands,
+    evaluation,
+    models,
+    profiles,
+    selection,
+    stages,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OVERRIDES = {
@@ -26,7 +33,7 @@ OVERRIDES = {
 SETS = [
     part for item in OVERRIDES.items() for part in ("--set", "=".join(map(str, item)))
 ]
-SMOKE = ["--profile", "smoke", *SETS]
+SMOKE = ["evaluate", "--profile", "smoke", *SETS]
 
 
 def publish(run, producer, **values):
@@ -90,7 +97,7 @@ def forbid_decoding(monkeypatch):
         def decode(*arguments, **options):
             raise AssertionError("decoded again")
 
-        monkeypatch.setattr(cells, "decode", decode)
+        monkeypatch.setattr(evaluation, "decode", decode)
 
     return forbid
 
@@ -108,10 +115,32 @@ def run_notebook():
     return names
 
 
+def test_train_hands_a_profile_and_saved_artifacts_to_the_loop(tmp_path, monkeypatch):
+    def train(student, examples, config, **options):
+        seen.update(options, student=student, rows=len(examples), config=config)
+
+    seen = {}
+    monkeypatch.setattr(commands.training, "train", train)
+    table = Dataset.from_dict({"example_id": ["a", "b"]})
+    for name in ("examples", "aligned"):
+        artifacts.write_dataset(tmp_path / f"{name}.parquet", table)
+    arguments = ["train", str(tmp_path / "examples.parquet"), str(tmp_path)]
+    arguments += ["--profile", "smoke"]
+    more = ["--seed", "3", "--set", "training.max_steps=2", "--set", "loss.tail=paper"]
+    assert commands.main([*arguments, *more]) == 0
+    profile = profiles.resolve("smoke", {"training.max_steps": 2, "loss.tail": "paper"})
+    assert (seen["config"], seen["loss"]) == (profile.training, profile.loss)
+    assert (seen["rows"], seen["seed"], seen["aligned"]) == (2, 3, None)
+    assert seen["student"].name == "micro-base" and seen["work_dir"] == tmp_path
+    more = ["--aligned", str(tmp_path / "aligned.parquet")]
+    assert commands.main([*arguments, *more]) == 0
+    assert seen["aligned"]["example_id"][:] == ["a", "b"]
+
+
 def test_a_checkpoint_gets_predictions_and_accuracies_with_intervals(runs, capsys):
-    assert command.main(SMOKE) == 0
+    assert commands.main(SMOKE) == 0
     rows = artifacts.read_dataset(runs / "smoke/evaluation/step-3/predictions.parquet")
-    assert rows.features == cells.PREDICTION_FEATURES
+    assert rows.features == evaluation.PREDICTION_FEATURES
     assert set(rows["checkpoint"]) == {"step-3"}
     shown = capsys.readouterr().out
     assert "accuracy  ci_low  ci_high" in shown and "micro/last_letters" in shown
@@ -120,10 +149,10 @@ def test_a_checkpoint_gets_predictions_and_accuracies_with_intervals(runs, capsy
 
 
 def test_a_second_run_decodes_nothing(runs, forbid_decoding):
-    assert command.main(SMOKE) == 0
+    assert commands.main(SMOKE) == 0
     first = predicted(runs)
     forbid_decoding()
-    assert command.main(SMOKE) == 0
+    assert commands.main(SMOKE) == 0
     assert predicted(runs) == first
 
 
@@ -132,13 +161,13 @@ def test_notebook_06_takes_up_the_cells_and_the_command_its_predictions(
     runs, forbid_decoding
 ):
     for wanted in ("start", "last"):
-        assert command.main([*SMOKE, "--checkpoint", wanted]) == 0
+        assert commands.main([*SMOKE, "--checkpoint", wanted]) == 0
     forbid_decoding()
     names = run_notebook()
     assert set(names["after"]["checkpoint"]) == {"step-3"}
     assert not list((runs / "smoke/work").glob("06_evaluation-*"))  # it has finished
     first = predicted(runs)
-    assert command.main(SMOKE) == 0
+    assert commands.main(SMOKE) == 0
     assert predicted(runs) == first
 
 
@@ -149,11 +178,11 @@ def test_weights_of_another_training_need_no_notebook_05_and_keep_their_name(
     shutil.rmtree(runs / "smoke/artifacts" / by_name["checkpoints"])
     folder = runs / "trained/checkpoints/step-3"
     other = [*SMOKE, "--checkpoint", str(folder)]
-    assert command.main(other) == 0
+    assert commands.main(other) == 0
     name = f"step-3-{artifacts.checksum(folder / 'model.safetensors')[:8]}"
     first = predicted(runs, name)
     forbid_decoding()
-    assert command.main(other) == 0
+    assert commands.main(other) == 0
     assert predicted(runs, name) == first
 
 
@@ -164,7 +193,7 @@ def test_a_checkpoint_of_another_tokenizer_is_refused_before_decoding(
     settings = {"tokenizer": "f" * 64, "student": "other"}
     artifacts.write_json(folder / "state.json", {"settings": settings})
     forbid_decoding()
-    assert command.main([*SMOKE, "--checkpoint", str(folder)]) == 2
+    assert commands.main([*SMOKE, "--checkpoint", str(folder)]) == 2
     assert "tokenizer ffffffffffff (student 'other')" in capsys.readouterr().err
 
 
@@ -173,12 +202,12 @@ def test_weights_that_are_not_finite_are_counted_and_do_not_stop_the_run(runs):
     student = models.load_student(profile.student)
     student.model.get_input_embeddings().weight.data.fill_(float("nan"))
     folder = save_checkpoint(student, runs / "broken/checkpoints/step-9")
-    assert command.main([*SMOKE, "--checkpoint", str(folder)]) == 0
+    assert commands.main([*SMOKE, "--checkpoint", str(folder)]) == 0
     (left,) = (runs / "smoke/evaluation").iterdir()
     rows = artifacts.read_dataset(left / "predictions.parquet")
     assert set(rows["finish_reason"]) == {"not_finite"}
     assert all(rows["no_answer"]) and not any(rows["is_correct"])
-    lost = outcomes(rows)
+    lost = evaluation.outcomes(rows)
     assert (lost["not_finite"] == lost["n"]).all()
 
 
@@ -189,22 +218,16 @@ def test_weights_that_are_not_finite_are_counted_and_do_not_stop_the_run(runs):
         (["--profile", "micro"], "05_distillation has not finished"),
         (["--checkpoint", "step-7"], "--checkpoint 'step-7': no checkpoint"),
         (["--set", "evaluation.x=1"], "'evaluation.x': unknown field"),
+        (["--set", "evaluation.precision"], "write it as section.field=value"),
         (["--set", "student.model=micro-base"], "weights do not fit student"),
     ],
 )
 def test_a_wrong_profile_or_checkpoint_is_one_sentence(
     runs, capsys, arguments, message
 ):
-    assert command.main([*SMOKE, *arguments]) == 2
+    assert commands.main([*SMOKE, *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
-
-
-def test_an_override_without_a_value_says_how_to_write_it(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        command.main(["--set", "evaluation.precision"])
-    assert stopped.value.code == 2
-    assert "write it as section.field=value" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -220,7 +243,7 @@ def test_two_processes_leave_the_predictions_of_one(runs, tmp_path):
     launcher += ["--num_machines", "1", "--mixed_precision", "no"]
     launcher += ["--dynamo_backend", "no", "--main_process_port", "0"]
     done = subprocess.run(
-        [sys.executable, *launcher, "-m", "cotspec.evaluation", *SMOKE],
+        [sys.executable, *launcher, "-m", "cotspec.commands", *SMOKE],
         env=environment,
         capture_output=True,
         text=True,
@@ -228,5 +251,5 @@ def test_two_processes_leave_the_predictions_of_one(runs, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("accuracy  ci_low  ci_high") == 1
-    assert command.main(SMOKE) == 0
+    assert commands.main(SMOKE) == 0
     assert predicted(tmp_path / "two") == predicted(runs)
