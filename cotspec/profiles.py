@@ -61,15 +61,15 @@ def _known_student(name: str) -> str:
 
 
 def _plain_url(url: str) -> str:
+    if "@" in url or "?" in url:
+        raise ValueError("may hold a secret; a key belongs in OPENAI_API_KEY")
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError("not an address. Allowed: http(s)://host/v1")
-    if parts.username or parts.password or parts.query:
-        raise ValueError("holds a secret; a key belongs in OPENAI_API_KEY")
     return url
 
 
-StudentName = Annotated[str, AfterValidator(_known_student)]
+StudentName = Annotated[str, Field(min_length=1), AfterValidator(_known_student)]
 
 
 @dataclass(**_CHECKED)
@@ -482,10 +482,14 @@ def resolve(name: str, overrides: dict[str, object] | None = None) -> Profile:
         )
     profile = PROFILES[name]
     changes: dict[str, dict[str, object]] = {}
-    for dotted, value in overrides.items():
-        section, field = _field_of(dotted)
-        changes.setdefault(section, {})[field.name] = _read(value, field)
     faults: list[str] = []
+    for dotted, value in overrides.items():
+        try:
+            section, field = _field_of(dotted)
+        except ValueError as error:
+            faults.append(str(error))
+        else:
+            changes.setdefault(section, {})[field.name] = _read(value, field)
     for section, values in changes.items():
         config = getattr(profile, section)
         try:
@@ -516,6 +520,8 @@ def _field_of(dotted: object) -> tuple[str, dataclasses.Field]:
 def _read(value: object, field: dataclasses.Field) -> object:
     """Read what the shell or papermill made text of: None and tuples."""
     annotation = str(field.type)
+    if isinstance(value, bool) and "bool" not in annotation:
+        return str(value)  # no number, though Python would take it for one
     if not isinstance(value, str):
         return value
     if "None" in annotation and value in ("None", "none", "null"):

@@ -3,13 +3,8 @@
 import pandas as pd
 import pytest
 
-from cotspec import display, figures
+from cotspec import display
 
-EXAMPLE = {
-    "data_format": "zero_shot_chain_of_thought",
-    "inputs": "Q: Is 3 < 5 & 5 > 3?\nA: Let's think step by step.",
-    "targets": "Yes. The answer is 1.",
-}
 CLAIMS = pd.DataFrame(
     {
         "claim": ["C1", "C4"],
@@ -26,36 +21,6 @@ CLAIMS = pd.DataFrame(
 
 def test_what_is_shown_is_html_to_ipython():
     assert "</span>" in display.confidence_text(["a"], [0.5])._repr_html_()
-
-
-def test_text_is_escaped_not_interpreted():
-    shown = display.four_formats(figures.example_parts([EXAMPLE])).data
-    assert "Is 3 &lt; 5 &amp; 5 &gt; 3?" in shown
-    assert "3 < 5" not in shown
-
-
-def test_each_part_has_its_own_background():
-    shown = display.four_formats(figures.example_parts([EXAMPLE])).data
-    backgrounds = {
-        line.split('"')[0]
-        for line in shown.split("background:")[1:]
-        if line.startswith("#") and not line.startswith('#fff"')
-    }
-    assert len({look.split(";")[0] for look in backgrounds}) >= 4
-
-
-def test_targets_carry_a_black_edge_and_inputs_do_not():
-    shown = display.four_formats(figures.example_parts([EXAMPLE])).data
-    edges = {
-        part: "border-left:4px solid #000" in shown.split(f'title="{part}"')[0][-120:]
-        for part in ("question", "rationale", "answer")
-    }
-    assert edges == {"question": False, "rationale": True, "answer": True}
-
-
-def test_a_format_carries_its_colour_and_marker():
-    shown = display.four_formats(figures.example_parts([EXAMPLE])).data
-    assert "#D55E00" in shown and "▲" in shown and "zero-shot CoT" in shown
 
 
 def test_sure_tokens_are_white_and_doubtful_ones_dark_and_underlined():

@@ -510,7 +510,7 @@ def test_small_cells_are_decoded_together_and_give_what_each_gives_alone(options
     student = scripted(answer_last_question) if not options else tiny_t5()
     together = run(student, TASKS, MODES, **options).to_list()
     if not options:
-        assert max(student.model.rows_per_step) == 2 * (3 + 5)
+        assert max(student.model.rows_per_step) > 5  # rows of more than one task
     alone = [
         run(student, {task: rows}, (mode,), **options).to_list()
         for task, rows in TASKS.items()

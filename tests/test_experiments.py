@@ -631,6 +631,14 @@ def test_a_training_that_is_kept_is_the_one_a_grid_would_have_done(
     assert own and own.items() <= contents(store).items()
 
 
+def has(folder, pattern):
+    """Whether a file is there; folders may be renamed while this looks."""
+    try:
+        return bool(list(folder.rglob(pattern)))
+    except FileNotFoundError:
+        return False
+
+
 @pytest.mark.parametrize("settings", (SETTINGS, TWO_WORKERS), ids=("one", "two"))
 @pytest.mark.parametrize("seen", ("*/training/checkpoints/step-*", "predictions/*"))
 def test_a_killed_run_resumes_and_ends_with_the_same_bytes(
@@ -638,7 +646,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bytes(
 ):
     cells, store, predictions = finished
     process = start_elsewhere(cells, inputs, tmp_path, settings)
-    while process.is_alive() and not list(tmp_path.rglob(seen)):
+    while process.is_alive() and not has(tmp_path, seen):
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGKILL)
     process.join()

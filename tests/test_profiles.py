@@ -30,7 +30,8 @@ def test_a_named_profile_resolves_to_itself_and_passes_its_own_checks(name):
 
 def test_the_default_profile_and_the_shipped_students_exist():
     assert profiles.DEFAULT_PROFILE in profiles.PROFILES
-    assert profiles.MICRO_STUDENTS == shipped.MICRO_STUDENTS
+    sizes = tuple(f"micro-{size}" for size in shipped.MICRO_SIZES)
+    assert sizes == profiles.MICRO_STUDENTS
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,6 @@ def test_the_default_profile_and_the_shipped_students_exist():
     [
         ("training.learning_rate", "1e-3", 1e-3),
         ("training.learning_rate", 1, 1.0),
-        ("training.batch_tokens", "1e4", 10_000),
         ("training.max_steps", "none", None),
         ("training.max_steps", "7", 7),
         ("training.max_steps", 7.0, 7),
@@ -77,11 +77,10 @@ def test_an_override_leaves_the_named_profile_alone():
         ("training.learning_rat", 1, ["unknown field", "did you mean 'learning_rate'"]),
         ("trainin.learning_rate", 1, ["unknown section", "did you mean 'training'"]),
         ("training", 1, ["unknown field", "learning_rate"]),
-        (1, 2, ["'1'", "unknown section"]),
+        (1, 2, ["1", "unknown section"]),
         ("training.learning_rate", "fast", ["'fast'", "valid number"]),
         ("training.learning_rate", -1.0, ["-1.0", "greater than 0"]),
         ("training.learning_rate", float("inf"), ["inf", "finite"]),
-        ("training.learning_rate", True, ["True", "number"]),
         ("training.max_steps", 2.5, ["2.5", "integer"]),
         ("training.max_steps", "inf", ["'inf'", "integer"]),
         ("training.max_steps", [1], ["[1]", "integer"]),
@@ -98,14 +97,14 @@ def test_an_override_leaves_the_named_profile_alone():
         ("filtering.drop_duplicates", "maybe", ["'maybe'", "boolean"]),
         ("filtering.duplicate_similarity", 0, ["0", "greater than 0"]),
         ("teacher.temperature", -3, ["-3", "equal to 0"]),
-        ("teacher.temperature", "nan", ["nan", "0"]),
+        ("teacher.temperature", "nan", ["nan", "finite"]),
         ("teacher.study_temperatures", (0.5, 11), ["11", "equal to 10"]),
-        ("teacher.base_urls", "localhost:8000", ["'localhost:8000'", "http://localh"]),
+        ("teacher.base_urls", "localhost:8000", ["http(s)://host/v1"]),
         ("evaluation.confidence", 1, ["1", "less than 1"]),
         ("experiments.seeds", [], ["[]", "at least 1"]),
         ("experiments.seeds", (0, -1), ["-1", "equal to 0"]),
-        ("experiments.students", "micro-smal,b", ["'micro-smal'", "'micro-xl'"]),
-        ("student.model", "micro-teacher", ["'micro-teacher'", "'micro-small'"]),
+        ("experiments.students", "micro-smal,b", ["'micro-smal'", "micro-xl"]),
+        ("student.model", "micro-teacher", ["'micro-teacher'", "micro-small"]),
         ("student.model", "", ["''", "at least 1 character"]),
     ],
 )
@@ -142,7 +141,7 @@ def test_a_password_in_an_address_is_refused_and_written_nowhere(url):
 
 @pytest.mark.parametrize("overrides", [[1], "training.max_steps=1"])
 def test_overrides_that_are_no_dict_are_refused(overrides):
-    with pytest.raises(ValueError, match="OVERRIDES.*is no dict"):
+    with pytest.raises(ValueError, match=r"OVERRIDES: .*Allowed: a dict"):
         profiles.resolve("smoke", overrides)
 
 

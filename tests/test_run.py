@@ -203,8 +203,8 @@ def test_a_wrong_command_line_is_one_sentence_without_traceback(
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("OVERRIDES = {}", "OVERRIDES = [1]", "OVERRIDES: [1] is no dict"),
-        ("OVERRIDES = {}", "OVERRIDES = {1: 2}", "'1': unknown section"),
+        ("OVERRIDES = {}", "OVERRIDES = [1]", "OVERRIDES: [1]. Allowed: a dict"),
+        ("OVERRIDES = {}", "OVERRIDES = {1: 2}", "profile field 1: unknown section"),
         ("SEED = 0", "SEED = -1", "01_double: SEED: -1. Allowed"),
         ("SEED = 0", "SEED = True", "01_double: SEED: True. Allowed"),
     ],

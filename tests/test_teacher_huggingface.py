@@ -349,7 +349,8 @@ def test_auto_loads_the_model_in_that_precision_and_names_it(
     )
     backend = teacher.load_backend(config)
     assert backend.teacher.model.dtype == torch.bfloat16
-    assert backend.model == f"{tmp_path} (bfloat16)"
+    name, precision = backend.model.split(" ")
+    assert name.startswith(f"{tmp_path}-") and precision == "(bfloat16)"
     plain = dataclasses.replace(config, precision="float32")
     assert teacher.load_backend(plain).model == str(tmp_path)
 
