@@ -562,7 +562,12 @@ def _main(arguments: argparse.Namespace, given: list[str]) -> int:
     stale = [(p.notebook, resolved[p.notebook.name]) for p in plans if p.is_stale]
     if stale:
         preflight(stale)
-    status = run_series(request, series)
+    with stages.alone_in(artifacts.run_dir(request.profile)):
+        os.environ[stages.RUNNER] = "1"
+        try:
+            status = run_series(request, series)
+        finally:
+            del os.environ[stages.RUNNER]
     if arguments.publish and not status:
         publish(series)
     return status

@@ -15,13 +15,16 @@ import hashlib
 import logging
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from datasets import Dataset, disable_progress_bars
+from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
 from cotspec import artifacts, figures, profiles
@@ -37,13 +40,14 @@ NOT_IN_KEYS = (
     "cotspec/figures/",
     "cotspec/display.py",
     "cotspec/pages.py",
-    "cotspec/preflight.py",
     "cotspec/run.py",
     "cotspec/stages.py",
     "cotspec/commands.py",
     "cotspec/report/document.py",
     "cotspec/teacher/openai.py",
 )
+# Set by the runner: its kernels work under its lock.
+RUNNER = "COTSPEC_RUNNER"
 # Settings that change how fast a result comes, not which.
 NOT_SETTINGS = ("experiments.num_workers", "teacher.max_in_flight")
 
@@ -676,6 +680,31 @@ def verify(run: Path, stage_name: str) -> list[str]:
     ]
 
 
+@contextmanager
+def alone_in(run: Path) -> Iterator[None]:
+    """Hold a run's folder, so that no other run changes its artifacts meanwhile.
+
+    Raises
+    ------
+    ValueError
+        Another process holds it; the message says which.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    holder = run / ".holder"
+    try:
+        lock = FileLock(run / ".lock").acquire(timeout=0)
+    except Timeout:
+        who = holder.read_text("utf-8") if holder.exists() else "another process"
+        raise ValueError(
+            f"{run}: {who} is at work here. Wait until it has ended, or set "
+            "COTSPEC_RUNS to another folder"
+        ) from None
+    with lock:
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        artifacts.write_bytes(holder, f"process {os.getpid()} ({command})".encode())
+        yield
+
+
 def open_stage(name: str, profile: str, seed: int, overrides: dict) -> Stage:
     """Open the stage of a notebook; its first code line after the parameters.
 
@@ -689,7 +718,8 @@ def open_stage(name: str, profile: str, seed: int, overrides: dict) -> Stage:
     Raises
     ------
     ValueError
-        Unknown notebook, profile or field, or an input that is not there yet.
+        Unknown notebook, profile or field, an input that is not there yet, or a run
+        of the series that is at work in the same folder.
     """
     root = artifacts.repository_root()
     path = root / "notebooks" / f"{name}.ipynb"
@@ -700,7 +730,11 @@ def open_stage(name: str, profile: str, seed: int, overrides: dict) -> Stage:
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"SEED: {seed!r}. Allowed: a whole number, 0 or more")
     disable_progress_bars()  # of small table operations; long steps have their own
-    stage = Stage(load_notebook(path), resolved, seed, artifacts.run_dir(profile))
+    run = artifacts.run_dir(profile)
+    if RUNNER not in os.environ:
+        with alone_in(run):
+            pass
+    stage = Stage(load_notebook(path), resolved, seed, run)
     stage.unused = _unused(stage, overrides or {})
     return stage
 

@@ -286,6 +286,17 @@ def test_killed_while_running_it_resumes_to_the_same_bytes(series, capsys):
     assert artifacts.checksum(series / "runs/smoke/report") == killed
 
 
+def test_a_second_run_or_a_notebook_by_hand_is_told_who_is_at_work(series, capsys):
+    with stages.alone_in(series / "runs/smoke"):
+        assert run.main(["--profile", "smoke"]) == run.USER_ERROR
+        assert f"process {os.getpid()} (" in capsys.readouterr().err
+        with pytest.raises(ValueError, match=f"process {os.getpid()} .* is at work"):
+            stages.open_stage("00_overview", "smoke", 0, {})
+        assert run_lines(capsys, "--dry-run")[0] == 0
+    assert run_lines(capsys)[0] == 0
+    stages.open_stage("00_overview", "smoke", 0, {})
+
+
 def test_the_index_links_every_notebook_and_marks_unfinished_ones(series, capsys):
     run_lines(capsys, "--only", "00")
     index = pages.write_pages(series / "runs/smoke", stages.load_series(series))
