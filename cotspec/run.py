@@ -19,16 +19,16 @@ import shutil
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cotspec import artifacts, pages, profiles, stages
+from cotspec import artifacts, pages, profiles, sizing, stages
+from cotspec.sizing import GIB
 
 log = logging.getLogger(__name__)
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
-GIB = 2**30
 MIN_FREE = 2 * GIB
 MAX_SEED = 2**32 - 1
 # `run_all.sh` changes the folder and says here where it was called.
@@ -43,7 +43,6 @@ MODEL_FIELDS = (
 )
 PATH_FIELDS = (*MODEL_FIELDS, "teacher.path", "student.tokenizer")
 BUILT_IN_MODELS = ("micro-", "random:", "smollm2")
-Stale = Sequence[tuple[stages.Notebook, profiles.Profile]]
 
 
 @dataclass(frozen=True)
@@ -280,7 +279,7 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def preflight(stale: Stale) -> None:
+def preflight(stale: sizing.Stale) -> None:
     """Check, in seconds, what the stages that are about to run need.
 
     Parameters
@@ -305,7 +304,8 @@ def preflight(stale: Stale) -> None:
                 used[f"{section}.{name}"] |= set(values)
     name = stale[0][1].name
     problems = [
-        *_disk(checkpoint_bytes(stale), artifacts.run_dir(name)),
+        *_disk(sizing.checkpoint_bytes(stale), artifacts.run_dir(name)),
+        *_card(stale),
         *_data(used, is_online),
         *_models(used, is_online),
         *_teacher(used),
@@ -345,68 +345,28 @@ def _disk(checkpoints: int, run: Path) -> Iterator[str]:
         )
 
 
-def checkpoint_bytes(stale: Stale) -> int:
-    """Return how much disk the checkpoints need that these notebooks will keep.
+def _card(stale: sizing.Stale) -> Iterator[str]:
+    """Say what a FlanT5 needs; a problem where the machine's card is too small."""
+    needed = sizing.needs(stale)
+    if needed is None:
+        return
+    _say(f"needs: {needed}")
+    import torch
 
-    A student whose size is known only after its download counts as nothing.
-    """
-    kept, largest = {}, 0
-    for notebook, profile in stale:
-        for cell in _trained(notebook, profile):
-            weights = _weight_bytes(cell.model, cell.start)
-            key = cell, profile.training, "experiments" in notebook.sections
-            kept[key] = profile.training.num_checkpoints * weights
-            largest = max(largest, weights)
-    # The newest checkpoint of a training that runs holds AdamW's two moments, too.
-    return sum(kept.values()) + 2 * largest
-
-
-def _trained(notebook: stages.Notebook, profile: profiles.Profile) -> list:
-    """The cells that a notebook trains: of the grids that its code names, or one."""
-    from cotspec.experiments import grid
-
-    if "training" not in notebook.sections:
-        return []
-    options = {
-        name: getattr(profile, name) for name in ("formats", "loss", "alignment")
-    }
-    base = grid.base_cells(profile.student, profile.experiments, **options)
-    grids = {
-        "ability_grid": base,
-        "format_grid": grid.format_grid(base),
-        "loss_grid": grid.loss_grid(base),
-        "scaling_grid": grid.scaling_grid(base, profile.experiments),
-    }
-    code = "\n".join(notebook.code)
-    return [c for n, cells in grids.items() if n in code for c in cells] or base[:1]
-
-
-def _weight_bytes(name: str, start: str) -> int:
-    """The size of a student's weights in float32."""
-    from cotspec import models
-    from cotspec.micro import shipped
-
-    if name.startswith(models.MICRO_PREFIX):
-        manifest = shipped.FOLDER / shipped.MANIFEST
-        known = artifacts.read_json(manifest) if manifest.exists() else {}
-        shown = f"{name.removeprefix(models.MICRO_PREFIX)}-{start}"
-        return 4 * known.get(shown, {"parameters": 0})["parameters"]
-    if Path(name).is_dir():
-        return sum(file.stat().st_size for file in Path(name).glob("*.safetensors"))
-    flan = name.removeprefix(models.RANDOM_PREFIX).replace("t5-v1_1", "flan-t5")
-    shape = models.FLAN_T5_SHAPES.get(flan)
-    return 4 * t5_parameters(*shape) if shape else 0
-
-
-def t5_parameters(
-    d_model: int, d_kv: int, d_ff: int, num_layers: int, num_heads: int
-) -> int:
-    """Return the parameters of a T5 v1.1: gated feed-forward, untied embeddings."""
-    attention = 4 * d_model * d_kv * num_heads
-    feed_forward = 3 * d_model * d_ff
-    # An encoder's layer has one attention, a decoder's two; each part has its norm.
-    layer = 3 * attention + 2 * feed_forward + 5 * d_model
-    return num_layers * layer + 2 * (32_128 * d_model + 32 * num_heads + d_model)
+    if torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        largest = max(
+            sizing.card_bytes(shape, profile.training)
+            for notebook, profile in stale
+            for cell in sizing.trained_cells(notebook, profile)
+            if (shape := sizing.shape_of(cell.model))
+        )
+        if largest > total:
+            yield (
+                f"card: {total / GIB:.0f} GiB, {largest / GIB:.0f} needed; choose a "
+                "smaller training.batch_tokens (with more gradient_accumulation_steps),"
+                " training.activation_checkpointing=true or optimizer=adafactor"
+            )
 
 
 def _data(used: Mapping[str, set], is_online: Callable[[], bool]) -> list[str]:

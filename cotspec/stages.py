@@ -41,6 +41,7 @@ NOT_IN_KEYS = (
     "cotspec/display.py",
     "cotspec/pages.py",
     "cotspec/run.py",
+    "cotspec/sizing.py",
     "cotspec/stages.py",
     "cotspec/commands.py",
     "cotspec/report/document.py",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cotspec import models, profiles, run, stages
+from cotspec import models, profiles, run, sizing, stages
 from cotspec.experiments import grid
 from cotspec.micro import shipped
 from cotspec.t5 import new_t5
@@ -107,14 +107,16 @@ def test_checkpoints_that_cannot_fit_are_refused_and_begun_ones_count(
 def test_the_disk_estimate_counts_every_training_of_the_grids_once():
     two = {"training__num_checkpoints": 2, "experiments__seeds": (0,)}
     weights = 4 * shipped.facts("base-instruction_tuned")["parameters"]
-    assert run.checkpoint_bytes(stages_of("smoke", "00,03", **two)) == 0
-    assert run.checkpoint_bytes(stages_of("smoke", "05", **two)) == (2 + 2) * weights
+    assert sizing.checkpoint_bytes(stages_of("smoke", "00,03", **two)) == 0
+    one = sizing.checkpoint_bytes(stages_of("smoke", "05", **two))
+    assert one == (2 + 2) * weights
     profile = profiles.resolve("smoke", {"experiments.seeds": (0,)})
     sections = {n: getattr(profile, n) for n in ("formats", "loss", "alignment")}
     base = grid.base_cells(profile.student, profile.experiments, **sections)
     cells = {*grid.format_grid(base), *grid.loss_grid(base)}
     expected = (2 * len(cells) + 2) * weights
-    assert run.checkpoint_bytes(stages_of("smoke", "07,08,09", **two)) == expected
+    three = sizing.checkpoint_bytes(stages_of("smoke", "07,08,09", **two))
+    assert three == expected
 
 
 @pytest.mark.parametrize("size", ["small", "base"])
@@ -123,9 +125,32 @@ def test_the_parameters_of_a_flan_t5_are_those_of_the_model(size):
     with torch.device("meta"):
         parameters = new_t5(models.flan_t5_config(name)).parameters()
     expected = sum(weight.numel() for weight in parameters)
-    assert run.t5_parameters(*models.FLAN_T5_SHAPES[name]) == expected
+    assert sizing.shape_of(name).parameters == expected
 
 
 def test_models_that_are_not_packed_say_how_to_make_them(tmp_path, monkeypatch):
     monkeypatch.setattr(shipped, "FOLDER", tmp_path)
     assert "cotspec.micro build" in problem("micro")
+
+
+def test_every_flan_t5_profile_fits_its_card_and_says_what_it_needs(capsys):
+    sizing.main()
+    table = capsys.readouterr().out
+    readme = Path(sizing.__file__).parent / "accelerate/README.md"
+    assert table in readme.read_text()  # one computation
+    for size, card in sizing.CARD_OF_SIZE.items():
+        profile = profiles.PROFILES[f"flan-t5-{size}"]
+        shape = sizing.shape_of(profile.student.model)
+        assert sizing.card_bytes(shape, profile.training) < sizing.CARDS[card][0] * GIB
+    early = sizing.needs(stages_of("flan-t5-base", "00,01,02,03,04,05,06,07"))
+    assert early.startswith("largest student 248M parameters: 18 GiB of a card")
+
+
+def test_a_card_that_is_too_small_is_refused_before_it_is_filled(monkeypatch):
+    class Small:
+        total_memory = 8 * GIB
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Small)
+    (problem,) = run._card(stages_of("flan-t5-base", "05"))
+    assert problem.startswith("card: 8 GiB, 18 needed; choose a smaller training.")

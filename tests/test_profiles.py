@@ -47,6 +47,7 @@ def test_the_default_profile_and_the_shipped_students_exist():
         ("student.model", "7", "7"),
         ("teacher.path", "None", None),
         ("formats.data_formats", "zero_shot_answer_only", ("zero_shot_answer_only",)),
+        ("data.generic_tasks", "bbh", profiles.BBH_TASKS),
         ("experiments.seeds", "0,1", (0, 1)),
         ("experiments.seeds", "[0, 1]", (0, 1)),
         ("experiments.seeds", [0, 1], (0, 1)),

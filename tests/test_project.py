@@ -41,6 +41,7 @@ LAYERS = {
     "cotspec.experiments": 4,
     "cotspec.report": 4,
     "cotspec.pages": 4,
+    "cotspec.sizing": 4,
     "cotspec.run": 5,
     "cotspec.commands": 5,
     "cotspec.teacher.__main__": 5,

@@ -1,0 +1,265 @@
+"""What a run needs: disk, memory of a card and hours, computed before it starts.
+
+Enters: the notebooks that are about to run, each with its profile. Leaves: bytes and
+hours. Weights, gradients, optimiser state and checkpoints are exact; activations and
+hours are estimates from shapes and counts, never measured on a card. They say whether
+a profile is a matter of hours or of weeks. ``python -m cotspec.sizing`` prints the
+table of ``cotspec/accelerate/README.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cotspec import artifacts, profiles
+from cotspec.stages import Notebook
+
+if TYPE_CHECKING:
+    from cotspec.experiments import Cell
+
+Stale = Sequence[tuple[Notebook, profiles.Profile]]
+
+GIB = 2**30
+FLOAT32, BFLOAT16 = 4, 2
+VOCABULARY = 32_128
+# T5 tokens, measured on 1,500 GSM8K training problems: 59 a question, 97 a rationale.
+QUESTION, SOLUTION, ANSWER = 60, 110, 8
+# Of 207,619 in 323,810 sampled solutions (Codex; the authors' release).
+RIGHT = 0.64
+# The card that each size is meant for: GiB that fit, dense bfloat16 FLOP/s.
+CARDS = {
+    "16 GB": (14.5, 65e12),
+    "24 GB": (22.0, 70e12),
+    "80 GB": (75.0, 312e12),
+    "141 GB": (131.0, 989e12),
+}
+CARD_OF_SIZE = {
+    "small": "16 GB",
+    "base": "24 GB",
+    "large": "24 GB",
+    "xl": "80 GB",
+    "xxl": "141 GB",
+}
+# ASSUMED: a third of the peak in training; one decoding step of a T5 waits for the
+# launch of some 40 kernels a layer, whatever the number of rows.
+SHARE_OF_PEAK = 0.33
+SECONDS_PER_LAYER_AND_STEP = 1e-3
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A T5 v1.1 architecture: gated GELU, untied head, as many decoder layers."""
+
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_layers: int
+    num_heads: int
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights."""
+        attention = 4 * self.d_model * self.d_kv * self.num_heads
+        feed_forward = 3 * self.d_model * self.d_ff
+        # An encoder's layer has one attention, a decoder's two; each part has its norm.
+        layer = 3 * attention + 2 * feed_forward + 5 * self.d_model
+        once = VOCABULARY * self.d_model + 32 * self.num_heads + self.d_model
+        return self.num_layers * layer + 2 * once
+
+
+def shape_of(name: str) -> Shape | None:
+    """Return the shape of a published FlanT5 or T5 v1.1 by its name, or None."""
+    from cotspec import models
+
+    flan = name.removeprefix(models.RANDOM_PREFIX).replace("t5-v1_1", "flan-t5")
+    shape = models.FLAN_T5_SHAPES.get(flan)
+    return Shape(*shape) if shape else None
+
+
+def checkpoint_bytes(stale: Stale) -> int:
+    """Return how much disk the checkpoints need that these notebooks will keep.
+
+    A student whose size is known only after its download counts as nothing.
+    """
+    kept, largest = {}, 0
+    for notebook, profile in stale:
+        for cell in trained_cells(notebook, profile):
+            weights = _weight_bytes(cell.model, cell.start)
+            key = cell, profile.training, "experiments" in notebook.sections
+            kept[key] = profile.training.num_checkpoints * weights
+            largest = max(largest, weights)
+    # The newest checkpoint of a training that runs holds AdamW's two moments, too.
+    return sum(kept.values()) + 2 * largest
+
+
+def trained_cells(notebook: Notebook, profile: profiles.Profile) -> list[Cell]:
+    """The cells that a notebook trains: of the grids that its code names, or one."""
+    from cotspec.experiments import grid
+
+    if "training" not in notebook.sections:
+        return []
+    options = {
+        name: getattr(profile, name) for name in ("formats", "loss", "alignment")
+    }
+    base = grid.base_cells(profile.student, profile.experiments, **options)
+    grids = {
+        "ability_grid": base,
+        "format_grid": grid.format_grid(base),
+        "loss_grid": grid.loss_grid(base),
+        "scaling_grid": grid.scaling_grid(base, profile.experiments),
+    }
+    code = "\n".join(notebook.code)
+    return [c for n, cells in grids.items() if n in code for c in cells] or base[:1]
+
+
+def _weight_bytes(name: str, start: str) -> int:
+    """The size of a student's weights in float32."""
+    from cotspec import models
+    from cotspec.micro import shipped
+
+    if name.startswith(models.MICRO_PREFIX):
+        manifest = shipped.FOLDER / shipped.MANIFEST
+        known = artifacts.read_json(manifest) if manifest.exists() else {}
+        shown = f"{name.removeprefix(models.MICRO_PREFIX)}-{start}"
+        return FLOAT32 * known.get(shown, {"parameters": 0})["parameters"]
+    if Path(name).is_dir():
+        return sum(file.stat().st_size for file in Path(name).glob("*.safetensors"))
+    shape = shape_of(name)
+    return FLOAT32 * shape.parameters if shape else 0
+
+
+def card_bytes(shape: Shape, training: profiles.TrainingConfig) -> int:
+    """Estimate the memory of one card that trains one student.
+
+    Weights, gradients and optimiser state in float32, under autocast a bfloat16 copy
+    of the weights, and what the backward pass needs of one micro-batch.
+    """
+    per_weight = 2 * FLOAT32 + (8 if training.optimizer == "adamw" else 0)
+    per_weight += BFLOAT16 if training.precision == "bfloat16" else 0
+    source, target = 512, 128  # a long in-context CoT example
+    rows = max(1, training.batch_tokens // (source + target))
+    encoder = _layer_bytes(shape, source, [source])
+    decoder = _layer_bytes(shape, target, [target, source])
+    kept = shape.num_layers * (encoder + decoder)
+    if training.activation_checkpointing:  # the layers' inputs, and one layer anew
+        inputs = FLOAT32 * shape.d_model * (source + target)
+        kept = shape.num_layers * inputs + max(encoder, decoder)
+    bias = FLOAT32 * shape.num_heads * (source**2 + target**2)
+    # Logits in bfloat16 and float32, and the gradient of each.
+    logits = target * VOCABULARY * 2 * (BFLOAT16 + FLOAT32)
+    return per_weight * shape.parameters + rows * (kept + bias + logits)
+
+
+def _layer_bytes(shape: Shape, length: int, attended: list[int]) -> int:
+    """Bytes one layer keeps per example: `length` queries over each of `attended`."""
+    # Per sublayer: residual and normalised input in float32, a cast, a dropout mask.
+    norm = length * shape.d_model * (2 * FLOAT32 + 2 * BFLOAT16)
+    # Gate before and after GELU and its steps, linear part, product, dropped out.
+    total = norm + length * shape.d_ff * BFLOAT16 * 7
+    for keys in attended:
+        scores = shape.num_heads * length * keys * 3 * FLOAT32
+        # q and context, k and v, each in bfloat16 and float32.
+        inner = shape.d_kv * shape.num_heads
+        total += norm + scores + inner * 2 * (BFLOAT16 + FLOAT32) * (length + keys)
+    return total
+
+
+def training_hours(shape: Shape, profile: profiles.Profile, flops: float) -> float:
+    """Estimate the hours of one training on one card."""
+    questions = profile.data.num_train or 7_273
+    kept = questions * profile.teacher.num_samples * RIGHT
+    shots = profile.formats.num_demonstrations * (QUESTION + SOLUTION)
+    tokens = 0.0
+    for name in profile.formats.data_formats:
+        target = SOLUTION if name.endswith("chain_of_thought") else ANSWER
+        length = QUESTION + target + (shots if name.startswith("in_context") else 0)
+        tokens += length * (kept if target == SOLUTION else questions)
+    # A token meets the encoder or the decoder: half of the weights, thrice two FLOPs.
+    work = 3 * shape.parameters * tokens * profile.training.num_epochs
+    work *= 4 / 3 if profile.training.activation_checkpointing else 1
+    return work / (flops * SHARE_OF_PEAK) / 3600
+
+
+def decoding_hours(shape: Shape, profile: profiles.Profile) -> float:
+    """Estimate the hours to decode all test problems of one checkpoint once."""
+    data, config = profile.data, profile.evaluation
+    math_sets = 1 + len(data.out_of_distribution_tasks)
+    rows = math_sets * (data.num_test_math or 1_256) * len(config.math_prompt_modes)
+    generic = len(data.generic_tasks) * (data.num_test_generic or 241)
+    rows += generic * len(config.generic_prompt_modes)
+    at_once = max(1, config.batch_tokens // config.max_input_tokens)
+    # Half of the prompt modes write a chain, the others a word.
+    steps = rows / at_once * (SOLUTION + ANSWER) / 2
+    return steps * shape.num_layers * SECONDS_PER_LAYER_AND_STEP / 3600
+
+
+def hours(stale: Stale, flops: float) -> float:
+    """Estimate the hours of these notebooks on one card; sampling is not in it.
+
+    Every training is decoded at its first and last checkpoint on all test problems,
+    that of notebook 07 at each.
+    """
+    total, seen = 0.0, set()
+    for notebook, profile in stale:
+        checkpoints = 2
+        if any("ability_grid" in code for code in notebook.code):
+            checkpoints = profile.training.num_checkpoints + 1
+        for cell in trained_cells(notebook, profile):
+            shape = shape_of(cell.model)
+            if shape is None:
+                continue
+            total += checkpoints * decoding_hours(shape, profile)
+            if (cell, profile.training) not in seen:
+                seen.add((cell, profile.training))
+                narrowed = replace(
+                    profile,
+                    formats=replace(profile.formats, data_formats=cell.data_formats),
+                )
+                total += training_hours(shape, narrowed, flops)
+    return total
+
+
+def needs(stale: Stale) -> str | None:
+    """Say in one line what a FlanT5 profile needs, or None for other students."""
+    sized = [
+        (shape.parameters, card_bytes(shape, profile.training), profile)
+        for notebook, profile in stale
+        for cell in trained_cells(notebook, profile)
+        if (shape := shape_of(cell.model))
+    ]
+    if not sized:
+        return None
+    parameters, card, profile = max(sized, key=lambda item: item[:2])
+    name = CARD_OF_SIZE.get(profile.name.removeprefix("flan-t5-"), "24 GB")
+    return (
+        f"largest student {parameters / 1e6:,.0f}M parameters: {card / GIB:.0f} GiB of "
+        f"a card, {checkpoint_bytes(stale) / GIB:.0f} GiB of disk, about "
+        f"{hours(stale, CARDS[name][1]):.1f} h on one card of {name} (computed, not "
+        "measured; without the teacher's sampling)"
+    )
+
+
+def main() -> None:
+    """Print what each FlanT5 profile needs, as a table in Markdown."""
+    from cotspec.stages import load_series
+
+    series = load_series(artifacts.repository_root())
+    print("| profile | card | GiB of the card | GiB of disk | hours 00–07 | 00–11 |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for size, card in CARD_OF_SIZE.items():
+        profile = profiles.PROFILES[f"flan-t5-{size}"]
+        stale = [(notebook, profile) for notebook in series]
+        shape, flops = shape_of(profile.student.model), CARDS[card][1]
+        memory = card_bytes(shape, profile.training) / GIB
+        disk, early = checkpoint_bytes(stale) / GIB, hours(stale[:8], flops)
+        print(
+            f"| {profile.name} | {card} | {memory:.1f} | {disk:.0f} | {early:.1f} | "
+            f"{hours(stale, flops):.1f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
