@@ -214,3 +214,14 @@ def _commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return done.stdout.strip() or "unknown"
+
+
+def markdown_table(table: pd.DataFrame) -> str:
+    """Return a Markdown table; text as it is, missing cells empty."""
+    lines = [list(table.columns), ["---"] * len(table.columns)]
+    lines += [
+        ["" if pd.isna(cell) else str(cell) for cell in row]
+        for row in table.itertuples(index=False)
+    ]
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)

@@ -89,6 +89,22 @@ class EncodedExamples:
             is_cut=self.is_cut[rows],
         )
 
+    def teacher_entropies(self) -> np.ndarray:
+        """The teacher's entropy over each example's target, nats, shape (N,).
+
+        Of its candidates and the rest as one more outcome; 0 for a one-hot example.
+        """
+        if self.aligned is None:
+            return np.zeros(len(self))
+        known = np.asarray(self.aligned.topk_probs, dtype=np.float64)
+        rest = np.clip(1 - known.sum(axis=1, keepdims=True), 0, 1)
+        outcomes = np.concatenate([known, rest], axis=1)
+        of_token = -(outcomes * np.log(np.maximum(outcomes, 1e-30))).sum(axis=1)
+        ends = np.concatenate([[0.0], np.cumsum(of_token)])
+        starts = np.asarray(self.aligned.starts)
+        of_row = ends[starts[1:]] - ends[starts[:-1]]
+        return np.where(self.teacher_row >= 0, of_row[self.teacher_row], 0.0)
+
     def lengths(self, indices: np.ndarray | None = None) -> np.ndarray:
         """Source and target lengths in tokens of all or some examples, (N, 2)."""
         chosen = range(len(self)) if indices is None else indices

@@ -22,7 +22,8 @@ _VERDICT_MARKS = {
     "reproduced": "✔",
     "not reproduced": "○",
     "opposite": "✘",
-    "not testable at this scale": "–",
+    "undecided": "?",
+    "not testable here": "–",
 }
 
 
@@ -85,26 +86,22 @@ def _shaded(token: bytes | str, probability: float) -> str:
     return f'<span style="{look}" title="{title}">{html.escape(text)}</span>'
 
 
-def claims_table(claims: pd.DataFrame, *, verdicts: bool = True) -> HTML:
+def claims_table(claims: pd.DataFrame) -> HTML:
     """Show the claims ledger, the verdict marked by a sign.
 
     Parameters
     ----------
     claims : DataFrame
-        ``claim, statement, paper, ours, effect, ci_low, ci_high, verdict``; effects are
-        fractions, shown in percentage points.
-    verdicts : bool
-        False where only effects are shown: the ledger of notebook 11 judges.
+        From `report.claims_table`; effects are fractions, shown in points.
     """
-    needed = ("claim", "statement", "paper", "ours", "effect", "verdict")
+    needed = ("claim", "statement", "ours", "condition", "effect", "verdict")
     require_columns(claims, needed, "claims_table")
     shown = pd.DataFrame(
         {
             "claim": claims["claim"],
-            "statement": claims["statement"],
-            "paper": claims["paper"],
-            "ours": claims["ours"],
-            "effect, points [95% interval]": [
+            "the paper says": claims["statement"],
+            "as it measured it, here": claims["ours"],
+            "under test, the weakest condition [95% interval]": [
                 _effect(row) for row in claims.itertuples()
             ],
             "verdict": [
@@ -113,8 +110,6 @@ def claims_table(claims: pd.DataFrame, *, verdicts: bool = True) -> HTML:
             ],
         }
     )
-    if not verdicts:
-        shown = shown.drop(columns="verdict")
     markup = shown.to_html(index=False, na_rep="", border=0, justify="left")
     left = '<td style="text-align:left;vertical-align:top">'
     return HTML(markup.replace("<td>", left))
@@ -123,5 +118,7 @@ def claims_table(claims: pd.DataFrame, *, verdicts: bool = True) -> HTML:
 def _effect(row: object) -> str:
     if pd.isna(row.effect):
         return ""
-    points = 100 * row.effect, 100 * row.ci_low, 100 * row.ci_high
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*points)
+    scale, digits = (100, 1) if row.unit == "points" else (1, 3)
+    values = (scale * row.effect, scale * row.ci_low, scale * row.ci_high)
+    text = "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(*values, d=digits)
+    return f"{row.condition}: {text} {row.unit}"

@@ -110,7 +110,8 @@ def load_student(config: StudentConfig, *, seed: int = 0) -> Student:
         large, xl, xxl) for the exact architecture with random weights; ``micro-small``
         (or base, large, xl) for the micro-world's shipped base of ``config.start``.
     seed : int
-        Seeds random weights; unused for pretrained ones.
+        Seeds random weights, and chooses one of the micro-world's independent bases;
+        unused for other pretrained ones.
 
     Raises
     ------
@@ -122,11 +123,18 @@ def load_student(config: StudentConfig, *, seed: int = 0) -> Student:
         tokenizer = load_t5_tokenizer(config.tokenizer)
     elif config.model.startswith(MICRO_PREFIX):
         size = config.model.removeprefix(MICRO_PREFIX)
-        model, tokenizer = shipped.load_student(size, config.start)
+        model, tokenizer = shipped.load_student(size, config.start, seed=seed)
     else:
         model = _load_seq2seq(config.model, config.revision)
         tokenizer = load_tokenizer(config.tokenizer or config.model, config.revision)
     return as_student(config.model, model, tokenizer, start=config.start)
+
+
+def base_seed(config: StudentConfig, seed: int) -> int:
+    """Return a number that two seeds share if they start from the same weights."""
+    if config.model.startswith(RANDOM_PREFIX):
+        return seed
+    return seed % shipped.NUM_BASES if config.model.startswith(MICRO_PREFIX) else 0
 
 
 def as_student(
@@ -325,7 +333,7 @@ def describe(teacher: TeacherConfig, student: StudentConfig) -> pd.DataFrame:
     }
     if student.model.startswith(MICRO_PREFIX):
         size = student.model.removeprefix(MICRO_PREFIX)
-        known[student.model] = shipped.facts(f"{size}-{student.start}")
+        known[student.model] = shipped.facts(shipped.name_of(size, student.start, 0))
     rows = [
         ("teacher", teacher.model, "", known.get(teacher.model, {})),
         ("student", student.model, student.start, known[student.model]),

@@ -332,10 +332,10 @@ def _micro() -> Profile:
             train_task="micro/math",
             out_of_distribution_tasks=_MICRO_MATH_TASKS,
             generic_tasks=_MICRO_GENERIC_TASKS,
-            num_train=4000,
-            num_validation=100,
-            num_test_math=120,
-            num_test_generic=25,
+            num_train=2000,
+            num_validation=150,
+            num_test_math=300,
+            num_test_generic=40,
         ),
         teacher=TeacherConfig(
             backend="huggingface",
@@ -350,9 +350,9 @@ def _micro() -> Profile:
         training=TrainingConfig(
             optimizer="adafactor",
             learning_rate=1.5e-2,
-            max_steps=480,
+            max_steps=840,
             batch_tokens=2048,
-            num_checkpoints=4,
+            num_checkpoints=6,
             precision="float32",
         ),
         evaluation=EvaluationConfig(
@@ -363,7 +363,10 @@ def _micro() -> Profile:
             precision="float32",
         ),
         experiments=ExperimentsConfig(
-            students=MICRO_STUDENTS, raw_students=MICRO_STUDENTS, num_workers=2
+            seeds=(0, 1, 2, 3, 4),
+            students=MICRO_STUDENTS,
+            raw_students=MICRO_STUDENTS[:3],  # the paper's Table 2 has three sizes
+            num_workers=2,
         ),
     )
 

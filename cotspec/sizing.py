@@ -106,7 +106,7 @@ def trained_cells(notebook: Notebook, profile: profiles.Profile) -> list[Cell]:
     }
     base = grid.base_cells(profile.student, profile.experiments, **options)
     grids = {
-        "ability_grid": base,
+        "ability_grid": grid.ability_grid(base, profile.experiments),
         "format_grid": grid.format_grid(base),
         "loss_grid": grid.loss_grid(base),
         "scaling_grid": grid.scaling_grid(base, profile.experiments),
@@ -123,7 +123,7 @@ def _weight_bytes(name: str, start: str) -> int:
     if name.startswith(models.MICRO_PREFIX):
         manifest = shipped.FOLDER / shipped.MANIFEST
         known = artifacts.read_json(manifest) if manifest.exists() else {}
-        shown = f"{name.removeprefix(models.MICRO_PREFIX)}-{start}"
+        shown = shipped.name_of(name.removeprefix(models.MICRO_PREFIX), start, 0)
         return FLOAT32 * known.get(shown, {"parameters": 0})["parameters"]
     if Path(name).is_dir():
         return sum(file.stat().st_size for file in Path(name).glob("*.safetensors"))

@@ -377,10 +377,10 @@ def _outside(notebook: Notebook, profile: profiles.Profile) -> dict[str, str]:
     for section in notebook.sections:
         for prefix, model, start in names.get(section, ()):
             if model.startswith(prefix):
-                name = "teacher"
-                if start:
-                    name = f"{model.removeprefix(prefix)}-{start}"
-                found[f"{model} {start}"] = _shipped_checksums().get(name, "unknown")
+                name = f"{model.removeprefix(prefix)}-{start}" if start else "teacher"
+                # A student has several bases.
+                own = [d for n, d in _shipped_checksums().items() if n.startswith(name)]
+                found[f"{model} {start}"] = " ".join(own) or "unknown"
             elif Path(model).is_dir():
                 found[f"{model} {start}"] = artifacts.identity(Path(model))
     return found
@@ -541,6 +541,28 @@ class Stage:
         for kind, path in paths.items():
             self._written[f"figure:{name}.{kind}"] = path
         return chart
+
+    def table(self, name: str, table: pd.DataFrame, *, caption: str) -> pd.DataFrame:
+        """Save a table of text beside the figures, as CSV and Markdown; return it.
+
+        Parameters
+        ----------
+        name : str
+            Stem of its files.
+        table : DataFrame
+        caption : str
+            The first line of the Markdown file.
+        """
+        (self.folder / artifacts.SUCCESS).unlink(missing_ok=True)
+        folder = self.run / "figures"
+        text = f"{caption}\n\n{artifacts.markdown_table(table)}\n"
+        self._written[f"table:{name}.csv"] = artifacts.write_frame(
+            folder / f"{name}.csv", table
+        )
+        self._written[f"table:{name}.md"] = artifacts.write_bytes(
+            folder / f"{name}.md", text.encode()
+        )
+        return table
 
     def finish(self) -> str:
         """Write the success marker, delete leftovers, and return one line about it."""

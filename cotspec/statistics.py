@@ -1,6 +1,6 @@
-"""Intervals, paired tests and estimators over scored answers.
+"""Intervals, paired differences and estimators over scored answers.
 
-Enters: counts or boolean arrays of right answers. Leaves: intervals, p-values and
+Enters: counts or boolean arrays of right answers. Leaves: intervals and
 estimates as plain numbers; fractions are 0 to 1. Nothing here knows what was scored.
 """
 
@@ -22,16 +22,12 @@ class Difference:
     Attributes
     ----------
     estimate, ci_low, ci_high : float
-        The mean difference and its interval, see `paired_bootstrap`.
-    p_value : float
-        Two-sided, of the bootstrap alone: twice the smaller share of resamples on one
-        side of zero.
+        The mean difference and its interval, see `paired_difference`.
     """
 
     estimate: float
     ci_low: float
     ci_high: float
-    p_value: float
 
 
 def wilson_interval(
@@ -56,99 +52,6 @@ def wilson_interval(
     return float(interval.low), float(interval.high)
 
 
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
-    """Return the exact two-sided McNemar p-value of two systems on the same problems.
-
-    Parameters
-    ----------
-    first, second : sequence of bool, shape (num_problems,)
-        Whether each system answered each problem right, in one order.
-
-    Raises
-    ------
-    ValueError
-        If the lengths differ.
-
-    Source: McNemar 1947, exact (binomial) form on the discordant pairs.
-    """
-    a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
-    _check_same_shape(a, b)
-    only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
-    if only_first + only_second == 0:
-        return 1.0
-    return float(stats.binomtest(only_first, only_first + only_second).pvalue)
-
-
-def paired_bootstrap(
-    first: np.ndarray,
-    second: np.ndarray,
-    *,
-    seed: int,
-    num_resamples: int = 10_000,
-    confidence: float = 0.95,
-) -> Difference:
-    """Return second minus first with an interval over seeds and problems.
-
-    Each resample draws seeds and, independently, problems, with replacement; both
-    systems get the same draw. A bootstrap over few seeds is too narrow once seeds
-    differ: it calls 16% of null effects significant with three seeds that spread by 10
-    points. Of several seeds the interval therefore covers Student's t interval of the
-    seeds' means too (degrees of freedom: seeds - 1). Seeds that agree leave that one
-    narrow, and the bootstrap's share of the problems counts. One seed gives an interval
-    over problems alone.
-
-    The p-value stays the bootstrap's, which can be corrected for several tests: with
-    two degrees of freedom a corrected t test would find almost nothing. It must be read
-    beside the interval, never alone.
-
-    Parameters
-    ----------
-    first, second : array, shape (num_seeds, num_problems) or (num_problems,)
-        Right (1) or wrong (0), seeds and problems in one order.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ or are empty.
-
-    Source: Efron & Tibshirani 1993, percentile interval; two crossed factors as in
-    Owen 2007, "The pigeonhole bootstrap"; Student 1908.
-    """
-    a, b = np.atleast_2d(first).astype(float), np.atleast_2d(second).astype(float)
-    _check_same_shape(a, b)
-    _check_confidence(confidence)
-    if a.size == 0:
-        raise ValueError(f"first: shape {a.shape}. Allowed: at least one problem")
-    difference = b - a  # (seeds, problems)
-    generator = np.random.default_rng(seed)
-    draws = _settled(_crossed_resamples(difference, num_resamples, generator))
-    outside = (1 - confidence) / 2
-    low, high = np.quantile(draws, [outside, 1 - outside])
-    if len(difference) > 1:
-        t_low, t_high = _t_interval(difference.mean(axis=1), confidence)
-        low, high = min(low, t_low), max(high, t_high)
-    low, high = _settled(np.array([low, high])).tolist()
-    p_value = 2 * min((draws <= 0).mean(), (draws >= 0).mean())
-    # A share of zero only says "less than one in num_resamples".
-    p_value = min(1.0, max(p_value, 1 / num_resamples))
-    estimate = float(_settled(difference.mean()))
-    return Difference(estimate, low, high, float(p_value))
-
-
-def _crossed_resamples(
-    values: np.ndarray, num_resamples: int, generator: np.random.Generator
-) -> np.ndarray:
-    """Means of `values` (S, P) with rows and columns drawn with replacement."""
-    num_seeds, num_problems = values.shape
-    seeds = _weights(num_seeds, num_resamples, generator)  # (R, S)
-    means = np.empty(num_resamples)
-    for start in range(0, num_resamples, 256):
-        rows = seeds[start : start + 256] @ values  # (256, P)
-        drawn = generator.integers(num_problems, size=rows.shape, dtype=np.int32)
-        means[start : start + 256] = np.take_along_axis(rows, drawn, axis=1).mean(1)
-    return means
-
-
 def _settled(values: np.ndarray) -> np.ndarray:
     """Round to where the sums of a matrix product agree on every processor.
 
@@ -156,17 +59,6 @@ def _settled(values: np.ndarray) -> np.ndarray:
     asks whether an interval lies above 0. Answers are 1 in 10⁶ or coarser.
     """
     return np.round(values, 12) + 0.0  # no -0
-
-
-def _t_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Student's interval of the mean of at least two values."""
-    half = stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values)
-    return values.mean() - half, values.mean() + half
-
-
-def _weights(size: int, count: int, generator: np.random.Generator) -> np.ndarray:
-    """`count` bootstrap draws as weights of `size` items, each row summing to 1."""
-    return generator.multinomial(size, np.full(size, 1 / size), size=count) / size
 
 
 @dataclass(frozen=True)
@@ -248,7 +140,17 @@ def paired_difference(
     mean = float(_settled(difference.mean()))
     squares = _squares(difference)
     low, high = _settled(np.array(squares.interval(mean, confidence))).tolist()
-    return Difference(mean, low, high, math.nan)
+    return Difference(mean, low, high)
+
+
+def mean_interval(values: Sequence[float]) -> Difference:
+    """Return the mean of at least two values and its interval, cut at 0 and 1.
+
+    The bounds are those of shares; Student's t with the values as the sample.
+    """
+    found = paired_difference(np.zeros(len(values)), np.asarray(values))
+    low, high = np.clip([found.ci_low, found.ci_high], 0, 1)
+    return Difference(found.estimate, float(low), float(high))
 
 
 def _squares(difference: np.ndarray) -> _Squares:
@@ -319,29 +221,6 @@ def simulate_differences(
     means = generator.normal(effect, math.sqrt(variance), count)
     squares = _Squares(num_seeds=s, num_problems=p, **drawn)
     return np.stack([means, *squares.interval(means, confidence)], axis=1)
-
-
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Return p-values corrected for their number (family-wise), in the given order.
-
-    Missing ones (NaN: a claim that was not tested) stay missing and do not count.
-
-    Raises
-    ------
-    ValueError
-        If a p-value is outside 0 to 1.
-
-    Source: Holm 1979.
-    """
-    p = np.asarray(p_values, dtype=float)
-    if ((p < 0) | (p > 1)).any():
-        raise ValueError(f"p_values: {p_values!r}. Allowed: 0 to 1, or NaN")
-    adjusted = np.full(p.shape, np.nan)
-    tested = np.flatnonzero(~np.isnan(p))
-    order = tested[np.argsort(p[tested], kind="stable")]
-    factors = np.arange(len(order), 0, -1)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(factors * p[order]))
-    return adjusted
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:

@@ -9,12 +9,13 @@ CLAIMS = pd.DataFrame(
     {
         "claim": ["C1", "C4"],
         "statement": ["a < b", "c"],
-        "paper": ["16.1 → 27.1", float("nan")],
         "ours": ["0.1 → 0.3", ""],
+        "condition": ["small", ""],
         "effect": [0.2, float("nan")],
         "ci_low": [0.1, float("nan")],
         "ci_high": [0.3, float("nan")],
-        "verdict": ["reproduced", "not testable at this scale"],
+        "unit": "points",
+        "verdict": ["reproduced", "not testable here"],
     }
 )
 
@@ -42,7 +43,7 @@ def test_tokens_and_probabilities_must_match():
 
 def test_the_claims_table_marks_verdicts_by_sign_and_leaves_unknown_empty():
     shown = display.claims_table(CLAIMS).data
-    assert "✔ reproduced" in shown and "– not testable at this scale" in shown
-    assert "+20.0 [+10.0, +30.0]" in shown
+    assert "✔ reproduced" in shown and "– not testable here" in shown
+    assert "small: +20.0 [+10.0, +30.0] points" in shown
     assert "nan" not in shown.lower()
     assert "a &lt; b" in shown

@@ -151,26 +151,34 @@ BASE = experiments.base_cells(
 def test_the_base_cells_are_in_every_grid():
     sizes = ExperimentsConfig(students=("small", "base"), raw_students=("small",))
     grids = [
-        experiments.ability_grid(BASE),
+        experiments.ability_grid(BASE, sizes),
         experiments.format_grid(BASE),
         experiments.loss_grid(BASE),
         experiments.scaling_grid(BASE, sizes),
     ]
-    assert [len(grid) for grid in grids] == [2, 10, 10, 6]
+    assert [len(grid) for grid in grids] == [4, 6, 4, 6]
     assert all(set(BASE) <= set(grid) for grid in grids)
-    assert len(set().union(*grids)) == 2 + 8 + 8 + 4
+    assert len(set().union(*grids)) == 2 + 4 + 2 + 4
 
 
-def test_the_format_grid_names_its_five_training_sets():
+def test_the_format_grid_is_figure_4_and_takes_more_by_name():
+    parts = ["in_context", "zero_shot"]
     names = [cell.formats_name for cell in experiments.format_grid(BASE)[::2]]
-    expected = "all in_context zero_shot answer_only chain_of_thought".split()
-    assert names == expected
+    assert names == ["all", *parts]
+    more = experiments.format_grid(BASE, [*parts, "answer_only"])
+    assert more[-1].formats_name == "answer_only"
+    with pytest.raises(ValueError, match="parts: .*'cot'.*chain_of_thought"):
+        experiments.format_grid(BASE, ["cot"])
 
 
 def test_the_loss_grid_varies_one_thing_at_a_time():
+    extra = [{"tail": "renormalized"}, {"tail": "paper"}, {"alignment": "dtw"}]
+    both = experiments.loss_grid(BASE)
     seen = {
-        (c.loss.name, c.loss.tail, c.alignment) for c in experiments.loss_grid(BASE)
+        (c.loss.name, c.loss.tail, c.alignment)
+        for c in experiments.loss_grid(BASE, extra=extra)
     }
+    assert {c.loss.name for c in both} == {"distribution_matching", "sample_matching"}
     assert seen == {
         ("distribution_matching", "bucket", "offsets"),
         ("distribution_matching", "renormalized", "offsets"),
@@ -188,6 +196,8 @@ def test_an_extra_loss_adds_one_cell_per_seed():
     assert {(c.seed, c.loss.divergence) for c in added} == {
         (0, "reverse_kl"),
         (1, "reverse_kl"),
+        (0, "forward_kl"),  # tail paper
+        (1, "forward_kl"),
     }
 
 

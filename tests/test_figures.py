@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 from cotspec import alignment, figures, models, profiles
 from cotspec.alignment import table as targets
-from cotspec.report.claims import VERDICTS
 
 TRACE = {
     "token_bytes": [b"If", b" $5", b".\n"],
@@ -71,15 +70,25 @@ SHARES = pd.DataFrame(
 CURVES = pd.DataFrame(
     {"series": "t", "k": [1, 2, 4], "accuracy": [0.2, 0.3, 0.5]}
 ).assign(ci_low=lambda f: f["accuracy"] - 0.1, ci_high=lambda f: f["accuracy"] + 0.1)
-CLAIMS = pd.DataFrame(
+CONDITIONS = pd.DataFrame(
     {
-        "claim": ["C1", "C3", "C5"],
-        "statement": ["lift", "price", "a long statement " * 9],
-        "effect": [0.2, -0.3, np.nan],
-        "ci_low": [0.1, -0.4, np.nan],
-        "ci_high": [0.3, -0.2, np.nan],
-        "verdict": ["reproduced", "not reproduced", "not testable at this scale"],
+        "claim": ["C1", "C3", "C7"],
+        "condition": ["small", "falls", "a long condition " * 9],
+        "effect": [0.2, -0.3, 0.012],
+        "ci_low": [0.1, -0.4, 0.01],
+        "ci_high": [0.3, -0.2, 0.014],
+        "unit": ["points", "points", "nats"],
+        "status": ["met", "opposite", "open"],
     }
+)
+PANELS = pd.DataFrame(
+    [
+        (panel, series, x, 0.1 * x, 0.1 * x - 0.05, 0.1 * x + 0.05)
+        for panel in ("left", "right")
+        for series in ("raw", "after", "my own")
+        for x in (1, 2, 3)
+    ],
+    columns=["panel", "series", "x", "value", "low", "high"],
 )
 LENGTHS = pd.DataFrame({"kind": ["right", "right", "wrong"], "length": [4, 9, 30]})
 
@@ -110,7 +119,11 @@ CHARTS = {
     "loss_curves": lambda: figures.loss_curves(METRICS),
     "length_histogram": lambda: figures.length_histogram(LENGTHS, limit=30),
     "accuracy_bars": lambda: figures.accuracy_bars(RESULTS, GROUPS),
-    "claim_effects": lambda: figures.claim_effects(CLAIMS, paper_effects={"C1": 0.1}),
+    "claim_effects": lambda: figures.claim_effects(CONDITIONS),
+    "curve_panels": lambda: figures.curve_panels(PANELS, chance=0.2),
+    "curve_panels over size": lambda: figures.curve_panels(
+        PANELS.iloc[:4], xlabel="parameters", is_log=True
+    ),
     "pass_at_k": lambda: figures.pass_at_k(CURVES),
 }
 
@@ -224,19 +237,25 @@ def test_a_student_token_on_folded_whitespace_is_joined_to_the_word_alone():
     assert len(axes.lines) == 1
 
 
-def test_effects_are_drawn_in_points_and_missing_ones_are_said():
-    chart = figures.claim_effects(CLAIMS, paper_effects={"C1": 0.11})
+def test_effects_are_drawn_in_points_and_other_units_are_written():
+    chart = figures.claim_effects(CONDITIONS)
     drawn = [
         (line.get_marker(), round(float(line.get_xdata()[0]), 6))
         for line in chart.axes[0].lines
         if line.get_marker() != "None" and len(line.get_xdata())
     ]
-    assert drawn == [("o", 20.0), ("o", 11.0), ("s", -30.0)]
-    assert "  not measured" in texts(chart)
+    assert drawn == [("o", 20.0), ("X", -30.0)]
+    assert any("+0.012 [+0.010, +0.014] nats" in text for text in texts(chart))
 
 
-def test_every_verdict_has_a_look():
-    assert tuple(figures.VERDICT_STYLES) == VERDICTS
+def test_curves_stand_in_their_panels_with_one_legend_and_the_line_of_chance():
+    chart = figures.curve_panels(PANELS, chance=0.2)
+    assert [axes.get_title("left") for axes in chart.axes] == ["left", "right"]
+    (legend,) = chart.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["raw", "after", "my own", "chance"]
+    line = next(line for line in chart.axes[0].lines if line.get_label() == "after")
+    assert line.get_ydata() == pytest.approx([0.1, 0.2, 0.3])
 
 
 def test_the_funnel_says_counts_shares_and_reasons():

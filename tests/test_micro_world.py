@@ -138,5 +138,5 @@ def test_what_is_unknown_is_named(arguments, message):
 
 
 def test_an_empty_split_is_an_error_and_not_an_endless_search():
-    with pytest.raises(ValueError, match="no 'test' item"):
+    with pytest.raises(ValueError, match="no 1th 'test' question"):
         splits.draw_items(lambda rng: {"question": "always"}, "x", "test", 1, seed=0)

@@ -15,7 +15,6 @@ from cotspec.profiles import (
     ALIGNMENT_METHODS,
     DATA_FORMATS,
     LOSSES,
-    TAILS,
     AlignmentConfig,
     ExperimentsConfig,
     FormatsConfig,
@@ -162,40 +161,50 @@ def base_cells(
     ]
 
 
-def ability_grid(base: Sequence[Cell]) -> list[Cell]:
-    """Notebook 07: the profile's own student; what counts is its many checkpoints."""
-    return list(base)
+def ability_grid(base: Sequence[Cell], experiments: ExperimentsConfig) -> list[Cell]:
+    """Notebook 07: `base` and the smallest student; what counts is the way there."""
+    smallest = experiments.students[:1]
+    others = [_sized(cell, model, cell.start) for model in smallest for cell in base]
+    return list(dict.fromkeys([*others, *base]))
 
 
-def format_grid(base: Sequence[Cell]) -> list[Cell]:
-    """Notebook 08: `base`, and the same student trained on some of the formats."""
-    parts = [formats for name, formats in FORMAT_SETS.items() if name != "all"]
-    return [*base, *(_with(cell, data_formats=f) for f in parts for cell in base)]
+def format_grid(
+    base: Sequence[Cell], parts: Sequence[str] = ("in_context", "zero_shot")
+) -> list[Cell]:
+    """Notebook 08: `base`, and the same student trained on some of the formats.
+
+    Parameters
+    ----------
+    base : sequence of Cell
+    parts : sequence of str
+        Keys of `FORMAT_SETS`; the default two are the paper's figure 4.
+    """
+    _check("parts", parts, tuple(FORMAT_SETS))
+    chosen = [FORMAT_SETS[name] for name in parts]
+    return [*base, *(_with(cell, data_formats=f) for f in chosen for cell in base)]
 
 
 def loss_grid(
     base: Sequence[Cell], *, extra: Sequence[Mapping[str, object]] = ()
 ) -> list[Cell]:
-    """Notebook 09: `base`, and the same student with other losses and targets.
+    """Notebook 09: `base`, and the same student trained by the other loss.
 
     Parameters
     ----------
     base : sequence of Cell
     extra : sequence of mapping
-        More variants of distribution matching: fields of `LossConfig`, such as
-        ``{"divergence": "reverse_kl"}``. Each adds one cell per seed.
+        Variants of distribution matching: fields of `LossConfig`, or ``alignment``,
+        such as ``{"tail": "paper"}``, ``{"divergence": "reverse_kl"}`` or
+        ``{"alignment": "dtw"}``. Each adds one cell per seed.
     """
     cells = list(base)
     for name in LOSSES:
         cells += [_with_loss(cell, name=name) for cell in base]
-    variants = [{"tail": tail} for tail in TAILS] + list(extra)
-    matching = {"name": "distribution_matching"}
-    cells += [_with_loss(cell, **matching | v) for v in variants for cell in base]
-    cells += [
-        _with(_with_loss(cell, **matching), alignment=method)
-        for method in ALIGNMENT_METHODS
-        for cell in base
-    ]
+    for variant in extra:
+        loss = {"name": "distribution_matching"} | dict(variant)
+        method = loss.pop("alignment", None)
+        changed = [_with_loss(cell, **loss) for cell in base]
+        cells += [_with(c, alignment=method) if method else c for c in changed]
     return list(dict.fromkeys(cells))
 
 

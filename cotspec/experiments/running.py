@@ -257,6 +257,50 @@ class Grid:
             if not job.is_done():
                 _export(job, result)
 
+    def loss_logs(self, cells: Sequence[Cell]) -> pd.DataFrame:
+        """Return the loss of finished trainings above its floor, update by update.
+
+        What the teacher sampled costs sample matching the teacher's own entropy at
+        best; a divergence has 0 as its best. The floor is that entropy, of the very
+        examples of each update.
+
+        Returns
+        -------
+        DataFrame
+            ``loss, seed, step, training_loss, excess``, nats per target token.
+        """
+        rows = []
+        for cell in cells:
+            log = pd.read_csv(self._folder(cell) / "metrics.csv")
+            floor = np.zeros(len(log))
+            if cell.loss.name == "sample_matching":
+                floor = self._floors(cell, len(log))
+            kept = {"loss": cell.loss.name, "seed": cell.seed, "step": log["step"]}
+            kept |= {"training_loss": log["loss"], "excess": log["loss"] - floor}
+            rows.append(pd.DataFrame(kept))
+        return pd.concat(rows, ignore_index=True)
+
+    def _floors(self, cell: Cell, num_updates: int) -> np.ndarray:
+        """The teacher's entropy in each update, nats per target token."""
+        matching = dataclasses.replace(cell.loss, name="distribution_matching")
+        matched = dataclasses.replace(cell, loss=matching)
+        tokenizer = models.load_student_tokenizer(cell.student)
+        encoded = self.encoded_of(matched, tokenizer)
+        entropies = encoded.teacher_entropies()  # per example
+        lengths = encoded.lengths()
+        stream = batching.batch_stream(
+            lengths, self.training.batch_tokens, seed=cell.seed, start=0
+        )
+        floors = []
+        for _ in range(num_updates):
+            group = [
+                next(stream)[1]
+                for _ in range(self.training.gradient_accumulation_steps)
+            ]
+            rows = np.concatenate(group)
+            floors.append(entropies[rows].sum() / lengths[rows, 1].sum())
+        return np.array(floors)
+
     # --- what there is to do ----------------------------------------------------------
 
     def _jobs(
@@ -390,8 +434,7 @@ class Grid:
         return self._once(key, lambda: Base.of(load_base(cell)))
 
     def _base_seed(self, cell: Cell) -> int:
-        # Only random weights depend on the seed; the others share one base.
-        return cell.seed if cell.model.startswith(models.RANDOM_PREFIX) else 0
+        return models.base_seed(cell.student, cell.seed)
 
     # --- inputs -----------------------------------------------------------------------
 

@@ -6,9 +6,13 @@ pyplot's global state, and with `save_figure` its PNG, SVG, CSV and caption.
 
 from cotspec.figures.aligned_text import cost_matrix, token_alignment
 from cotspec.figures.charts import funnel, length_histogram, loss_curves, rule_shares
-from cotspec.figures.curves import accuracy_curves, size_curves
+from cotspec.figures.curves import (
+    CURVE_STYLES,
+    STATUS_STYLES,
+    claim_effects,
+    curve_panels,
+)
 from cotspec.figures.formats_text import example_parts, four_formats
-from cotspec.figures.ledger import VERDICT_STYLES, claim_effects
 from cotspec.figures.results import accuracy_bars, pass_at_k
 from cotspec.figures.sampling import (
     KIND_STYLES,
@@ -29,16 +33,9 @@ from cotspec.figures.style import (
     Style,
 )
 from cotspec.figures.teacher_text import probability_strip, top_alternatives
-from cotspec.figures.tradeoff import (
-    ABILITY_STYLES,
-    TRAINED_ON,
-    ability_curves,
-    format_matrix,
-)
 
 __all__ = [
-    "cost_matrix",
-    "ABILITY_STYLES",
+    "CURVE_STYLES",
     "FORMAT_STYLES",
     "KIND_STYLES",
     "LOSS_STYLES",
@@ -48,17 +45,15 @@ __all__ = [
     "PROMPT_STYLES",
     "RULE_STYLES",
     "SPLIT_STYLES",
-    "TRAINED_ON",
-    "VERDICT_STYLES",
+    "STATUS_STYLES",
     "Chart",
     "Style",
-    "ability_curves",
     "accuracy_bars",
-    "accuracy_curves",
     "claim_effects",
+    "cost_matrix",
+    "curve_panels",
     "example_parts",
     "failures_by_steps",
-    "format_matrix",
     "four_formats",
     "funnel",
     "length_histogram",
@@ -67,7 +62,6 @@ __all__ = [
     "probability_strip",
     "rule_shares",
     "save_figure",
-    "size_curves",
     "temperature_study",
     "token_alignment",
     "top_alternatives",

@@ -1,24 +1,29 @@
-"""Charts of the experiments: accuracy along the training, and against model size.
+"""Charts of the experiments: curves along the training or over size, and the ledger.
 
-Enters: small tidy frames of accuracies with bands. Leaves: charts; accuracies are
-fractions in the frames and percent on the axes.
+Enters: tidy frames of `report.curves`, and the ledger's conditions. Leaves: charts;
+accuracies are fractions in the frames and percent on the axes.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
+import textwrap
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 from cotspec.figures.style import (
+    BLACK,
+    BLUE,
     FULL_WIDTH,
-    MODEL_STYLES,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
     SERIES_STYLES,
+    VERMILLION,
     Chart,
     Style,
     new_chart,
@@ -26,152 +31,115 @@ from cotspec.figures.style import (
     themed,
 )
 
-PANEL_HEIGHT = 2.35  # inches
-MARGIN = 1.25  # factor left free at both ends of the size axis
-MAX_STEP_TICKS = 7  # fewer checkpoints are marked one by one
-DODGE = 0.012  # of the axis: points of one size stand side by side, none is hidden
+PANEL_HEIGHT = 2.5  # inches
+MAX_TICKS = 7  # fewer steps or sizes are marked one by one
+# Each series looks the same wherever it is drawn.
+CURVE_STYLES = MappingProxyType(
+    {
+        "in-distribution": Style("", BLUE, "o"),
+        "out of distribution": Style("", VERMILLION, "^", "", "--"),
+        "generic, CoT": Style("", GREEN, "s"),
+        "generic, answer-only": Style("", ORANGE, "D", "", "--"),
+        "asked in context": Style("", BLUE, "o"),
+        "asked zero-shot": Style("", VERMILLION, "^", "", "--"),
+        "distribution matching": Style("", BLUE, ""),
+        "sample matching": Style("", ORANGE, "", "", "--"),
+        "teacher": Style("", BLACK, "*", "", ""),
+        "instruction-tuned": Style("", GREEN, "o"),
+        "raw": Style("", PURPLE, "s", "", "--"),
+        "before": Style("", GREY, "v", "", ":"),
+        "after": Style("", GREEN, "o"),
+    }
+)
+STATUS_STYLES = MappingProxyType(
+    {
+        "met": Style("holds", GREEN, "o"),
+        "open": Style("open", GREY, "d"),
+        "excluded": Style("an effect of interest is excluded", ORANGE, "s"),
+        "opposite": Style("the other way", VERMILLION, "X"),
+    }
+)
 
 
 @themed
-def accuracy_curves(
+def curve_panels(
     curves: pd.DataFrame,
     *,
-    styles: Mapping[str, Style],
+    xlabel: str = "update",
+    ylabel: str = "accuracy",
+    is_log: bool = False,
+    chance: float | None = None,
     width: float = FULL_WIDTH,
 ) -> Chart:
-    """Draw accuracy against the update, one line a series, with a band.
+    """Draw curves with their bands, panels side by side on one scale.
 
     Parameters
     ----------
     curves : DataFrame
-        ``series, step, accuracy, low, high`` and, for charts side by side, ``panel``
-        (its title); a series may stand in several panels.
-    styles : mapping
-        Look of the series (`LOSS_STYLES`…); others get one of `SERIES_STYLES`.
+        ``panel, series, x, value, low, high``; a series of one point is a marker.
+    xlabel, ylabel : str
+        Accuracies are drawn in percent, other values as they are.
+    is_log : bool
+        A logarithmic x axis (parameters).
+    chance : float, optional
+        A dotted line where guessing would be.
     width : float
         Inches.
     """
-    needed = ("series", "step", "accuracy", "low", "high")
-    require_columns(curves, needed, "accuracy_curves")
-    looks = _looks(curves["series"], styles)
-    chart, panels = _panels(curves, width)
-    for axes, (_, panel) in zip(panels, _grouped(curves), strict=True):
+    needed = ("panel", "series", "x", "value", "low", "high")
+    require_columns(curves, needed, "curve_panels")
+    groups = list(curves.groupby("panel", sort=False))
+    chart = new_chart(width, PANEL_HEIGHT + 0.1)
+    panels = np.ravel(chart.subplots(1, len(groups), sharey=True, squeeze=False))
+    spare = iter(SERIES_STYLES * 4)
+    looks = {
+        name: CURVE_STYLES[name] if name in CURVE_STYLES else next(spare)
+        for name in dict.fromkeys(curves["series"])
+    }
+    for axes, (title, panel) in zip(panels, groups, strict=True):
         for name, series in panel.groupby("series", sort=False):
-            _draw_curve(axes, series.sort_values("step"), looks[name])
-        axes.set_xlabel("update")
-        steps = sorted(panel["step"].unique())
-        if len(steps) <= MAX_STEP_TICKS:
-            axes.set_xticks(steps)
-        else:
-            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.legend(loc="best")
-    _finish(panels, curves["high"])
-    return chart
-
-
-@themed
-def size_curves(curves: pd.DataFrame, *, width: float = FULL_WIDTH) -> Chart:
-    """Draw accuracy against log size, before (hollow) and after specialization.
-
-    Parameters
-    ----------
-    curves : DataFrame
-        ``start`` (a key of `MODEL_STYLES`), ``stage`` (before, after), ``size``
-        (parameters), ``accuracy, ci_low, ci_high`` and the fitted line ``fit, fit_low,
-        fit_high``, NaN where there is none; optionally ``panel`` (its title).
-    width : float
-        Inches.
-    """
-    needed = "start stage size accuracy ci_low ci_high fit fit_low fit_high".split()
-    require_columns(curves, tuple(needed), "size_curves")
-    chart, panels = _panels(curves, width)
-    for axes, (_, panel) in zip(panels, _grouped(curves), strict=True):
-        sizes = sorted(panel["size"].unique())
-        groups = panel.groupby(["start", "stage"], sort=False)
-        step = (MARGIN**2 * sizes[-1] / sizes[0]) ** DODGE
-        for index, ((start, stage), series) in enumerate(groups):
-            aside = step ** (index - (len(groups) - 1) / 2)
-            _draw_sizes(axes, series.sort_values("size"), start, stage, aside)
-        axes.set_xscale("log")
-        axes.set_xticks(sizes, [_in_units(size) for size in sizes])
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlim(sizes[0] / MARGIN, sizes[-1] * MARGIN)
-        axes.set_xlabel("parameters (log scale)")
-    _finish(panels, curves[["ci_high", "fit_high"]].max(axis=1))
-    handles = _size_handles(curves)
-    place = {"loc": "outside upper center", "ncols": -(-len(handles) // 2)}
+            _draw_curve(axes, series.sort_values("x"), name, looks[name])
+        if chance is not None:
+            axes.axhline(chance, color=GREY, lw=0.8, ls=":", label="chance")
+        axes.set(title=title, xlabel=xlabel)
+        axes.yaxis.grid(True)
+        _mark_x(axes, sorted(panel["x"].unique()), is_log=is_log)
+    panels[0].set_ylabel(ylabel)
+    panels[0].set_ylim(0, float(curves["high"].max()) * 1.08 + 1e-3)
+    panels[0].yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    if ylabel == "accuracy":
+        panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    handles = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    place = {"loc": "outside upper center", "ncols": min(5, len(handles))}
     chart.legend(handles.values(), handles.keys(), **place)
     return chart
 
 
-def _grouped(curves: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    if "panel" not in curves:
-        return [("", curves)]
-    return [(str(name), rows) for name, rows in curves.groupby("panel", sort=False)]
-
-
-def _panels(curves: pd.DataFrame, width: float) -> tuple[Chart, list[Axes]]:
-    """One axes per panel, side by side on one scale, titled."""
-    groups = _grouped(curves)
-    chart = new_chart(width, PANEL_HEIGHT)
-    panels = list(np.ravel(chart.subplots(1, len(groups), sharey=True, squeeze=False)))
-    for axes, (title, _) in zip(panels, groups, strict=True):
-        axes.set_title(title)
-        axes.yaxis.grid(True)
-    return chart, panels
-
-
-def _finish(panels: list[Axes], high: pd.Series) -> None:
-    panels[0].set_ylabel("accuracy")
-    panels[0].set_ylim(0, min(1.02, max(0.05, float(high.max()) * 1.08)))
-    panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    panels[0].yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-
-
-def _looks(names: pd.Series, styles: Mapping[str, Style]) -> dict[str, Style]:
-    spare = itertools.cycle(SERIES_STYLES)
-    unique = dict.fromkeys(names)
-    return {name: styles[name] if name in styles else next(spare) for name in unique}
-
-
-def _draw_curve(axes: Axes, series: pd.DataFrame, style: Style) -> None:
-    label = style.label or str(series["series"].iloc[0])
-    look = {"c": style.colour, "marker": style.marker, "ls": style.line}
-    axes.plot(series["step"], series["accuracy"], label=label, **look)
+def _draw_curve(axes: Axes, series: pd.DataFrame, name: str, style: Style) -> None:
+    line = style.line if len(series) > 1 else "none"
+    look = {"c": style.colour, "marker": style.marker or None, "ls": line or "none"}
+    axes.plot(series["x"], series["value"], label=name, clip_on=False, **look)
     band = {"color": style.colour, "alpha": 0.18, "lw": 0}
-    axes.fill_between(series["step"], series["low"], series["high"], **band)
-
-
-def _draw_sizes(
-    axes: Axes, series: pd.DataFrame, start: str, stage: str, aside: float
-) -> None:
-    style, is_after = MODEL_STYLES[start], stage == "after"
-    accuracy = series["accuracy"]
-    error = [accuracy - series["ci_low"], series["ci_high"] - accuracy]
-    points = {"mfc": style.colour if is_after else "white", "mec": style.colour}
-    points |= {"ecolor": style.colour, "elinewidth": 0.9, "capsize": 1.5, "ls": "none"}
-    error = np.clip(error, 0, None)
-    x = series["size"] * aside
-    axes.errorbar(x, accuracy, error, marker=style.marker, **points)
-    fitted = series.dropna(subset=["fit"])
-    if fitted.empty:
+    if len(series) > 1:
+        axes.fill_between(series["x"], series["low"], series["high"], **band)
         return
-    line = "-" if is_after else ":"
-    axes.plot(fitted["size"], fitted["fit"], line, c=style.colour, lw=1.1)
-    band = {"color": style.colour, "alpha": 0.15, "lw": 0}
-    axes.fill_between(fitted["size"], fitted["fit_low"], fitted["fit_high"], **band)
+    ends = [series["low"].iloc[0], series["high"].iloc[0]]
+    axes.plot([series["x"].iloc[0]] * 2, ends, color=style.colour, lw=0.9)
 
 
-def _size_handles(curves: pd.DataFrame) -> dict[str, Line2D]:
-    handles = {}
-    for start, stage in curves[["start", "stage"]].drop_duplicates().to_numpy():
-        style, is_after = MODEL_STYLES[start], stage == "after"
-        look = {"mfc": style.colour if is_after else "white", "mec": style.colour}
-        line = {"ls": "-" if is_after else ":", "c": style.colour}
-        handles[f"{style.label}, {stage}"] = Line2D(
-            [], [], marker=style.marker, **line, **look
-        )
-    return handles
+def _mark_x(axes: Axes, places: list[float], *, is_log: bool) -> None:
+    if is_log:
+        axes.set_xscale("log")
+        axes.set_xticks(places, [_in_units(place) for place in places])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlim(places[0] / 1.25, places[-1] * 1.25)
+    elif len(places) <= MAX_TICKS:
+        axes.set_xticks(places)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
 def _in_units(size: float) -> str:
@@ -179,3 +147,46 @@ def _in_units(size: float) -> str:
         if size >= unit:
             return f"{size / unit:.3g}{name}"
     return f"{size:.0f}"
+
+
+@themed
+def claim_effects(conditions: pd.DataFrame, *, width: float = FULL_WIDTH) -> Chart:
+    """Draw every condition of every claim with its 95% interval, in points.
+
+    Parameters
+    ----------
+    conditions : DataFrame
+        From `report.conditions_table`; those in another unit than points (losses,
+        shares) are named and not drawn.
+    width : float
+        Inches.
+    """
+    needed = ("claim", "condition", "effect", "ci_low", "ci_high", "unit", "status")
+    require_columns(conditions, needed, "claim_effects")
+    chart = new_chart(width, 0.2 * len(conditions) + 0.9)
+    axes = chart.subplots()
+    axes.axvline(0, color=GREY, lw=0.8, zorder=0)
+    for row, one in enumerate(conditions.itertuples()):
+        style = STATUS_STYLES[one.status]
+        look = {"color": style.colour, "ms": 5.5, "mec": BLACK, "mew": 0.5}
+        if one.unit != "points":
+            text = f"{one.effect:+.3f} [{one.ci_low:+.3f}, {one.ci_high:+.3f}]"
+            place = {"va": "center", "fontsize": 6.5, "color": style.colour}
+            axes.text(0, row, f"  {text} {one.unit}", **place)
+            continue
+        axes.plot([100 * one.ci_low, 100 * one.ci_high], [row] * 2, c=BLACK, lw=1.1)
+        axes.plot([100 * one.effect], [row], style.marker, **look)
+    for status, style in STATUS_STYLES.items():
+        if (conditions["status"] == status).any():
+            look = {"color": style.colour, "mec": BLACK, "mew": 0.5, "ls": "none"}
+            axes.plot([], [], marker=style.marker, label=style.label, **look)
+    labels = [
+        textwrap.shorten(f"{one.claim}  {one.condition}", 70, placeholder=" …")
+        for one in conditions.itertuples()
+    ]
+    axes.set_yticks(range(len(conditions)), labels)
+    axes.tick_params(axis="y", length=0, labelsize=6.5)
+    axes.set_ylim(len(conditions) - 0.4, -0.6)
+    axes.set_xlabel("effect with 95% interval (percentage points; right: as claimed)")
+    chart.legend(loc="outside upper center", ncols=4)
+    return chart

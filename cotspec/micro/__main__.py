@@ -30,9 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     build = commands.add_parser("build", help="train the shipped models; resumes")
     build.add_argument("--out", type=Path, default=Path("runs/micro_build"))
-    build.add_argument("--seed", type=int, default=0)
     build.add_argument(
-        "--only", action="append", metavar="NAME", help="teacher, small-raw, …"
+        "--only", action="append", metavar="NAME", help="teacher, small-raw-0, …"
     )
     build.set_defaults(run=_build)
     pack = commands.add_parser("pack", help="write built models into the package")
@@ -50,7 +49,7 @@ def _build(options: argparse.Namespace) -> None:
     from cotspec.micro import build, shipped
 
     for name in options.only or shipped.names():
-        print(build.make(name, options.out, seed=options.seed))
+        print(build.make(name, options.out))
 
 
 def _pack(options: argparse.Namespace) -> None:

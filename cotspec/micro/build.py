@@ -15,6 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -79,8 +80,6 @@ def train_model(
     if source is not None:
         model = T5ForConditionalGeneration.from_pretrained(source)
     items = corpus.training_items(config, seed=seed)
-    if not is_teacher:
-        items = corpus.student_items(items, config, seed=seed)
     data = corpus.batches(
         partial(_EXAMPLES[kind], items=items, config=config, tokenizer=tokenizer),
         partial(corpus.collate, pad_id=tokenizer.pad_token_id),
@@ -97,8 +96,10 @@ def train_model(
     _save(model, tokenizer, recipe, facts, folder)
 
 
-def make(name: str, out_dir: Path, *, seed: int = 0, show: bool = True) -> Path:
-    """Train one of the shipped models, and the raw one that it starts from.
+def make(name: str, out_dir: Path, *, show: bool = True) -> Path:
+    """Train one of the shipped models, and the raw one that a tuned one starts from.
+
+    The number at a student's end is its seed, of weights and data.
 
     Parameters
     ----------
@@ -106,8 +107,6 @@ def make(name: str, out_dir: Path, *, seed: int = 0, show: bool = True) -> Path:
         One of `shipped.names`.
     out_dir : Path
         Gets a folder `name`; complete ones are kept.
-    seed : int
-        Of weights and data.
     show : bool
         A progress bar on stderr.
 
@@ -118,20 +117,29 @@ def make(name: str, out_dir: Path, *, seed: int = 0, show: bool = True) -> Path:
     """
     if name not in shipped.names():
         raise ValueError(f"name: {name!r}. Allowed: {', '.join(shipped.names())}")
+    out_dir = Path(out_dir)
     if name == shipped.TEACHER:
-        config, kind, source = SHIPPED_MICRO, shipped.TEACHER, None
+        train_model(
+            out_dir / name, shipped.TEACHER, config=SHIPPED_MICRO, seed=0, show=show
+        )
+        return out_dir / name
+    size, kind, seed = name.split("-")
+    config, source = shipped.config_of(size), None
+    if kind == "raw":
+        updates = config.raw_steps + config.student_steps
+        config = replace(config, raw_steps=updates)
     else:
-        size, kind = name.split("-")
-        config, source = shipped.config_of(size), None
-        if kind != "raw":
-            source = make(f"{size}-raw", out_dir, seed=seed, show=show)
-    folder = Path(out_dir) / name
-    train_model(folder, kind, config=config, seed=seed, show=show, source=source)
+        source = out_dir / f"{size}-pretrained-{seed}"
+        train_model(source, "raw", config=config, seed=int(seed), show=show)
+    folder = out_dir / name
+    train_model(folder, kind, config=config, seed=int(seed), show=show, source=source)
     return folder
 
 
 def pack(out_dir: Path, folder: Path = shipped.FOLDER) -> int:
     """Write the models that `make` left in `out_dir` as float16, and the manifest.
+
+    What `out_dir` lacks stays as it is in `folder`; what is shipped no more goes.
 
     Returns
     -------
@@ -139,15 +147,23 @@ def pack(out_dir: Path, folder: Path = shipped.FOLDER) -> int:
         Bytes of all weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    path = folder / shipped.MANIFEST
+    old = json.loads(path.read_text()) if path.exists() else {}
     manifest = {}
     for name in shipped.names():
+        if not (Path(out_dir) / name).exists() and name in old:
+            manifest[name] = old[name]  # not built again
+            continue
         weights = load((Path(out_dir) / name / "model.safetensors").read_bytes())
         packed = save({key: tensor.half() for key, tensor in weights.items()})
         (folder / f"{name}.safetensors").write_bytes(packed)
         facts = json.loads((Path(out_dir) / name / FACTS).read_text())
         checksum = {"sha256": hashlib.sha256(packed).hexdigest(), "bytes": len(packed)}
         manifest[name] = checksum | facts
-    (folder / shipped.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    path.write_text(json.dumps(manifest, indent=1) + "\n")
+    for stray in folder.glob("*.safetensors"):
+        if stray.stem not in manifest:
+            stray.unlink()
     return sum(entry["bytes"] for entry in manifest.values())
 
 

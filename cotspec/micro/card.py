@@ -13,10 +13,9 @@ from pathlib import Path
 import pandas as pd
 
 from cotspec import evaluation, models, statistics, tasks, teacher
+from cotspec.artifacts import markdown_table
 from cotspec.micro import generic, shipped, world
 from cotspec.micro.shipped import (
-    MICRO_SIZES,
-    MICRO_STARTS,
     SHIPPED_MICRO,
     STUDENT_HEAD_SIZE,
 )
@@ -26,7 +25,6 @@ from cotspec.profiles import (
     StudentConfig,
     TeacherConfig,
 )
-from cotspec.report.tables import markdown_table
 from cotspec.teacher import filtering
 from cotspec.teacher.voting import vote_curves
 
@@ -44,16 +42,20 @@ _CARD = """# The micro-world's models
 Made by `python -m cotspec.micro build` and `pack`; this card by `card`.
 
 - **Data**: the seeded generators of `cotspec.micro`, training split only; no text from
-  anywhere else. Students see all one-step math problems, {two:.0%} of the two-step and
-  {three:.0%} of the three-step ones: several steps are what specialization adds.
+  anywhere else. Students are pretrained on other questions than they are specialized
+  on, of all families; one instruction example in {one_in:.0f} is of the training
+  family, of any number of steps. A small model with many tasks learns each a little.
 - **Teacher**: a Llama, byte-level BPE, trained on few-shot documents of the training
   family; {teacher_steps} steps of {teacher_batch} documents, AdamW.
 - **Students**: T5 v1.1 (gated GELU, untied head, {layers} layers on each side,
   heads of {head_size}), Unigram vocabulary. *Raw*: span
-  corruption over solved problems, {raw_steps} steps. *Instruction-tuned*: from raw,
-  {student_steps} steps over all families in all four formats, {generic:.0%} generic.
+  corruption over solved problems, {all_steps} steps. *Instruction-tuned*: {raw_steps}
+  steps of that, then {student_steps} over all families in all four formats,
+  {generic:.0%} generic: as many updates as raw.
   {batch} examples per step, Adafactor, rate {rate} relative, cosine.
-- **Seed** 0, bfloat16 autocast; stored as float16, loaded as float32.
+- **Bases**: {bases} a size and start, of seeds of their own (weights and data); the
+  student of seed s starts from base s mod {bases}. bfloat16 autocast,
+  stored as float16, loaded as float32.
 - **Use**: teaching and tests of cotspec. They speak a few hundred words; nothing they
   say is about the world outside.
 
@@ -70,10 +72,10 @@ Teacher, {num_questions} training questions, {num_samples} solutions each at tem
 """
 
 
-def student_row(size: str, start: str) -> dict[str, str]:
+def student_row(size: str, start: str, base: int) -> dict[str, str]:
     """Measure one student on the validation split; fractions as percent, in words."""
     config = StudentConfig(model=f"micro-{size}", start=start)
-    student = models.load_student(config)
+    student = models.load_student(config, seed=base)
     modes = dict.fromkeys(MATH, (CHAIN,))
     modes |= dict.fromkeys(GENERIC, ("chain_of_thought", "answer_only"))
     counts = dict.fromkeys(MATH, NUM_MATH) | dict.fromkeys(GENERIC, NUM_GENERIC)
@@ -86,7 +88,12 @@ def student_row(size: str, start: str) -> dict[str, str]:
     found = evaluation.evaluate(
         student, problems, modes, DECODING, demonstrations=shown, checkpoint="shipped"
     ).to_pandas()
-    row = {"model": f"micro-{size}", "start": start, "parameters": f"{student.size:,}"}
+    row = {
+        "model": f"micro-{size}",
+        "start": start,
+        "base": str(base),
+        "parameters": f"{student.size:,}",
+    }
     for label, names, mode in (
         ("math", MATH[:1], CHAIN),
         ("OOD", MATH[1:], CHAIN),
@@ -130,11 +137,10 @@ def write(folder: Path = shipped.FOLDER) -> Path:
     """Measure every shipped model and write the card into `folder`."""
     manifest = json.loads((folder / shipped.MANIFEST).read_text())
     rows = []
-    for size in MICRO_SIZES:
-        for start in MICRO_STARTS:
-            facts = manifest[f"{size}-{start}"]
-            minutes = {"minutes": f"{facts['seconds'] / 60:.1f}"}
-            rows.append(student_row(size, start) | minutes)
+    for name in shipped.names()[1:]:
+        size, start, base = name.split("-")
+        minutes = {"minutes": f"{manifest[name]['seconds'] / 60:.1f}"}
+        rows.append(student_row(size, start, int(base)) | minutes)
     path = folder / "MODEL_CARD.md"
     path.write_text(_text(rows, teacher_sentence(), manifest))
     return path
@@ -146,8 +152,10 @@ def _text(rows: Sequence[dict], sentence: str, manifest: Mapping[str, dict]) -> 
     sentence += f" ({facts['parameters']:,} parameters, {facts['seconds'] / 60:.1f} min"
     sentence += f", {facts['device']})"
     return _CARD.format(
-        two=config.num_steps_shares[1],
-        three=config.num_steps_shares[2],
+        one_in=1
+        / ((1 - config.generic_share) * (1 - config.out_of_distribution_share)),
+        bases=shipped.NUM_BASES,
+        all_steps=config.raw_steps + config.student_steps,
         teacher_steps=config.teacher_steps,
         teacher_batch=config.teacher_batch_size,
         raw_steps=config.raw_steps,

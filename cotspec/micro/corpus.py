@@ -30,33 +30,16 @@ Example = tuple[list[int], list[int]]  # input ids, label ids
 
 
 def training_items(config: MicroConfig, *, seed: int) -> Items:
-    """Return ``{family: items}`` of the training split, `config.pool_size` of each."""
+    """Return ``{family: items}`` of the pretraining split, `config.pool_size` each."""
     size = config.pool_size
     items = {
-        family: world.generate(family, "train", size, seed=seed)
+        family: world.generate(family, "pretraining", size, seed=seed)
         for family in world.FAMILIES
     }
     return items | {
-        family: generic.generate(family, "train", size // 4, seed=seed)
+        family: generic.generate(family, "pretraining", size // 4, seed=seed)
         for family in generic.FAMILIES
     }
-
-
-def student_items(items: Items, config: MicroConfig, *, seed: int) -> Items:
-    """Keep `config.num_steps_shares` of the math problems of one, two … steps.
-
-    The students' pretraining has few problems of several steps, as FlanT5's has; what
-    they gain from specialization is mostly there.
-    """
-    rng = Random(f"{seed}/num_steps")
-    kept = dict(items)
-    for family in world.FAMILIES:
-        kept[family] = [
-            item
-            for item in items[family]
-            if rng.random() < config.num_steps_shares[item["num_steps"] - 1]
-        ]
-    return kept
 
 
 def tokenizer_texts() -> list[str]:

@@ -48,7 +48,9 @@ def generate(family: str, split: str, n: int, *, seed: int) -> list[dict]:
     """
     if family not in _DRAWS:
         raise ValueError(f"family: {family!r}. Allowed: {', '.join(FAMILIES)}")
-    return splits.draw_items(_DRAWS[family], family, split, n, seed=seed)
+    return splits.draw_items(
+        _DRAWS[family], family, split, n, seed=seed, answers=_ANSWERS.get(family, ())
+    )
 
 
 def demonstrations(family: str, n: int = 2) -> list[dict]:
@@ -256,3 +258,14 @@ _DRAWS: dict[str, Callable[[Random], dict]] = {
     "logical_deduction": _logical_deduction,
 }
 FAMILIES = tuple(_DRAWS)
+_OPTIONS = ("(A)", "(B)", "(C)")
+# Families whose answers are few.
+_ANSWERS = {
+    "boolean_expressions": ("True", "False"),
+    "navigate": ("Yes", "No"),
+    "tracking_shuffled_objects": _OPTIONS,
+    "date_understanding": _OPTIONS,
+    "web_of_lies": ("Yes", "No"),
+    "reasoning_about_colored_objects": _OPTIONS,
+    "logical_deduction": _OPTIONS,
+}

@@ -40,13 +40,13 @@ class MicroConfig:
     teacher_batch_size: int = 16
     teacher_learning_rate: float = 3e-3  # AdamW
     teacher_out_of_distribution_share: float = 0.0  # of its documents
-    raw_steps: int = 0  # span corruption before instruction tuning
+    # Span corruption before instruction tuning; a shipped raw student has as many
+    # updates of it as its tuned twin has of both.
+    raw_steps: int = 0
     student_steps: int = 0
     student_hidden: int = 128
     student_layers: int = 2
     student_heads: int = 8
-    # Of the math problems of one, two and three steps: how many students see.
-    num_steps_shares: tuple[float, ...] = (1.0, 1.0, 1.0)
     generic_share: float = 0.6  # of instruction examples
     out_of_distribution_share: float = 0.4  # of instruction examples in math
     in_context_share: float = 0.5  # of instruction examples
@@ -56,20 +56,25 @@ class MicroConfig:
 
 
 MICRO_STARTS = ("raw", "instruction_tuned")
+NOT_SHIPPED = (("xl", "raw"),)  # Table 2 of the paper has three sizes
 # Shapes of the shipped students micro-small … micro-xl, a factor 3 apart: hidden size
 # and heads.
 MICRO_SIZES = MappingProxyType(
     {"small": (16, 3), "base": (32, 4), "large": (72, 4), "xl": (128, 8)}
 )
+# Independent bases of each size and start: the student of seed s starts from base
+# s mod 3, so that an interval over seeds holds the variance between bases.
+NUM_BASES = 3
+# One instruction example in fifteen is a problem of the training family: what a small
+# model with many tasks learned a little of each, and gains by concentrating.
 SHIPPED_MICRO = MicroConfig(
     teacher_steps=650,
     teacher_learning_rate=2e-3,
     raw_steps=500,
-    student_steps=3000,
+    student_steps=2000,
     batch_size=16,
-    num_steps_shares=(1.0, 0.1, 0.0),
-    generic_share=0.55,
-    out_of_distribution_share=0.65,
+    generic_share=0.8,
+    out_of_distribution_share=0.7,
     in_context_share=0.4,
 )
 
@@ -136,9 +141,20 @@ TEACHER = "teacher"
 
 
 def names() -> tuple[str, ...]:
-    """Return the name of every shipped model: ``teacher``, ``small-raw`` …"""
-    students = [f"{size}-{start}" for size in MICRO_SIZES for start in MICRO_STARTS]
+    """Return the name of every shipped model: ``teacher``, ``small-raw-0`` …"""
+    kinds = [(size, start) for size in MICRO_SIZES for start in MICRO_STARTS]
+    students = [
+        f"{size}-{start}-{base}"
+        for base in range(NUM_BASES)
+        for size, start in kinds
+        if (size, start) not in NOT_SHIPPED
+    ]
     return (TEACHER, *students)
+
+
+def name_of(size: str, start: str, seed: int) -> str:
+    """Return which shipped model the student of a seed starts from."""
+    return f"{size}-{start}-{seed % NUM_BASES}"
 
 
 def load_teacher(
@@ -157,7 +173,7 @@ def load_teacher(
 
 
 def load_student(
-    size: str, start: str, folder: Path = FOLDER
+    size: str, start: str, folder: Path = FOLDER, *, seed: int = 0
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a shipped student, float32, and its tokenizer.
 
@@ -167,6 +183,8 @@ def load_student(
         One of `profiles.MICRO_SIZES`.
     start : str
         ``raw`` or ``instruction_tuned``.
+    seed : int
+        Chooses one of the `NUM_BASES` bases.
 
     Raises
     ------
@@ -179,9 +197,14 @@ def load_student(
     ):
         if value not in allowed:
             raise ValueError(f"{field}: {value!r}. Allowed: {', '.join(allowed)}")
+    if (size, start) in NOT_SHIPPED:
+        raise ValueError(
+            f"student.start: {start!r} of 'micro-{size}' is not shipped. Allowed: "
+            "instruction_tuned, or a smaller student"
+        )
     tokenizer = tokenizers.load_student()
     model = new_model(start, config_of(size), tokenizer, seed=0)
-    return _with_weights(model, f"{size}-{start}", folder), tokenizer
+    return _with_weights(model, name_of(size, start, seed), folder), tokenizer
 
 
 def facts(name: str, folder: Path = FOLDER) -> dict[str, object]:

@@ -1,79 +1,69 @@
-"""The main table, the claims ledger and REPORT.md.
+"""The paper's tables, the claims ledger and REPORT.md.
 
 Enters: predictions of the experiments and the published numbers of ``published.csv``.
-Leaves: findings, ``main_table.csv``, ``claims.csv`` and the report's text and page.
+Leaves: findings and verdicts (`findings`, `claims`), tables (`paper`, `tables`), what
+the paper's figures draw (`curves`), and the report's text and page (`document`).
 """
 
-from cotspec.report.claims import CLAIMS, Claim
-from cotspec.report.curves import (
-    loss_curves,
-    loss_table,
-    size_curves,
-    slopes_table,
-    variant_names,
-)
-from cotspec.report.document import report_page, report_text
-from cotspec.report.formats import format_findings, format_matrix
-from cotspec.report.ledger import (
-    Finding,
+from cotspec.report.claims import (
+    CLAIMS,
+    RULES_DATE,
     claims_table,
-    judge,
-    load_published,
-    paper_effects,
+    conditions_table,
+    power_table,
+    rules_table,
 )
-from cotspec.report.losses import loss_findings
-from cotspec.report.pairing import require_one_setting
-from cotspec.report.scales import Scale, scale_of
-from cotspec.report.scaling import scaling_findings, size_slopes
-from cotspec.report.specialization import before_and_after, specialization_findings
-from cotspec.report.tables import (
-    main_table,
-    published_rows,
-    scorer_rows,
-    students_table,
-    summary_rows,
-    task_groups,
-)
-from cotspec.report.tradeoff import (
+from cotspec.report.curves import (
     abilities_of_choices,
     ability_curves,
+    chance_level,
     chosen_checkpoints,
-    tradeoff_findings,
+    format_curves,
+    loss_curves,
+    size_curves,
+    what_was_seen,
+)
+from cotspec.report.document import report_page, report_text
+from cotspec.report.findings import Measured, find, own_trainings
+from cotspec.report.pairing import require_one_setting
+from cotspec.report.paper import load_published, table1, table2, table3
+from cotspec.report.scales import Scale, scale_of
+from cotspec.report.tables import (
+    main_table,
+    scorer_rows,
+    summary_rows,
+    task_groups,
 )
 
 __all__ = [
     "CLAIMS",
-    "Claim",
-    "Finding",
+    "RULES_DATE",
+    "Measured",
     "Scale",
     "abilities_of_choices",
     "ability_curves",
-    "before_and_after",
+    "chance_level",
     "chosen_checkpoints",
     "claims_table",
-    "format_findings",
-    "format_matrix",
-    "judge",
+    "conditions_table",
+    "find",
+    "format_curves",
     "load_published",
     "loss_curves",
-    "loss_findings",
-    "loss_table",
     "main_table",
-    "paper_effects",
-    "published_rows",
-    "require_one_setting",
+    "own_trainings",
+    "power_table",
     "report_page",
     "report_text",
+    "require_one_setting",
+    "rules_table",
     "scale_of",
-    "scaling_findings",
     "scorer_rows",
     "size_curves",
-    "size_slopes",
-    "slopes_table",
-    "specialization_findings",
-    "students_table",
     "summary_rows",
+    "table1",
+    "table2",
+    "table3",
     "task_groups",
-    "tradeoff_findings",
-    "variant_names",
+    "what_was_seen",
 ]

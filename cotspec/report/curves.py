@@ -1,228 +1,215 @@
-"""The curves behind C5 and C7: accuracy against size, and along the training.
+"""What the paper's figures 2 to 4 draw, from our predictions.
 
-Enters: predictions of `experiments`. Leaves: small tables that the figures draw.
+Enters: predictions of `experiments`. Leaves: small tidy tables with the columns
+``panel, series, x, value, low, high, n, num_seeds``: means over seeds and problems with
+95% intervals over both; fractions.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from cotspec import statistics
-from cotspec.profiles import AlignmentConfig, DataConfig, LossConfig
-from cotspec.report.claims import MIN_SIZES
+from cotspec.profiles import DataConfig
+from cotspec.report.findings import ZERO_SHOT_MODE, chance
 from cotspec.report.pairing import (
     MATH_MODE,
     at_last_step,
     at_start,
-    math_tasks,
     pick,
     right_answers,
 )
-from cotspec.report.scaling import size_slopes
 
-SLOPE_COLUMNS = "term per_doubling ci_low ci_high p_value".split()
-NUM_RESAMPLES = 2000  # of each interval drawn; verdicts use more
+COLUMNS = "panel series x value low high n num_seeds".split()
+IN, OUT = "in-distribution", "out of distribution"
 
 
-def loss_curves(
-    predictions: pd.DataFrame,
-    data: DataConfig,
-    *,
-    loss: LossConfig,
-    alignment: AlignmentConfig,
-) -> pd.DataFrame:
-    """Return validation accuracy along the training, one series per loss.
+def abilities(data: DataConfig) -> dict[str, tuple[Sequence[str], str, str]]:
+    """Return each ability's tasks, prompt mode and the split that draws its curve.
 
-    Parameters
-    ----------
-    predictions : DataFrame
-        Of notebook 09.
-    data : DataConfig
-        Which task is in-distribution.
-    loss, alignment
-        The profile's; a series that differs is named by what differs.
-
-    Returns
-    -------
-    DataFrame
-        ``series, step, n, num_seeds, accuracy, low, high``: the mean over the seeds and
-        the lowest and highest of them; fractions.
+    Generic tasks have no validation problems.
     """
-    rows = pick(predictions, [data.train_task], MATH_MODE, split="validation")
-    names = variant_names(rows, loss=loss, alignment=alignment)
-    found = []
-    for (name, step), group in rows.groupby([names, "step"], sort=False):
-        answers = right_answers(group)
-        means = answers.mean()
-        ends = (means.mean(), means.min(), means.max())
-        found.append((name, step, *answers.shape, *ends))
-    columns = "series step n num_seeds accuracy low high".split()
-    return pd.DataFrame(found, columns=columns)
-
-
-def loss_table(
-    predictions: pd.DataFrame,
-    data: DataConfig,
-    *,
-    loss: LossConfig,
-    alignment: AlignmentConfig,
-    seed: int,
-) -> pd.DataFrame:
-    """Return how fast and how far each loss gets, one row a series.
-
-    Parameters
-    ----------
-    predictions, data, loss, alignment
-        As for `loss_curves`.
-    seed : int
-        Of the bootstrap, over seeds and problems.
-
-    Returns
-    -------
-    DataFrame
-        ``series``; ``mean_validation``, over the checkpoints; ``half_way``, the first
-        update at which the mean over the seeds is half way from the start to the best
-        of all series (NaN: never); ``last_validation``; ``test, test_low, test_high``
-        of the last checkpoint with a 95% interval.
-    """
-    curves = loss_curves(predictions, data, loss=loss, alignment=alignment)
-    start = curves.loc[curves["step"] == 0, "accuracy"].mean()
-    half = (start + curves["accuracy"].max()) / 2
-    tests = at_last_step(pick(predictions, [data.train_task], MATH_MODE))
-    names = variant_names(tests, loss=loss, alignment=alignment)
-    found = []
-    for name, curve in curves[curves["step"] > 0].groupby("series", sort=False):
-        reached = curve.loc[curve["accuracy"] >= half, "step"].min()
-        answers = right_answers(tests[names == name]).to_numpy().T
-        accuracy = curve.sort_values("step")["accuracy"]
-        values = (accuracy.mean(), reached, accuracy.iloc[-1])
-        found.append((name, *values, *_accuracy(answers, seed)))
-    columns = "series mean_validation half_way last_validation test test_low test_high"
-    return pd.DataFrame(found, columns=columns.split())
-
-
-def variant_names(
-    rows: pd.DataFrame, *, loss: LossConfig, alignment: AlignmentConfig
-) -> pd.Series:
-    """Return what tells each row's training from the profile's loss and alignment.
-
-    ``distribution_matching`` and ``sample_matching`` are the two losses; a variant of
-    distribution matching is named by what differs, such as ``tail paper``.
-    """
-    usual = {
-        "tail": loss.tail,
-        "divergence": loss.divergence,
-        "cross_entropy_weight": loss.cross_entropy_weight,
-        "alignment": alignment.method,
+    return {
+        IN: ([data.train_task], MATH_MODE, "validation"),
+        OUT: (data.out_of_distribution_tasks, MATH_MODE, "validation"),
+        "generic, CoT": (data.generic_tasks, "chain_of_thought", "test"),
+        "generic, answer-only": (data.generic_tasks, "answer_only", "test"),
     }
-    names = pd.Series("", index=rows.index)
-    for column, value in usual.items():
-        said = column.replace("_", " ") + " " + rows[column].astype(str) + ", "
-        names += said.where(rows[column] != value, "")
-    names = names.str.removesuffix(", ")
-    is_plain = (rows["loss"] == "sample_matching") | (names == "")
-    return names.where(~is_plain, rows["loss"]).rename("series")
+
+
+def ability_curves(predictions: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
+    """Return four abilities along the training, a panel a size: figure 3 A."""
+    rows = []
+    for model, group in _by_size(predictions):
+        for ability, (tasks, mode, split) in abilities(data).items():
+            picked = pick(group, tasks, mode, split=split)
+            rows += [
+                (model, ability, step, *_mean(at_step))
+                for step, at_step in picked.groupby("step")
+            ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def format_curves(predictions: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
+    """Return two trainings, each asked both ways along the tuning: figure 4."""
+    rows = []
+    for name in ("in_context", "zero_shot"):
+        trained = predictions[predictions["data_formats"] == name]
+        if trained.empty:
+            continue
+        for mode, asked in (
+            (MATH_MODE, "asked in context"),
+            (ZERO_SHOT_MODE, "asked zero-shot"),
+        ):
+            picked = pick(trained, [data.train_task], mode, split="validation")
+            panel = f"tuned on {name.replace('_', '-')} data"
+            rows += [
+                (panel, asked, step, *_mean(at_step))
+                for step, at_step in picked.groupby("step")
+            ]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def size_curves(
-    predictions: pd.DataFrame, data: DataConfig, *, seed: int
+    predictions: pd.DataFrame,
+    data: DataConfig,
+    *,
+    teacher: tuple[float, float] | None = None,
 ) -> pd.DataFrame:
-    """Return accuracy by size, before and after, with a line fitted to log size.
+    """Return accuracy on the training task against size: figure 2.
 
     Parameters
     ----------
     predictions : DataFrame
         Of notebook 10.
     data : DataConfig
-        In-distribution and out-of-distribution tasks get a panel each.
-    seed : int
-        Of the bootstrap, over seeds and problems.
-
-    Returns
-    -------
-    DataFrame
-        ``panel, start, stage`` (before, after), ``size, n, num_seeds, accuracy, ci_low,
-        ci_high, fit, fit_low, fit_high``: fractions with 95% intervals. The line is
-        least squares on log size; NaN under three sizes.
+    teacher : (parameters, accuracy), optional
+        Drawn with the students as they start; the paper's panel A has GPT variants.
     """
+    rows = []
+    math = pick(predictions, [data.train_task], MATH_MODE)
+    names = {"instruction_tuned": "instruction-tuned", "raw": "raw", "random": "random"}
     panels = {
-        "in-distribution": [data.train_task],
-        "out of distribution": data.out_of_distribution_tasks,
+        "A: as they start": [("", at_start)],
+        "B: raw, specialized": [("after", at_last_step)],
+        "C: instruction-tuned": [("before", at_start), ("after", at_last_step)],
     }
-    tables = []
-    for panel, tasks in panels.items():
-        rows = pick(predictions, tasks, MATH_MODE)
-        for start, group in rows.groupby("start", sort=False):
-            for stage, ends in (("before", at_start), ("after", at_last_step)):
-                fitted = _fitted(ends(group), seed)
-                tables.append(fitted.assign(panel=panel, start=start, stage=stage))
-    first = ["panel", "start", "stage"]
-    table = pd.concat(tables, ignore_index=True)
-    return table[first + [name for name in table if name not in first]]
+    for panel, stages in panels.items():
+        only = {"B": "raw", "C": "instruction_tuned"}.get(panel[0])
+        for start, group in math.groupby("start", sort=False):
+            if only and start != only:
+                continue
+            for stage, ends in stages:
+                rows += [
+                    (panel, stage or names[start], size, *_mean(at_size))
+                    for size, at_size in ends(group).groupby("size")
+                ]
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    if teacher:
+        parameters, accuracy = teacher
+        row = ("A: as they start", "teacher", parameters, *[accuracy] * 3, 0, 1)
+        table.loc[len(table)] = row
+    return table
 
 
-def slopes_table(
-    predictions: pd.DataFrame, data: DataConfig, *, seed: int
-) -> pd.DataFrame:
-    """Return slope and kink in log size of all math problems, before and after.
+def loss_curves(logs: pd.DataFrame, *, window: int = 20) -> pd.DataFrame:
+    """Return the training losses above their floor, means of a window: figure 3 B.
 
     Parameters
     ----------
-    predictions, data, seed
-        As for `size_curves`.
+    logs : DataFrame
+        ``loss, seed, step, excess``, nats per target token.
+    window : int
+        Updates that are averaged.
+    """
+    rows = []
+    for loss, group in logs.groupby("loss", sort=False):
+        binned = group.assign(x=(group["step"] - 1) // window * window + window / 2)
+        means = binned.pivot_table(index="x", columns="seed", values="excess")
+        for x, values in means.iterrows():
+            ends = (values.mean(), values.min(), values.max())
+            name = loss.replace("_", " ")
+            rows.append(("training", name, x, *ends, 0, values.notna().sum()))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def chosen_checkpoints(predictions: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
+    """Return the checkpoint that each validation set would choose, seed by seed.
+
+    The one with the highest accuracy, the earliest of equals. The start is no choice.
 
     Returns
     -------
     DataFrame
-        ``start, stage``, then the columns of `size_slopes`; no rows for a start with
-        too few sizes.
+        ``model, chosen_by`` (an ability), ``seed, step, accuracy`` (of validation).
     """
-    rows = pick(predictions, math_tasks(data), MATH_MODE)
-    tables = [pd.DataFrame(columns=["start", "stage", *SLOPE_COLUMNS])]
-    for start, group in rows.groupby("start", sort=False):
-        for stage, ends in (("before", at_start), ("after", at_last_step)):
-            if group["size"].nunique() >= MIN_SIZES:
-                slopes = size_slopes(ends(group), seed=seed)
-                tables.append(slopes.assign(start=start, stage=stage))
-    return pd.concat(tables[1:] or tables)[list(tables[0])]
+    rows = []
+    for model, group in _by_size(predictions):
+        for ability in (IN, OUT):
+            tasks, mode, _ = abilities(data)[ability]
+            picked = pick(group, tasks, mode, split="validation")
+            picked = picked[picked["step"] > 0]
+            for seed, of_seed in picked.groupby("seed"):
+                accuracy = of_seed.groupby("step")["is_correct"].mean()
+                best = accuracy.idxmax()
+                rows.append((model, ability, seed, best, accuracy[best]))
+    return pd.DataFrame(rows, columns="model chosen_by seed step accuracy".split())
 
 
-def _fitted(rows: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Accuracy and the line's height at every size."""
-    sizes = sorted(rows["size"].unique())
-    answers = np.stack(
-        [right_answers(rows[rows["size"] == size]).to_numpy().T for size in sizes]
-    )  # (sizes, seeds, problems)
-    heights = _line_weights(np.log2(np.asarray(sizes, dtype=float)))
-    found = []
-    for index, size in enumerate(sizes):
-        _, num_seeds, n = answers.shape
-        point = _accuracy(answers[index], seed)
-        line = (math.nan,) * 3
-        if len(sizes) >= MIN_SIZES:
-            line = _mean(np.tensordot(heights[index], answers, axes=1), seed)
-        found.append((size, n, num_seeds, *point, *line))
-    columns = "size n num_seeds accuracy ci_low ci_high fit fit_low fit_high".split()
-    return pd.DataFrame(found, columns=columns)
+def abilities_of_choices(predictions: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
+    """Return what the chosen checkpoints can do: table 3.
+
+    Returns
+    -------
+    DataFrame
+        ``model, chosen_by``, then per math ability its validation accuracy (the
+        paper's: on the sets that chose) and its test accuracy; means over seeds.
+    """
+    choices = chosen_checkpoints(predictions, data)
+    rows = []
+    for (model, name), chosen in choices.groupby(["model", "chosen_by"], sort=False):
+        steps = chosen.set_index("seed")["step"]
+        row = {"model": model, "chosen_by": name}
+        for ability in (IN, OUT):
+            tasks, mode, _ = abilities(data)[ability]
+            for split in ("validation", "test"):
+                group = predictions[predictions["model"] == model]
+                picked = pick(group, tasks, mode, split=split)
+                picked = picked[picked["step"] == picked["seed"].map(steps)]
+                row[f"{ability}, {split}"] = picked["is_correct"].mean()
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
-def _line_weights(x: np.ndarray) -> np.ndarray:
-    """What each size's accuracy weighs in the fitted line's heights, shape (K, K)."""
-    design = np.stack([np.ones_like(x), x], axis=1)
-    return design @ np.linalg.pinv(design)
+def what_was_seen(curves: pd.DataFrame) -> list[str]:
+    """Say where each curve starts, peaks and ends, one sentence each."""
+    said = []
+    for (panel, series), curve in curves.groupby(["panel", "series"], sort=False):
+        curve = curve.sort_values("x")
+        first, last = curve["value"].iloc[0], curve["value"].iloc[-1]
+        text = f"{panel}, {series}: {first:.1%} → {last:.1%}"
+        best = curve.loc[curve["value"].idxmax()]
+        if best["value"] > max(first, last):
+            text += f", highest at {best['x']:,.0f} with {best['value']:.1%}"
+        said.append(text)
+    return said
 
 
-def _accuracy(answers: np.ndarray, seed: int) -> np.ndarray:
-    """Mean of right answers with its interval, cut at 0 and 1."""
-    return np.clip(_mean(answers, seed), 0, 1)
+def chance_level(problems: pd.DataFrame, data: DataConfig) -> float:
+    """Return what always giving the most frequent answer scores on generic tasks."""
+    return chance(problems, data.generic_tasks)
 
 
-def _mean(values: np.ndarray, seed: int) -> tuple[float, float, float]:
-    """Mean of (seeds, problems) with its interval."""
-    found = statistics.paired_bootstrap(
-        np.zeros_like(values), values, seed=seed, num_resamples=NUM_RESAMPLES
-    )
-    return found.estimate, found.ci_low, found.ci_high
+def _by_size(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    return [(model, g) for (_, model), g in rows.groupby(["size", "model"])]
+
+
+def _mean(rows: pd.DataFrame) -> tuple[float, float, float, int, int]:
+    """Mean accuracy, its interval cut at 0 and 1, problems and seeds."""
+    answers = right_answers(rows).to_numpy().T  # (seeds, problems)
+    found = statistics.paired_difference(np.zeros_like(answers), answers)
+    low, high = np.clip([found.ci_low, found.ci_high], 0, 1)
+    return found.estimate, low, high, answers.shape[1], answers.shape[0]

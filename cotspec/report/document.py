@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from cotspec.report.claims import CLAIMS, SIGNIFICANCE, VERDICTS
+from cotspec.artifacts import markdown_table
+from cotspec.report.claims import RULES_DATE, VERDICTS, rules_table
 from cotspec.report.scales import Scale, scale_of
 from cotspec.report.tables import (
-    markdown_table,
     our_rows,
     percent,
-    published_rows,
     scorer_rows,
     summary_rows,
 )
@@ -38,6 +37,9 @@ def report_text(
     claims: pd.DataFrame,
     *,
     groups: Mapping[str, Sequence[str]],
+    paper_tables: Mapping[str, pd.DataFrame],
+    conditions: pd.DataFrame,
+    power: pd.DataFrame,
     facts: Mapping[str, object] | None = None,
 ) -> str:
     """Return the report as Markdown.
@@ -46,24 +48,30 @@ def report_text(
     ----------
     profile_name : str
     main, claims : DataFrame
-        From `main_table` and `claims_table`.
+        From `tables.main_table` and `claims.claims_table`.
     groups : mapping
         From `task_groups`.
+    paper_tables : mapping
+        Title to one of the paper's tables with our rows, from `report.paper`.
+    conditions, power : DataFrame
+        From `conditions_table` and `power_table`.
     facts : mapping, optional
         Shown as a list under the title (seed, teacher, student). Leave times out where
         equal runs must give equal bytes.
     """
     scale = scale_of(profile_name)
+    shown = [f"## {title}\n\n{markdown_table(t)}" for title, t in paper_tables.items()]
     sections = [
         f"# Paper and reproduction: profile `{profile_name}`",
         "\n".join(f"- {name}: {value}" for name, value in (facts or {}).items()),
         f"**What this run proves:** {scale.proves}",
         f"**What it cannot prove:** {scale.cannot}",
         _claims_section(claims),
+        _conditions_section(conditions, power),
+        *shown,
         _ours_section(main, scale, groups),
         _scorers_section(main, groups),
-        _published_section(main, scale),
-        _rules_section(),
+        f"## The rules ({RULES_DATE})\n\n{markdown_table(rules_table())}",
         _details_section(main),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -75,17 +83,53 @@ def _claims_section(claims: pd.DataFrame) -> str:
     shown = pd.DataFrame(
         {
             "claim": claims["claim"],
-            "statement": claims["statement"],
-            "paper": claims["paper"],
-            "ours": claims["ours"],
-            "effect, points": [
-                percent(row.effect, row.ci_low, row.ci_high, signed=True)
-                for row in claims.itertuples()
+            "the paper says": claims["statement"],
+            "as the paper measured it, here": claims["ours"],
+            "under test: the weakest condition": [
+                _effect(row) for row in claims.itertuples()
             ],
             "verdict": "**" + claims["verdict"] + "**",
         }
     )
-    return f"## The claims\n\n{summary}.\n\n{markdown_table(shown)}"
+    return (
+        f"## The claims\n\n{summary}.\n\n*Reproduced*: every condition of the rule "
+        "lies above 0 with its whole 95% interval. *Opposite*: every one lies below. "
+        "*Not reproduced*: the interval of at least one excludes the smallest effect "
+        "of interest. *Undecided*: none does, and not all are shown.\n\n"
+        + markdown_table(shown)
+    )
+
+
+def _effect(row) -> str:
+    if pd.isna(row.effect):
+        return ""
+    if row.unit == "points":
+        interval = percent(row.effect, row.ci_low, row.ci_high, signed=True)
+    else:
+        interval = f"{row.effect:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]"
+    return f"{row.condition}: {interval} {row.unit}"
+
+
+def _conditions_section(conditions: pd.DataFrame, power: pd.DataFrame) -> str:
+    shown = pd.DataFrame(
+        {
+            "claim": conditions["claim"],
+            "condition": [_effect(row) for row in conditions.itertuples()],
+            "n": conditions["n"],
+            "seeds": conditions["num_seeds"],
+            "status": conditions["status"],
+        }
+    )
+    shares = power.copy()
+    for name in shares.columns[2:]:
+        shares[name] = shares[name].map("{:.0%}".format)
+    return (
+        f"## Every condition\n\n{markdown_table(shown)}\n\n"
+        "## What the rules can tell\n\nHow often each rule says each verdict in runs "
+        "simulated with this run's own variances, if there is no effect, the smallest "
+        "of interest, or the paper's (10 points where it is not known).\n\n"
+        + markdown_table(shares)
+    )
 
 
 def _ours_section(
@@ -106,8 +150,7 @@ def _scorers_section(main: pd.DataFrame, groups: Mapping[str, Sequence[str]]) ->
         "Math in context with chain of thought, percent before → after. *Ours* decides "
         "everywhere else in this report. Beside it, on the same outputs: the reference "
         "repository's regular expression and lm-eval's flexible extraction, which both "
-        "take the last number of the text. `main_table.csv` has them for every set and "
-        "prompt of math."
+        "take the last number of the text."
         "\n\n" + markdown_table(scorer_rows(main, groups))
     )
 
@@ -116,46 +159,8 @@ def _details_section(main: pd.DataFrame) -> str:
     return (
         "## Every set and prompt\n\n"
         "Accuracies are means over the seeds with 95% Wilson intervals; changes are "
-        "paired by problem and seed, with 95% intervals over both. McNemar's exact "
-        "test compares before and after in each seed on the same problems; p is the "
-        "smallest of the seeds times their number: where it is small, at least one "
-        "seed's student changed. It is not corrected for the number of rows.\n\n"
+        "paired by problem and seed, with 95% intervals over both.\n\n"
         + markdown_table(our_rows(main))
-    )
-
-
-def _published_section(main: pd.DataFrame, scale: Scale) -> str:
-    note = (
-        "Each number has the source it was read in; an empty cell is a number that is "
-        "not known here. Models without specialization stand under *before*."
-    )
-    if not scale.is_paper:
-        note += (
-            f" These are other models on other data than ours ({scale.name}): the two "
-            "tables cannot be compared number by number."
-        )
-    return f"## Published numbers\n\n{note}\n\n{markdown_table(published_rows(main))}"
-
-
-def _rules_section() -> str:
-    rules = pd.DataFrame(
-        {
-            "claim": [claim.id for claim in CLAIMS],
-            "effect": [claim.effect for claim in CLAIMS],
-            "rule": [claim.rule for claim in CLAIMS],
-            "from": [f"`{claim.notebook}`" for claim in CLAIMS],
-        }
-    )
-    return (
-        "## How the verdicts are decided\n\n"
-        "The rules stand in `cotspec.report.claims` and were written down before the "
-        "numbers. An interval covers two: the bootstrap over seeds and problems, and "
-        "Student's t of the seeds' means, for a bootstrap over three seeds alone is "
-        "too narrow where they differ. *Reproduced* and *opposite* also need a "
-        f"bootstrap p-value below {SIGNIFICANCE} after Holm's correction for the "
-        "number of claims judged. t is not corrected, as three seeds would then let "
-        "only the largest effects pass: where seeds differ much, each claim alone has "
-        "about 5% to be called an effect by chance.\n\n" + markdown_table(rules)
     )
 
 

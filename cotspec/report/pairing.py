@@ -1,22 +1,18 @@
 """Two systems on the same problems and seeds: the ground of every finding.
 
 Enters: predictions of `experiments` (one row per cell, step, problem and prompt mode).
-Leaves: rows picked from them, arrays of right answers in one order, and comparisons:
-the paired change in accuracy with an interval over seeds and problems
-(`statistics.paired_bootstrap`: with few seeds it covers Student's t too).
+Leaves: rows picked from them, and arrays of right answers in one order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from cotspec import statistics
 from cotspec.profiles import DataConfig
-from cotspec.report.claims import MIN_PROBLEMS, MIN_SEEDS
 
 MATH_MODE = "in_context_chain_of_thought"
 GENERIC_MODES = ("chain_of_thought", "answer_only")
@@ -25,33 +21,6 @@ TRAINING = (
     "model start size seed data_formats loss tail divergence cross_entropy_weight "
     "alignment"
 ).split()
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A paired change in accuracy, second system minus first; fractions.
-
-    Attributes
-    ----------
-    label : str
-        What is compared, in words ("" if the reader knows).
-    first, second : float
-        Mean accuracy over seeds and problems.
-    num_problems, num_seeds : int
-    change : statistics.Difference
-    """
-
-    label: str
-    first: float
-    second: float
-    num_problems: int
-    num_seeds: int
-    change: statistics.Difference
-
-    def __str__(self) -> str:
-        seeds = f", {self.num_seeds} seeds" if self.num_seeds > 1 else ""
-        seen = f"{self.first:.1%} → {self.second:.1%} (n = {self.num_problems}{seeds})"
-        return f"{self.label} {seen}".lstrip()
 
 
 def math_tasks(data: DataConfig) -> list[str]:
@@ -168,65 +137,8 @@ def pair(first: pd.DataFrame, second: pd.DataFrame) -> tuple[np.ndarray, np.ndar
 
 
 def compare(
-    first: pd.DataFrame,
-    second: pd.DataFrame,
-    *,
-    seed: int,
-    label: str = "",
-    num_resamples: int = 10_000,
-) -> Comparison:
-    """Compare the accuracies of two systems, given by their rows.
-
-    Parameters
-    ----------
-    first, second : DataFrame
-        One row per problem and seed, of the same problems and seeds.
-    seed : int
-        Of the bootstrap.
-    label : str
-        Kept for the words.
-    num_resamples : int
-    """
-    return compare_arrays(
-        *pair(first, second), seed=seed, label=label, num_resamples=num_resamples
-    )
-
-
-def compare_arrays(
-    first: np.ndarray,
-    second: np.ndarray,
-    *,
-    seed: int,
-    label: str = "",
-    num_resamples: int = 10_000,
-) -> Comparison:
-    """Compare two arrays, shape (seeds, problems): right answers or means of them."""
-    return Comparison(
-        label=label,
-        first=float(first.mean()),
-        second=float(second.mean()),
-        num_problems=first.shape[1],
-        num_seeds=first.shape[0],
-        change=statistics.paired_bootstrap(
-            first, second, seed=seed, num_resamples=num_resamples
-        ),
-    )
-
-
-def rises(one: Comparison) -> bool:
-    """True where the whole interval lies above 0."""
-    return one.change.ci_low > 0
-
-
-def falls(one: Comparison) -> bool:
-    """True where the whole interval lies below 0."""
-    return one.change.ci_high < 0
-
-
-def too_few(comparisons: Sequence[Comparison]) -> str:
-    """Say why a claim cannot be judged; "" if problems and seeds suffice."""
-    problems = min(one.num_problems for one in comparisons)
-    seeds = min(one.num_seeds for one in comparisons)
-    if problems < MIN_PROBLEMS:
-        return f"{problems} problems; the rule needs {MIN_PROBLEMS}"
-    return f"{seeds} seeds; the rule needs {MIN_SEEDS}" if seeds < MIN_SEEDS else ""
+    first: pd.DataFrame, second: pd.DataFrame
+) -> tuple[np.ndarray, np.ndarray, statistics.Difference]:
+    """Return right answers of two systems, (seeds, problems), and their difference."""
+    before, after = pair(first, second)
+    return before, after, statistics.paired_difference(before, after)

@@ -1,8 +1,7 @@
-"""The main table: our students before and after, the published numbers apart.
+"""The main table: our students before and after.
 
-Enters: predictions before and after, and the published numbers. Leaves: one table for
-``main_table.csv`` and Markdown tables for the report; fractions in the first, percent
-in the second.
+Enters: predictions before and after. Leaves: one table for ``main_table.csv`` and
+Markdown tables for the report; fractions in the first, percent in the second.
 """
 
 from __future__ import annotations
@@ -14,16 +13,15 @@ import pandas as pd
 
 from cotspec import statistics
 from cotspec.profiles import DataConfig
-from cotspec.report.pairing import MATH_MODE, at_last_step, at_start, compare, pair
+from cotspec.report.pairing import MATH_MODE, at_last_step, at_start, compare
 
 COLUMNS = (
-    "kind model start size task prompt_mode n num_seeds before before_low before_high "
-    "after after_low after_high change change_low change_high mcnemar_p "
-    "before_reference after_reference before_lm_eval after_lm_eval source"
+    "model start size task prompt_mode n num_seeds before before_low before_high "
+    "after after_low after_high change change_low change_high "
+    "before_reference after_reference before_lm_eval after_lm_eval"
 ).split()
 # Other readings of the same math answers; generic tasks have none.
 SCORERS = {"reference": "reference_is_correct", "lm_eval": "lm_eval_is_correct"}
-NUM_RESAMPLES = 2_000  # per row; the claims are judged with more
 _SUMMARY = (
     ("in-distribution", "in-distribution", MATH_MODE),
     ("out of distribution", "out of distribution", MATH_MODE),
@@ -46,31 +44,26 @@ def pooled_name(group: str, tasks: Sequence[str]) -> str:
     return tasks[0] if len(tasks) == 1 else f"all {group}"
 
 
-def students_table(
-    predictions: pd.DataFrame, groups: Mapping[str, Sequence[str]], *, seed: int
+def main_table(
+    predictions: pd.DataFrame, groups: Mapping[str, Sequence[str]]
 ) -> pd.DataFrame:
     """Return every student before and after, per set and prompt mode.
 
     Parameters
     ----------
     predictions : DataFrame
-        From `before_and_after`.
+        From `own_trainings`.
     groups : mapping
         From `task_groups`: groups of several tasks get a row, their problems pooled.
-    seed : int
-        Of the bootstrap.
 
     Returns
     -------
     DataFrame
-        Our rows of the main table, smallest student first. Accuracies are means over
-        the seeds; their ends are 95% Wilson intervals, averaged too, which is wider
-        than the interval of the mean. Changes are paired by problem and seed, with 95%
-        intervals over both. ``mcnemar_p`` is the exact test of each seed on the same
-        problems, the smallest p-value times the number of seeds (Holm): small where at
-        least one seed's student changed. It is not corrected for the number of rows and
-        says nothing about seeds that were not trained. ``before_reference`` and its
-        like are accuracies by `SCORERS`, empty for generic tasks. Fractions.
+        One row per student, set and prompt mode, smallest student first. Accuracies
+        are means over the seeds; their ends are 95% Wilson intervals, averaged too,
+        which is wider than the interval of the mean. Changes are paired by problem and
+        seed, with 95% intervals over both. ``before_reference`` and its like are
+        accuracies by `SCORERS`, empty for generic tasks. Fractions.
 
     Raises
     ------
@@ -85,27 +78,25 @@ def students_table(
         for task, tasks in sets.items():
             picked = student[student["task"].isin(tasks)]
             for mode, asked in picked.groupby("prompt_mode", sort=False):
-                row = {"kind": "ours", "model": model, "start": start, "size": size}
-                row |= {"task": task, "prompt_mode": mode, "source": "this run"}
-                rows.append(row | _change(asked, seed))
+                row = {"model": model, "start": start, "size": size}
+                row |= {"task": task, "prompt_mode": mode}
+                rows.append(row | _change(asked))
     return pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 
-def _change(rows: pd.DataFrame, seed: int) -> dict[str, float]:
+def _change(rows: pd.DataFrame) -> dict[str, float]:
     sides = at_start(rows), at_last_step(rows)
-    one = compare(*sides, seed=seed, num_resamples=NUM_RESAMPLES)
-    before, after = pair(*sides)
-    row = {"n": one.num_problems, "num_seeds": one.num_seeds}
+    before, after, change = compare(*sides)
+    row = {"n": before.shape[1], "num_seeds": before.shape[0]}
     for name, answers in (("before", before), ("after", after)):
         row[name] = answers.mean()
         row[f"{name}_low"], row[f"{name}_high"] = _interval(answers)
-    row |= {"change": one.change.estimate}
-    row |= {"change_low": one.change.ci_low, "change_high": one.change.ci_high}
+    row |= {"change": change.estimate}
+    row |= {"change_low": change.ci_low, "change_high": change.ci_high}
     for name, column in SCORERS.items():
         for side, answered in zip(("before", "after"), sides, strict=True):
             row[f"{side}_{name}"] = answered[column].astype(float).mean()
-    by_seed = [statistics.mcnemar(*sides) for sides in zip(before, after, strict=True)]
-    return row | {"mcnemar_p": statistics.holm(by_seed).min()}
+    return row
 
 
 def _interval(answers: np.ndarray) -> np.ndarray:
@@ -113,51 +104,6 @@ def _interval(answers: np.ndarray) -> np.ndarray:
     n = answers.shape[1]
     ends = [statistics.wilson_interval(int(right), n) for right in answers.sum(axis=1)]
     return np.mean(ends, axis=0)
-
-
-def main_table(students: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
-    """Return published models and our students, before and after.
-
-    Parameters
-    ----------
-    students : DataFrame
-        From `students_table`.
-    published : DataFrame
-        From `load_published`; a number that is not known stays empty.
-
-    Returns
-    -------
-    DataFrame
-        Published rows first, then ``kind == "ours"``; fractions.
-    """
-    table = pd.concat([_published_rows(published), students], ignore_index=True)
-    return table.reindex(columns=COLUMNS)
-
-
-def _published_rows(published: pd.DataFrame) -> pd.DataFrame:
-    """One row per model, size and set; stages side by side."""
-    rows = []
-    keys = ["kind", "model", "size", "task", "prompt_mode", "source"]
-    for key, group in published.groupby(keys, sort=False):
-        stages = dict(zip(group["stage"], group["accuracy"], strict=True))
-        row = dict(zip(keys, key, strict=True))
-        row["before"] = stages.get("before", stages.get(""))
-        rows.append(row | {"after": stages.get("after")})
-    table = pd.DataFrame(rows)
-    numbers = {"before": float, "after": float}
-    table = table.astype(numbers)
-    return table.assign(change=table["after"] - table["before"])
-
-
-def markdown_table(table: pd.DataFrame) -> str:
-    """Return a Markdown table; text as it is, missing cells empty."""
-    lines = [list(table.columns), ["---"] * len(table.columns)]
-    lines += [
-        ["" if pd.isna(cell) else str(cell) for cell in row]
-        for row in table.itertuples(index=False)
-    ]
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
 
 
 def percent(value: float, low: float, high: float, *, signed: bool = False) -> str:
@@ -188,7 +134,7 @@ def summary_rows(
     DataFrame
         Text, in percent and points; empty where a student was not tested.
     """
-    ours = table[table["kind"] == "ours"].set_index(["task", "prompt_mode"])
+    ours = table.set_index(["task", "prompt_mode"])
     lines = []
     for key, student in ours.groupby(["model", "start", "size"], sort=False):
         line = {"student": key[0], "start": key[1].replace("_", " ")}
@@ -226,7 +172,7 @@ def scorer_rows(
     """
     sets = [pooled_name(g, groups[g]) for _, g, mode in _SUMMARY if mode == MATH_MODE]
     is_shown = table["task"].isin(sets) & (table["prompt_mode"] == MATH_MODE)
-    rows = table[is_shown & (table["kind"] == "ours")]
+    rows = table[is_shown]
     return pd.DataFrame(
         {
             "student": rows["model"],
@@ -245,8 +191,8 @@ def _sides(rows: pd.DataFrame, suffix: str) -> list[str]:
 
 
 def our_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Return our rows of the main table as a reader sees them, in percent."""
-    rows = table[table["kind"] == "ours"]
+    """Return the main table as a reader sees it, in percent."""
+    rows = table
     return pd.DataFrame(
         {
             "student": rows["model"],
@@ -258,27 +204,6 @@ def our_rows(table: pd.DataFrame) -> pd.DataFrame:
             "before, %": _cells(rows, "before"),
             "after, %": _cells(rows, "after"),
             "change, points": _cells(rows, "change", signed=True),
-            "McNemar p": rows["mcnemar_p"].map(_p_value),
-        }
-    )
-
-
-def _p_value(value: float) -> str:
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def published_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the published rows of the main table, in percent, each with its source."""
-    rows = table[table["kind"] != "ours"]
-    return pd.DataFrame(
-        {
-            "model": rows["model"],
-            "size": rows["size"],
-            "kind": rows["kind"],
-            "set": rows["task"],
-            "before, %": _cells(rows, "before"),
-            "after, %": _cells(rows, "after"),
-            "source": rows["source"],
         }
     )
 

@@ -95,9 +95,7 @@ def summarize(study: Dataset) -> pd.DataFrame:
             ("diversity", "different answers"): _each(questions, _different_answers),
         }
         for (group, measure), values in measures.items():
-            mean = statistics.paired_bootstrap(
-                np.zeros(len(values)), np.array(values), seed=0
-            )
+            mean = statistics.mean_interval(values)
             interval = mean.estimate, mean.ci_low, mean.ci_high
             rows.append((float(temperature), group, measure, *interval))
     names = ["temperature", "group", "measure", "value", "ci_low", "ci_high"]

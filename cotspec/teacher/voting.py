@@ -6,7 +6,6 @@ tables for the figures of notebook 02.
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 from datasets import Dataset
 
@@ -100,8 +99,7 @@ def _votes(group: pd.DataFrame) -> tuple[list[str | None], str]:
 
 
 def _point(series: str, k: int, values: list[float]) -> dict[str, object]:
-    nothing = np.zeros(len(values))
-    mean = statistics.paired_bootstrap(nothing, np.array(values), seed=k)
+    mean = statistics.mean_interval(values)
     return {
         "series": series,
         "k": k,
