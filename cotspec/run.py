@@ -292,10 +292,10 @@ def preflight(stale: sizing.Stale) -> None:
     ValueError
         Listing every problem found, each with its remedy.
     """
-    from cotspec.tasks import hub
+    from cotspec.tasks import sources
 
     _warn_of_versions(artifacts.repository_root() / stages.LOCK_FILE)
-    is_online = functools.cache(hub.is_reachable)  # takes seconds where it is not
+    is_online = functools.cache(sources.is_reachable)  # takes seconds where it is not
     used = defaultdict(set)  # values of the fields that any of the stages reads
     for notebook, profile in stale:
         for section in notebook.sections:

@@ -17,7 +17,7 @@ GIB = 2**30
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
-    monkeypatch.setattr("cotspec.tasks.hub.is_reachable", lambda: False)
+    monkeypatch.setattr("cotspec.tasks.sources.is_reachable", lambda: False)
     monkeypatch.setenv("COTSPEC_RUNS", str(tmp_path / "runs"))
     monkeypatch.delenv("COTSPEC_DATA", raising=False)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -91,7 +91,7 @@ def test_a_full_disk_is_noticed(monkeypatch):
 def test_checkpoints_that_cannot_fit_are_refused_and_begun_ones_count(
     monkeypatch, tmp_path
 ):
-    monkeypatch.setattr("cotspec.tasks.hub.is_reachable", lambda: True)
+    monkeypatch.setattr("cotspec.tasks.sources.is_reachable", lambda: True)
     monkeypatch.setenv("OPENAI_API_KEY", "x")
     give(monkeypatch, 500 * GIB)
     assert "disk: 500.0 GiB" in problem("flan-t5-xl")

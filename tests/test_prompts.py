@@ -307,7 +307,7 @@ def test_every_published_bbh_prompt_is_rebuilt_word_for_word(data_dir):
             "Next?",
             "chain_of_thought",
             tasks.demonstrations(name, source=data_dir),
-            description=tasks.task_description(name, source=data_dir),
+            description=tasks.task_description(name),
         )
         expected = f"{published} Q: Next? A: Let's think step by step."
         assert rebuilt.split() == expected.split(), name

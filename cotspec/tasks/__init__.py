@@ -4,11 +4,11 @@ Enters: a task name and, optionally, a split and a folder. Leaves: a `Dataset` w
 ``problem_id, task, split, question, rationale, answer``; the demonstrations of a task;
 what cannot be scored, what is missing, and which training questions a test set repeats.
 
-A folder is laid out as ``$COTSPEC_DATA``: ``gsm8k/{train,test}.jsonl`` and
-``validation_index.json``, ``multiarith/MultiArith.json``, ``svamp/SVAMP.json``,
-``asdiv/ASDiv.xml``, ``bbh/tasks/*.json`` and ``bbh/cot-prompts/*.txt``. Without one the
-same sets are fetched from the hub at pinned revisions. Numbers of problems are checked
-against the published ones.
+A folder is laid out as ``$COTSPEC_DATA``: ``gsm8k/{train,test}.jsonl``,
+``multiarith/MultiArith.json``, ``svamp/SVAMP.json``, ``asdiv/ASDiv.xml`` and
+``bbh/tasks/*.json``. Without one the same sets are fetched from the hub at pinned
+revisions. Numbers of problems are checked against the published ones. BBH's prompts and
+the rows of GSM8K that are held out come with the package.
 """
 
 from __future__ import annotations
@@ -18,29 +18,21 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Value
 
+from cotspec.micro import generic, world
 from cotspec.profiles import BBH_TASKS
 from cotspec.prompts import Demonstration
 from cotspec.tasks import published
-from cotspec.tasks.bbh import bbh_prompt
-from cotspec.tasks.checks import available, missing
-from cotspec.tasks.hub import HUB
-from cotspec.tasks.math_sets import (
+from cotspec.tasks.published import NUM_PUBLISHED, REAL_TASKS, data_folder, missing
+from cotspec.tasks.readers import (
     NUM_GSM8K,
     NUM_MATH_DEMONSTRATIONS,
     NUM_MULTIARITH_TEST,
     NUM_VALIDATION,
+    bbh_prompt,
     clean_rationale,
 )
-from cotspec.tasks.micro_sets import (
-    MICRO_SEED,
-    NUM_MICRO,
-    SPLITS,
-    micro_demonstrations,
-    micro_names,
-    micro_problems,
-)
-from cotspec.tasks.published import NUM_PUBLISHED, REAL_TASKS, data_folder
 from cotspec.tasks.repeats import overlap
+from cotspec.tasks.sources import HUB
 
 __all__ = [
     "BBH_TASKS",
@@ -56,7 +48,6 @@ __all__ = [
     "NUM_VALIDATION",
     "REAL_TASKS",
     "SPLITS",
-    "available",
     "clean_rationale",
     "demonstrations",
     "load",
@@ -68,6 +59,10 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+SPLITS = ("train", "validation", "test")
+# The micro-world has no end: this many unless `num` says otherwise.
+NUM_MICRO = {"train": 8_000, "validation": 500, "test": 1_000}
+MICRO_SEED = 0
 COLUMNS = ("problem_id", "task", "split", "question", "rationale", "answer")
 FEATURES = Features({name: Value("string") for name in COLUMNS})
 
@@ -164,10 +159,10 @@ def demonstrations(
     return published.demonstrations(name, data_folder(source))
 
 
-def task_description(name: str, *, source: Path | str | None = None) -> str:
+def task_description(name: str) -> str:
     """Return the sentence a BBH prompt begins with; empty for every other task."""
     check_name(name)
-    return bbh_prompt(name, data_folder(source))[0] if name.startswith("bbh/") else ""
+    return bbh_prompt(name)[0] if name.startswith("bbh/") else ""
 
 
 def check_name(name: str) -> None:
@@ -195,3 +190,28 @@ def _scorable(name: str, source: Path | str | None) -> list[dict]:
             len(rows),
         )
     return kept
+
+
+def micro_names() -> tuple[str, ...]:
+    """Return every ``micro/<family>``."""
+    return tuple(f"micro/{family}" for family in (*world.FAMILIES, *generic.FAMILIES))
+
+
+def micro_problems(name: str, split: str | None, num: int | None) -> list[dict]:
+    """Return the first `num` problems of one split, or of all (None)."""
+    family = name.removeprefix("micro/")
+    generate = (world if family in world.FAMILIES else generic).generate
+    wanted = SPLITS if split is None else (split,)
+    rows = []
+    for one in wanted:
+        count = NUM_MICRO[one] if num is None else min(num, NUM_MICRO[one])
+        rows += generate(family, one, count, seed=MICRO_SEED)
+    return rows
+
+
+def micro_demonstrations(name: str) -> list[dict]:
+    """Return two worked problems of a split of their own; four for math."""
+    family = name.removeprefix("micro/")
+    if family in world.FAMILIES:
+        return world.demonstrations()
+    return generic.demonstrations(family)

@@ -7,12 +7,12 @@ the published number, each with its id; its demonstrations.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from cotspec.profiles import BBH_TASKS
 from cotspec.prompts import Demonstration
-from cotspec.tasks import math_sets
-from cotspec.tasks.bbh import bbh, bbh_prompt
+from cotspec.tasks import readers
 
 # Published numbers of problems, unscorable golds included.
 NUM_PUBLISHED = {
@@ -29,11 +29,11 @@ NUM_PUBLISHED |= {
 REAL_TASKS = tuple(NUM_PUBLISHED)
 
 _READERS = {
-    "gsm8k": math_sets.gsm8k,
-    "multiarith": math_sets.multiarith,
-    "svamp": math_sets.svamp,
-    "asdiv": math_sets.asdiv,
-    "bbh": bbh,
+    "gsm8k": readers.gsm8k,
+    "multiarith": readers.multiarith,
+    "svamp": readers.svamp,
+    "asdiv": readers.asdiv,
+    "bbh": readers.bbh,
 }
 
 
@@ -69,5 +69,24 @@ def data_folder(source: Path | str | None) -> Path | None:
 def demonstrations(name: str, folder: Path | None) -> list[Demonstration]:
     """Return what a prompt of a real task shows; math shows GSM8K's."""
     if name.startswith("bbh/"):
-        return list(bbh_prompt(name, folder)[1])
-    return math_sets.gsm8k_demonstrations(folder)
+        return list(readers.bbh_prompt(name)[1])
+    return readers.gsm8k_demonstrations(folder)
+
+
+def missing(names: Iterable[str], source: Path | str) -> list[str]:
+    """Return what is wrong with a data folder, one sentence a task; seconds.
+
+    Every file the tasks need is read and counted, so a folder with nothing missing
+    also loads.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        return [f"COTSPEC_DATA: no folder {folder}; see README.md for its layout"]
+    found = []
+    for name in names:
+        try:
+            problems(name, folder)
+            demonstrations(name, folder)
+        except ValueError as error:
+            found.append(str(error))
+    return list(dict.fromkeys(found))

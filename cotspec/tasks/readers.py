@@ -1,30 +1,33 @@
-"""GSM8K, MultiArith, SVAMP and ASDiv as they were published.
+"""GSM8K, MultiArith, SVAMP, ASDiv and BIG-Bench Hard as they were published.
 
 Enters: a task name and a folder, None for the hub. Leaves: rows with ``split, index,
 question, answer``, GSM8K's with a ``rationale``, ASDiv's with the ``reason`` why a gold
-cannot be scored ("" where it can).
+cannot be scored ("" where it can); of BBH also the sentence a prompt begins with and
+its three published demonstrations.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from xml.etree import ElementTree
 
 from cotspec import answers
-from cotspec.prompts import Demonstration
-from cotspec.tasks.files import (
+from cotspec.profiles import BBH_TASKS
+from cotspec.prompts import COT_TRIGGER, Demonstration
+from cotspec.tasks.sources import (
+    SHIPPED,
     check_keys,
+    from_hub,
     plain_number,
     read_json,
     read_json_lines,
     read_text,
 )
-from cotspec.tasks.hub import VALIDATION_INDEX_URL, from_hub, from_web
 
 NUM_GSM8K = {"train": 7_473, "test": 1_319}
 NUM_VALIDATION = 200
@@ -54,7 +57,7 @@ def gsm8k_demonstrations(folder: Path | None) -> list[Demonstration]:
 
 def _gsm8k_file(published: str, folder: Path | None) -> Iterator[dict]:
     """Yield the problems of one published file, 200 of train as validation."""
-    held_out = set(_validation_index(folder)) if published == "train" else set()
+    held_out = set(validation_index()) if published == "train" else set()
     rows = _gsm8k_rows(published, folder)
     if len(rows) != NUM_GSM8K[published]:
         raise ValueError(
@@ -90,15 +93,9 @@ def _gsm8k_rows(published: str, folder: Path | None) -> list[dict]:
     return read_json_lines(path, ("question", "answer"))
 
 
-def _validation_index(folder: Path | None) -> list[int]:
-    if folder is None:
-        origin, rows = VALIDATION_INDEX_URL, json.loads(from_web(VALIDATION_INDEX_URL))
-    else:
-        origin = folder / "gsm8k" / "validation_index.json"
-        rows = read_json(origin)
-    if len(set(rows) & set(range(NUM_GSM8K["train"]))) != NUM_VALIDATION:
-        raise ValueError(f"{origin}: not {NUM_VALIDATION} different training rows")
-    return rows
+def validation_index() -> list[int]:
+    """Return the 200 rows of the training file that the paper's code holds out."""
+    return read_json(SHIPPED / "gsm8k_validation_index.json")
 
 
 def multiarith(name: str, folder: Path | None) -> Iterator[dict]:
@@ -185,3 +182,47 @@ def _asdiv_gold(published: str) -> tuple[str, str]:
     if re.search(r"[A-Za-z]", gold) or answers.parse_number(gold) is None:
         return published, "words"
     return str(answers.parse_number(gold)) if "/" in gold else gold, ""
+
+
+_TRIGGER = f"\nA: {COT_TRIGGER}"
+_BBH_ANSWER = re.compile(r"answer is (.+?)\.?\s*\Z")
+
+
+def bbh(name: str, folder: Path | None) -> Iterator[dict]:
+    """Yield the problems of one of the 27 tasks in published order."""
+    stem = name.removeprefix("bbh/")
+    if folder is None:
+        rows = from_hub("bbh", "test", stem)
+    else:
+        path = folder / "bbh" / "tasks" / f"{stem}.json"
+        content = check_keys([read_json(path)], ("examples",), path)[0]
+        rows = check_keys(content["examples"], ("input", "target"), path)
+    for index, row in enumerate(rows):
+        yield {
+            "split": "test",
+            "index": index,
+            "question": row["input"].strip(),
+            "answer": row["target"].strip(),
+        }
+
+
+@lru_cache(maxsize=len(BBH_TASKS))
+def bbh_prompt(name: str) -> tuple[str, tuple[Demonstration, ...]]:
+    """Return (task description, demonstrations) of a published CoT prompt."""
+    origin = SHIPPED / "bbh-cot-prompts" / f"{name.removeprefix('bbh/')}.txt"
+    text = read_text(origin)
+    # The first line is the canary, which must never reach a model; then "-----".
+    _, _, prompt = text.partition("\n-----\n")
+    description, *blocks = re.split(r"\n+Q: ", prompt.strip())
+    shown = tuple(_bbh_demonstration(block, origin) for block in blocks)
+    if len(shown) != 3:
+        raise ValueError(f"{origin}: {len(shown)} demonstrations, 3 were published")
+    return description.strip(), shown
+
+
+def _bbh_demonstration(block: str, origin: Path) -> Demonstration:
+    question, trigger, chain = block.partition(_TRIGGER)
+    stated = _BBH_ANSWER.search(chain)
+    if not trigger or not stated:
+        raise ValueError(f"{origin}: no answer after {question[:50]!r}")
+    return Demonstration(question.strip(), chain.strip(), stated[1].strip())
