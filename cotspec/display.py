@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from cotspec.figures.canvas import printable
-from cotspec.figures.style import SKY_BLUE, require_columns
+from cotspec.figures.style import SKY_BLUE, printable, require_columns
 
 _MONO = "font-family:'DejaVu Sans Mono',monospace;font-size:12px;line-height:1.45"
 _VERDICT_MARKS = {

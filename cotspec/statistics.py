@@ -144,10 +144,12 @@ def paired_difference(
 
 
 def mean_interval(values: Sequence[float]) -> Difference:
-    """Return the mean of at least two values and its interval, cut at 0 and 1.
+    """Return the mean of some shares and its interval, cut at 0 and 1.
 
-    The bounds are those of shares; Student's t with the values as the sample.
+    Student's t with the values as the sample; of one value nothing is known but itself.
     """
+    if len(values) == 1:
+        return Difference(float(values[0]), 0.0, 1.0)
     found = paired_difference(np.zeros(len(values)), np.asarray(values))
     low, high = np.clip([found.ci_low, found.ci_high], 0, 1)
     return Difference(found.estimate, float(low), float(high))

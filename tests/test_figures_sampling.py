@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from cotspec.figures import sampling
-from cotspec.teacher.failures import KINDS
+from cotspec.figures import pipeline
+from cotspec.teacher.studies import KINDS
 
 STUDY = pd.DataFrame(
     [
@@ -31,8 +31,8 @@ SHARES = pd.DataFrame(
     columns=["steps", "kind", "count", "share", "num_questions"],
 )
 CHARTS = {
-    "temperature_study": lambda: sampling.temperature_study(STUDY, used=0.5),
-    "failures_by_steps": lambda: sampling.failures_by_steps(SHARES),
+    "temperature_study": lambda: pipeline.temperature_study(STUDY, used=0.5),
+    "failures_by_steps": lambda: pipeline.failures_by_steps(SHARES),
 }
 
 
@@ -51,7 +51,7 @@ def test_nothing_of_a_chart_is_cut_at_the_edge(name):
 
 
 def test_curves_pass_through_the_values():
-    accuracy, diversity = sampling.temperature_study(STUDY).axes
+    accuracy, diversity = pipeline.temperature_study(STUDY).axes
     assert [len(axes.containers) for axes in (accuracy, diversity)] == [3, 2]
     line = accuracy.containers[0].lines[0]
     assert sorted(line.get_ydata()) == [0.4, 0.7]
@@ -60,32 +60,32 @@ def test_curves_pass_through_the_values():
 
 
 def test_the_temperature_of_the_run_is_marked():
-    assert "this run: 0.5" in texts(sampling.temperature_study(STUDY, used=0.5))
-    assert not any("this run" in t for t in texts(sampling.temperature_study(STUDY)))
+    assert "this run: 0.5" in texts(pipeline.temperature_study(STUDY, used=0.5))
+    assert not any("this run" in t for t in texts(pipeline.temperature_study(STUDY)))
 
 
 def test_parts_of_a_bar_add_up_to_the_whole():
-    axes = sampling.failures_by_steps(SHARES).axes[0]
+    axes = pipeline.failures_by_steps(SHARES).axes[0]
     widths = [bar.get_width() for bar in axes.patches if bar.get_y() < 0]
     assert len(widths) == len(KINDS) and sum(widths) == pytest.approx(1)
 
 
 def test_bars_say_how_many_questions_and_solutions_they_hold():
-    assert "6+  (7 q., 14 sol.)" in texts(sampling.failures_by_steps(SHARES))
+    assert "6+  (7 q., 14 sol.)" in texts(pipeline.failures_by_steps(SHARES))
 
 
 def test_a_kind_that_never_occurs_is_not_in_the_legend():
     shares = SHARES.assign(share=(SHARES["kind"] == "right").astype(float))
-    shown = texts(sampling.failures_by_steps(shares))
+    shown = texts(pipeline.failures_by_steps(shares))
     assert "right" in shown and "no answer" not in shown
 
 
 def test_every_kind_has_a_look_of_its_own():
-    assert tuple(sampling.KIND_STYLES) == KINDS
-    looks = {(style.colour, style.hatch) for style in sampling.KIND_STYLES.values()}
+    assert tuple(pipeline.KIND_STYLES) == KINDS
+    looks = {(style.colour, style.hatch) for style in pipeline.KIND_STYLES.values()}
     assert len(looks) == len(KINDS)
 
 
 def test_a_missing_column_is_named():
     with pytest.raises(ValueError, match=r"missing columns \['share'\]"):
-        sampling.failures_by_steps(SHARES.drop(columns="share"))
+        pipeline.failures_by_steps(SHARES.drop(columns="share"))

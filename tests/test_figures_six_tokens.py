@@ -3,14 +3,12 @@
 import pandas as pd
 import pytest
 
-from cotspec.figures import six_tokens
+from cotspec.figures import tokens
 
 
 def test_a_loss_has_a_panel_with_a_bar_per_token():
     rows = [(n, t, p) for n in ("bucket", "paper") for t, p in (("a", 0.4), ("b", -1))]
-    chart = six_tokens.logit_pushes(
-        pd.DataFrame(rows, columns=["loss", "token", "push"])
-    )
+    chart = tokens.logit_pushes(pd.DataFrame(rows, columns=["loss", "token", "push"]))
     panels = [axes for axes in chart.axes if axes.get_visible()]
     assert [axes.get_title(loc="left") for axes in panels] == [
         "matching, tail in a bucket",
@@ -24,14 +22,14 @@ def test_a_loss_has_a_panel_with_a_bar_per_token():
 def test_a_curve_is_marked_at_its_lowest_point():
     rows = [("bucket", 0.2, 0.5), ("bucket", 0.6, 0.0), ("bucket", 0.9, 0.3)]
     shapes = pd.DataFrame(rows, columns=["loss", "probability", "nats"])
-    chart = six_tokens.loss_shapes(shapes, teacher=0.6)
+    chart = tokens.loss_shapes(shapes, teacher=0.6)
     curve = chart.axes[0].lines[-1]
     assert curve.get_markevery() == [1]
     assert curve.get_ydata().tolist() == [0.5, 0.0, 0.3]
 
 
-@pytest.mark.parametrize("draw", (six_tokens.logit_pushes, six_tokens.loss_shapes))
+@pytest.mark.parametrize("draw", (tokens.logit_pushes, tokens.loss_shapes))
 def test_a_missing_column_is_named(draw):
-    options = {"teacher": 0.6} if draw is six_tokens.loss_shapes else {}
+    options = {"teacher": 0.6} if draw is tokens.loss_shapes else {}
     with pytest.raises(ValueError, match="missing columns.*loss"):
         draw(pd.DataFrame({"token": ["a"]}), **options)

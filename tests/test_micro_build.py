@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from cotspec.micro import build, corpus, tokenizers
+from cotspec.micro import build, tokenizers
 from cotspec.micro.shipped import (
     MicroConfig,
 )
@@ -30,7 +30,7 @@ TINY = MicroConfig(
 
 @pytest.fixture(scope="module")
 def items():
-    return corpus.training_items(TINY, seed=0)
+    return build.training_items(TINY, seed=0)
 
 
 def build_all(out_dir, config=TINY):
@@ -53,9 +53,9 @@ def test_teacher_labels_are_the_solutions_and_the_end(items):
     tokenizer = tokenizers.load_teacher()
     rng = Random(1)
     for _ in range(20):
-        ids, labels = corpus.teacher_example(rng, items, TINY, tokenizer)
+        ids, labels = build.teacher_example(rng, items, TINY, tokenizer)
         assert len(ids) == len(labels) and labels[-1] == tokenizer.eos_token_id
-        learned = [token for token in labels[:-1] if token != corpus.IGNORE]
+        learned = [token for token in labels[:-1] if token != build.IGNORE]
         text = tokenizer.decode(learned)
         blocks = text.count("The answer is")
         assert blocks == tokenizer.decode(ids).count("Q: ")
@@ -66,7 +66,7 @@ def test_the_four_formats_all_occur(items):
     tokenizer = tokenizers.load_student()
     rng, kinds = Random(0), set()
     for _ in range(60):
-        ids, labels = corpus.instruction_example(rng, items, TINY, tokenizer)
+        ids, labels = build.instruction_example(rng, items, TINY, tokenizer)
         inputs = tokenizer.decode(ids, skip_special_tokens=True)
         targets = tokenizer.decode(labels, skip_special_tokens=True)
         is_cot = inputs.endswith("Let's think step by step.")
@@ -78,7 +78,7 @@ def test_the_four_formats_all_occur(items):
 def test_corrupted_spans_and_what_is_left_make_the_text_again():
     text, marks = list(range(100, 160)), [1, 2, 3, 4, 5, 6, 7, 8]
     for seed in range(50):
-        inputs, labels = corpus.corrupt_spans(Random(seed), text, marks, 99)
+        inputs, labels = build.corrupt_spans(Random(seed), text, marks, 99)
         spans, key = {}, None
         for token in labels[:-1]:
             if token in marks:
@@ -93,10 +93,10 @@ def test_corrupted_spans_and_what_is_left_make_the_text_again():
 def test_batches_depend_on_the_seed_alone(items):
     tokenizer = tokenizers.load_student()
     draw = partial(
-        corpus.instruction_example, items=items, config=TINY, tokenizer=tokenizer
+        build.instruction_example, items=items, config=TINY, tokenizer=tokenizer
     )
     streams = [
-        corpus.batches(draw, partial(corpus.collate, pad_id=0), batch_size=4, seed=seed)
+        build.batches(draw, partial(build.collate, pad_id=0), batch_size=4, seed=seed)
         for seed in (0, 0, 1)
     ]
     for _ in range(20):
@@ -107,7 +107,7 @@ def test_batches_depend_on_the_seed_alone(items):
 
 
 def test_collate_pads_inputs_and_ignores_padding_in_labels():
-    batch = corpus.collate([([5, 6], [7]), ([8], [9, 10])], pad_id=0)
+    batch = build.collate([([5, 6], [7]), ([8], [9, 10])], pad_id=0)
     assert batch["input_ids"].tolist() == [[5, 6], [8, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
     assert batch["labels"].tolist() == [[7, -100], [9, 10]]

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from cotspec.micro import generic, splits
+from cotspec.micro import generic, world
 
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 
@@ -76,9 +76,9 @@ def test_few_answers_come_equally_often_and_no_test_question_twice(family):
 def test_splits_share_no_question(family):
     found = {
         split: {i["question"] for i in generic.generate(family, split, 120, seed=0)}
-        for split in splits.SPLITS
+        for split in world.SPLITS
     }
-    for one, two in itertools.combinations(splits.SPLITS, 2):
+    for one, two in itertools.combinations(world.SPLITS, 2):
         assert not found[one] & found[two]
 
 

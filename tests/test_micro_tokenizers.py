@@ -2,7 +2,7 @@
 
 import pytest
 
-from cotspec.micro import corpus, tokenizers, world
+from cotspec.micro import build, tokenizers, world
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +79,6 @@ def test_saved_tokenizers_load_again_from_their_folder(student, tmp_path):
 
 @pytest.mark.slow
 def test_the_shipped_files_are_made_again_to_the_byte(tmp_path):
-    tokenizers.save(corpus.tokenizer_texts(), tmp_path)
+    tokenizers.save(build.tokenizer_texts(), tmp_path)
     for file in (tokenizers.TEACHER_FILE, tokenizers.STUDENT_FILE):
         assert (tmp_path / file.name).read_bytes() == file.read_bytes()

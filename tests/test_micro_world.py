@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from cotspec.micro import splits, world
+from cotspec.micro import world
 
 _SIGNS = {ast.Add: operator.add, ast.Sub: operator.sub}
 _SIGNS |= {ast.Mult: operator.mul, ast.Div: operator.truediv}
@@ -69,10 +69,10 @@ def test_the_first_item_is_pinned():
 def test_splits_share_no_question_and_each_question_knows_its_split(family):
     questions = {
         split: {item["question"] for item in world.generate(family, split, 400, seed=0)}
-        for split in splits.SPLITS
+        for split in world.SPLITS
     }
     for split, found in questions.items():
-        assert {splits.split_of(question) for question in found} == {split}
+        assert {world.split_of(question) for question in found} == {split}
     together = set().union(*questions.values())
     assert sum(map(len, questions.values())) == len(together)
 
@@ -121,7 +121,7 @@ def test_no_constant_answer_solves_a_third():
 def test_demonstrations_are_from_no_split_that_is_trained_or_tested_on(family):
     shown = world.demonstrations(family)
     assert len(shown) == 4
-    assert {splits.split_of(item["question"]) for item in shown} == {"demonstrations"}
+    assert {world.split_of(item["question"]) for item in shown} == {"demonstrations"}
 
 
 @pytest.mark.parametrize(
@@ -139,4 +139,4 @@ def test_what_is_unknown_is_named(arguments, message):
 
 def test_an_empty_split_is_an_error_and_not_an_endless_search():
     with pytest.raises(ValueError, match="no 1th 'test' question"):
-        splits.draw_items(lambda rng: {"question": "always"}, "x", "test", 1, seed=0)
+        world.draw_items(lambda rng: {"question": "always"}, "x", "test", 1, seed=0)

@@ -28,7 +28,6 @@ LAYERS = {
     "cotspec.models": 1,
     "cotspec.figures": 1,
     "cotspec.display": 1,
-    "cotspec.micro.corpus": 2,
     "cotspec.stages": 2,
     "cotspec.batching": 2,
     "cotspec.decoding": 2,

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 
-from cotspec.teacher import failures
+from cotspec.teacher import studies
 
 
 @pytest.mark.parametrize(
@@ -25,8 +25,8 @@ from cotspec.teacher import failures
     ],
 )
 def test_a_true_equation_is_found_and_not_reported(text):
-    assert failures.num_equations(text) == 1
-    assert failures.false_equations(text) == []
+    assert studies.num_equations(text) == 1
+    assert studies.false_equations(text) == []
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_true_equation_is_found_and_not_reported(text):
     ],
 )
 def test_a_false_equation_is_reported_as_it_stands(text, reported):
-    assert failures.false_equations(text) == ([reported] if reported else [])
+    assert studies.false_equations(text) == ([reported] if reported else [])
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_false_equation_is_reported_as_it_stands(text, reported):
     ],
 )
 def test_what_is_not_numbers_and_signs_on_both_sides_is_left_alone(text):
-    assert failures.num_equations(text) == 0
+    assert studies.num_equations(text) == 0
 
 
 def solution(completion: str, answer=None, *, right=False, reason="wrong") -> dict:
@@ -83,8 +83,8 @@ def solution(completion: str, answer=None, *, right=False, reason="wrong") -> di
     ],
 )
 def test_the_kind_of(row, kind):
-    assert failures.kind_of(row) == kind
-    assert kind in failures.KINDS
+    assert studies.kind_of(row) == kind
+    assert kind in studies.KINDS
 
 
 def test_solutions_are_counted_by_the_steps_of_their_question():
@@ -102,11 +102,11 @@ def test_solutions_are_counted_by_the_steps_of_their_question():
     ]
     for number, row in enumerate(rows):
         row |= {"sample_id": number, "token_logprobs": [-0.5, -1.5] if number else []}
-    frame = failures.classify(Dataset.from_list(rows), problems)
+    frame = studies.classify(Dataset.from_list(rows), problems)
     assert frame["num_steps"].fillna(-1).tolist() == [1, 1, 2, -1]
     assert frame["probability"].iloc[1] == pytest.approx(np.exp(-1))
     assert np.isnan(frame["probability"].iloc[0])
-    shares = failures.shares_by_steps(frame)
+    shares = studies.shares_by_steps(frame)
     assert shares["steps"].unique().tolist() == ["1", "2", "?"]
     found = shares[shares["count"] > 0]
     assert found[["steps", "kind", "share"]].to_numpy().tolist() == [
@@ -122,6 +122,6 @@ def test_long_questions_share_a_bar():
     frame = pd.DataFrame(
         {"problem_id": ["a", "b"], "num_steps": [6.0, 11.0], "kind": "right"}
     )
-    shares = failures.shares_by_steps(frame)
+    shares = studies.shares_by_steps(frame)
     assert shares["steps"].unique().tolist() == ["6+"]
     assert shares["num_questions"].iloc[0] == 2

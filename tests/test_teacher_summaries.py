@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_teacher_store import completion
 
-from cotspec.teacher import summaries
+from cotspec.teacher import studies
 from cotspec.teacher.traces import as_dataset, as_row
 
 
@@ -17,14 +17,14 @@ def traces(*completions):
 
 @pytest.mark.parametrize("at_once", [1, 2, 1024])
 def test_solutions_are_counted_token_by_token(monkeypatch, at_once):
-    monkeypatch.setattr(summaries, "_AT_ONCE", at_once)
+    monkeypatch.setattr(studies, "_AT_ONCE", at_once)
     two = dataclasses.replace(
         completion("né"),
         token_logprobs=[-1.0, -0.5, -0.75],
         topk_logprobs=[[-1.0, -2.0], [-0.5], [-0.75, -1.5]],
         finish_reason="length",
     )
-    table = summaries.summarize_solutions(traces(two, completion(""), completion("3")))
+    table = studies.summarize_solutions(traces(two, completion(""), completion("3")))
     assert table["tokens"].tolist() == [3, 0, 1]
     assert table["finish_reason"].tolist() == ["length", "stop", "stop"]
     assert table["task"].tolist() == ["gsm8k"] * 3
@@ -41,5 +41,5 @@ def test_a_solution_is_whole_if_its_bytes_are_its_text_and_no_step_is_missing():
     good = completion("né 3.")
     other_text = dataclasses.replace(good, text="ne 3.")
     missing = dataclasses.replace(good, topk_ids=good.topk_ids[1:])
-    table = summaries.summarize_solutions(traces(good, other_text, missing))
+    table = studies.summarize_solutions(traces(good, other_text, missing))
     assert table["is_whole"].tolist() == [True, False, False]

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 
-from cotspec.teacher import voting
+from cotspec.teacher import studies
 
 
 def marked(*questions):
@@ -28,7 +28,7 @@ def value(curves, series, k):
 
 
 def test_majority_and_pass_rates_of_two_questions():
-    curves = voting.vote_curves(
+    curves = studies.vote_curves(
         marked(("12", ["12", "12", "7"]), ("5", ["1", "5", "1"]))
     )
     assert value(curves, "pass@k", 1) == pytest.approx((2 / 3 + 1 / 3) / 2)
@@ -38,12 +38,12 @@ def test_majority_and_pass_rates_of_two_questions():
 
 
 def test_a_sample_without_an_answer_does_not_vote():
-    curves = voting.vote_curves(marked(("12", [None, "12", None])))
+    curves = studies.vote_curves(marked(("12", [None, "12", None])))
     assert value(curves, "majority@k", 3) == 1
 
 
 def test_k_goes_up_to_the_fewest_samples():
-    curves = voting.vote_curves(marked(("1", ["1", "1"]), ("2", ["2"])))
+    curves = studies.vote_curves(marked(("1", ["1", "1"]), ("2", ["2"])))
     assert curves["k"].max() == 1
 
 
@@ -53,6 +53,6 @@ def test_the_funnel_adds_up_and_names_what_was_dropped():
     funnel = pd.DataFrame(
         {"stage": ["sampled", *reasons, "kept"], "num_solutions": counts}
     )
-    left = voting.funnel_stages(funnel)
+    left = studies.funnel_stages(funnel)
     assert left["count"].to_list() == [10, 9, 5, 3]
     assert left["reason"].to_list() == ["", "truncated", "wrong", "duplicate"]

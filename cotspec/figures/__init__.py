@@ -4,22 +4,23 @@ Enters: tidy frames (or one trace, or examples). Leaves: a `matplotlib` figure w
 pyplot's global state, and with `save_figure` its PNG, SVG, CSV and caption.
 """
 
-from cotspec.figures.aligned_text import cost_matrix, token_alignment
-from cotspec.figures.charts import funnel, length_histogram, loss_curves, rule_shares
-from cotspec.figures.curves import (
-    CURVE_STYLES,
-    STATUS_STYLES,
-    claim_effects,
-    curve_panels,
-)
-from cotspec.figures.formats_text import example_parts, four_formats
-from cotspec.figures.results import accuracy_bars, pass_at_k
-from cotspec.figures.sampling import (
+from cotspec.figures.pipeline import (
     KIND_STYLES,
     failures_by_steps,
+    funnel,
+    length_histogram,
+    loss_curves,
+    rule_shares,
     temperature_study,
 )
-from cotspec.figures.saving import save_figure
+from cotspec.figures.results import (
+    CURVE_STYLES,
+    STATUS_STYLES,
+    accuracy_bars,
+    claim_effects,
+    curve_panels,
+    pass_at_k,
+)
 from cotspec.figures.style import (
     FORMAT_STYLES,
     LOSS_STYLES,
@@ -31,8 +32,16 @@ from cotspec.figures.style import (
     SPLIT_STYLES,
     Chart,
     Style,
+    save_figure,
 )
-from cotspec.figures.teacher_text import probability_strip, top_alternatives
+from cotspec.figures.tokens import (
+    cost_matrix,
+    example_parts,
+    four_formats,
+    probability_strip,
+    token_alignment,
+    top_alternatives,
+)
 
 __all__ = [
     "CURVE_STYLES",

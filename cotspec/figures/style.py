@@ -1,20 +1,28 @@
-"""How every figure looks: palette, one style per format, model and loss, and `Chart`.
+"""How every figure looks, and how it is saved.
 
-Enters: nothing. Leaves: Okabe-Ito colours (told apart by colour-blind readers), a fixed
-colour, marker and hatch for each thing the series draws, so that a reader who learned
-one figure can read the next, in colour and in grey.
+Enters: nothing, or a chart with its data and caption. Leaves: Okabe-Ito colours (told
+apart by colour-blind readers), a fixed colour, marker and hatch for each thing the
+series draws, so that a reader who learned one figure can read the next, in colour and
+in grey; and PNG, SVG, CSV and caption with the same bytes for the same figure.
 """
 
 from __future__ import annotations
 
 import io
+import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 import matplotlib
 import pandas as pd
 import seaborn
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from cotspec import artifacts
 
 # Okabe & Ito 2008, https://jfly.uni-koeln.de/color/
 BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -184,3 +192,156 @@ def require_columns(frame: pd.DataFrame, columns: tuple[str, ...], chart: str) -
         )
     if frame.empty:
         raise ValueError(f"{chart}: no rows to draw; it needs {list(columns)}")
+
+
+MONO_ADVANCE = 0.602  # width of a DejaVu Sans Mono character, in font sizes
+POINTS_PER_INCH = 72
+_SHOWN = ((" ", "␣"), ("\n", "↵"), ("\t", "⇥"), ("▁", "␣"))
+
+
+def printable(token: bytes | str) -> str:
+    """Return a token as visible text: space, newline and stray bytes are shown."""
+    if isinstance(token, bytes):
+        token = token.decode("utf-8", errors="backslashreplace")
+    for hidden, shown in _SHOWN:
+        token = token.replace(hidden, shown)
+    return token
+
+
+def text_width(text: str, fontsize: float) -> float:
+    """Return the inches that monospaced `text` takes at `fontsize` points."""
+    return len(text) * MONO_ADVANCE * fontsize / POINTS_PER_INCH
+
+
+def canvas(width: float, height: float) -> tuple[Chart, Axes]:
+    """Return a chart and axes that cover it, counting inches from the top left."""
+    chart = new_chart(width, height, layout=None)
+    axes = chart.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.axis("off")
+    return chart, axes
+
+
+def write(axes: Axes, x: float, y: float, text: str, **style: object) -> None:
+    """Write literal text at `x`, `y` inches; `style` as `Axes.text` takes it."""
+    look = {"va": "center", "ha": "left", "fontsize": 6.5, "color": BLACK} | style
+    axes.text(x, y, text, parse_math=False, **look)
+
+
+def write_token(
+    axes: Axes, x: float, y: float, text: str, *, room: float, **style: object
+) -> None:
+    """Write monospaced text in at most `room` inches; under 5 points it is cut."""
+    fontsize = float(style.pop("fontsize", 7))
+    shrunk = min(
+        fontsize, max(5.0, fontsize * room / text_width(text or " ", fontsize))
+    )
+    fits = max(int(room / text_width(" ", shrunk) + 1e-6), 1)
+    shown = text if len(text) <= fits else text[: fits - 1] + "…"
+    write(axes, x, y, shown, fontsize=shrunk, family="monospace", **style)
+
+
+PNG_DPI = 200
+
+
+def save_figure(
+    figure: Figure,
+    folder: str | Path,
+    name: str,
+    *,
+    data: pd.DataFrame,
+    caption: str,
+    provenance: Mapping[str, object] | None = None,
+) -> dict[str, Path]:
+    """Write a figure, the data behind it and its caption; each file atomically.
+
+    Parameters
+    ----------
+    figure : Figure
+        What a chart function returned.
+    folder : path
+        Made if it is missing.
+    name : str
+        Stem of the four files: letters, digits, ``_`` and ``-``.
+    data : DataFrame
+        What the figure draws, one observation a row.
+    caption : str
+        What is shown and what the bars or bands mean; also the picture's alt text.
+    provenance : mapping, optional
+        JSON-ready facts (seed, commit, parents). Kept as given: leave the time out
+        where equal runs must give equal bytes.
+
+    Returns
+    -------
+    dict
+        ``{"png": Path, "svg": Path, "csv": Path, "json": Path}``.
+
+    Raises
+    ------
+    ValueError
+        A name that is not a plain stem, or an empty caption.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ValueError(
+            f"name: {name!r} must be letters, digits, '_' and '-' (no folder, no dot)"
+        )
+    if not caption.strip():
+        raise ValueError(f"caption: empty for figure {name!r}; say what it shows")
+    folder = Path(folder)
+    contents = {
+        "png": _rendered(figure, name, "png"),
+        "svg": _rendered(figure, name, "svg"),
+        "csv": data.to_csv(
+            index=False, lineterminator="\n", float_format="%.6g"
+        ).encode(),
+        "json": _described(name, caption, data, provenance),
+    }
+    paths = {suffix: folder / f"{name}.{suffix}" for suffix in contents}
+    for suffix, content in contents.items():
+        artifacts.write_bytes(paths[suffix], content)
+    return paths
+
+
+def _rendered(figure: Figure, name: str, suffix: str) -> bytes:
+    # Without these, SVG ids are random and both formats carry date or version.
+    metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": "cotspec"}}
+    buffer = io.BytesIO()
+    look = DEFAULTS | {"svg.hashsalt": name, "svg.fonttype": "path"}
+    with matplotlib.rc_context(look):
+        figure.savefig(buffer, format=suffix, dpi=PNG_DPI, metadata=metadata[suffix])
+    content = buffer.getvalue()
+    return _numbered(content, name) if suffix == "svg" else content
+
+
+def _numbered(svg: bytes, name: str) -> bytes:
+    """Number the ids that matplotlib makes by hashing coordinates.
+
+    It hashes them unrounded, so that equal pictures can differ in them.
+    """
+    hashed = re.findall(rb'id="([a-z]+[0-9a-f]{10})"', svg)
+    numbered = {
+        old: b"%s-%s-%d" % (old[:-10], name.encode(), number)
+        for number, old in enumerate(dict.fromkeys(hashed))
+    }
+    return re.sub(
+        rb'(?<=["#])[a-z]+[0-9a-f]{10}(?=["\)])',
+        lambda found: numbered.get(found[0], found[0]),
+        svg,
+    )
+
+
+def _described(
+    name: str,
+    caption: str,
+    data: pd.DataFrame,
+    provenance: Mapping[str, object] | None,
+) -> bytes:
+    description = {
+        "name": name,
+        "caption": " ".join(caption.split()),
+        "columns": list(data.columns),
+        "rows": len(data),
+        "provenance": dict(provenance or {}),
+    }
+    text = json.dumps(description, indent=2, sort_keys=True, ensure_ascii=False)
+    return (text + "\n").encode()

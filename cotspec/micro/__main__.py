@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cotspec.micro import corpus, tokenizers
+from cotspec.micro import tokenizers
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +65,9 @@ def _card(_: argparse.Namespace) -> None:
 
 
 def _tokenizers(options: argparse.Namespace) -> None:
-    tokenizers.save(corpus.tokenizer_texts(), options.out)
+    from cotspec.micro import build
+
+    tokenizers.save(build.tokenizer_texts(), options.out)
     print(options.out)
 
 

@@ -26,7 +26,7 @@ from cotspec.profiles import (
     TeacherConfig,
 )
 from cotspec.teacher import filtering
-from cotspec.teacher.voting import vote_curves
+from cotspec.teacher.studies import vote_curves
 
 NUM_MATH, NUM_GENERIC = 200, 50  # validation problems per task
 NUM_QUESTIONS, NUM_SAMPLES = 300, 10  # of the teacher, from the training split

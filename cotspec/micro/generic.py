@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from random import Random
 
-from cotspec.micro import splits
+from cotspec.micro import world
 from cotspec.micro.world import NAMES
 
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
@@ -32,7 +32,7 @@ def generate(family: str, split: str, n: int, *, seed: int) -> list[dict]:
     family : str
         One of `FAMILIES`.
     split : str
-        One of `splits.SPLITS`; splits never share a question.
+        One of `world.SPLITS`; splits never share a question.
     n, seed : int
         Item i depends on the seed and i alone.
 
@@ -48,7 +48,7 @@ def generate(family: str, split: str, n: int, *, seed: int) -> list[dict]:
     """
     if family not in _DRAWS:
         raise ValueError(f"family: {family!r}. Allowed: {', '.join(FAMILIES)}")
-    return splits.draw_items(
+    return world.draw_items(
         _DRAWS[family], family, split, n, seed=seed, answers=_ANSWERS.get(family, ())
     )
 

@@ -23,11 +23,10 @@ from cotspec.report.curves import (
     size_curves,
     what_was_seen,
 )
-from cotspec.report.document import report_page, report_text
+from cotspec.report.document import Scale, report_page, report_text, scale_of
 from cotspec.report.findings import Measured, find, own_trainings
 from cotspec.report.pairing import require_one_setting
 from cotspec.report.paper import load_published, table1, table2, table3
-from cotspec.report.scales import Scale, scale_of
 from cotspec.report.tables import (
     main_table,
     scorer_rows,

@@ -18,8 +18,8 @@ from cotspec import prompts, statistics, teacher
 from cotspec.profiles import FilterConfig, TeacherConfig
 from cotspec.teacher.filtering import filter_traces
 from cotspec.teacher.release import fold
+from cotspec.teacher.studies import votes_by_question
 from cotspec.teacher.traces import Backend
-from cotspec.teacher.voting import votes_by_question
 
 RECORDED = ("recorded", "release")  # backends whose temperature was chosen by others
 

@@ -1,0 +1,351 @@
+"""What sampled solutions show: lengths, votes, and why they fail.
+
+Enters: sampled or filtered solutions. Leaves: small tables that notebooks 01, 02 and 04
+draw. What students learn from depends on none of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from cotspec import answers, statistics
+from cotspec.answers import parse_number
+from cotspec.teacher.filtering import DROP_REASONS
+
+_AT_ONCE = 1024  # solutions
+_LISTS = ["token_bytes", "token_logprobs", "topk_ids", "topk_logprobs"]
+
+
+def summarize_solutions(traces: Dataset) -> pd.DataFrame:
+    """Count each solution's tokens and what the teacher's probabilities say of it.
+
+    Parameters
+    ----------
+    traces : Dataset with the columns of `traces.FEATURES`
+
+    Returns
+    -------
+    DataFrame
+        In the order of `traces`: ``task, finish_reason, tokens``,
+        ``probability_per_token`` (the geometric mean), ``top_five_mass`` and
+        ``most_mass`` (of a token's alternatives together: the mean and the largest over
+        the tokens), ``is_whole`` (the tokens' bytes join to the text, and each has its
+        list of alternatives). Means of a solution without tokens are missing.
+    """
+    columns = ["task", "finish_reason", "completion", *_LISTS]
+    batches = traces.select_columns(columns).with_format("arrow").iter(_AT_ONCE)
+    parts = [_summarize(batch.combine_chunks()) for batch in batches]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _summarize(batch: pa.Table) -> pd.DataFrame:
+    logprobs, tops = (_array(batch, n) for n in ("token_logprobs", "topk_logprobs"))
+    owner, lengths = _owners(logprobs)
+    mass = _sums(np.exp(_values(tops.flatten())), *_owners(tops.flatten()))
+    most = np.zeros(len(batch))
+    np.maximum.at(most, owner, mass)
+    tokens = np.where(lengths, lengths, np.nan)
+    return pd.DataFrame(
+        {
+            "task": batch["task"].to_pandas(),
+            "finish_reason": batch["finish_reason"].to_pandas(),
+            "tokens": lengths,
+            "probability_per_token": np.exp(
+                _sums(_values(logprobs), owner, lengths) / tokens
+            ),
+            "top_five_mass": _sums(mass, owner, lengths) / tokens,
+            "most_mass": most,
+            "is_whole": _is_whole(batch, lengths),
+        }
+    )
+
+
+def _is_whole(batch: pa.Table, lengths: np.ndarray) -> np.ndarray:
+    joined = pc.binary_join(_array(batch, "token_bytes"), b"")
+    is_text = pc.equal(joined, batch["completion"].cast(pa.binary()))
+    _, num_steps = _owners(_array(batch, "topk_ids"))
+    return is_text.to_numpy() & (num_steps == lengths)
+
+
+def _array(batch: pa.Table, name: str) -> pa.ListArray:
+    return batch[name].combine_chunks()
+
+
+def _values(lists: pa.ListArray) -> np.ndarray:
+    return lists.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+
+
+def _owners(lists: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the list that each value belongs to, and the lists' lengths."""
+    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+    return np.repeat(np.arange(len(lengths)), lengths), lengths
+
+
+def _sums(values: np.ndarray, owner: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Sum the values of each list; an empty one sums to zero."""
+    return np.bincount(owner, values, len(lengths))
+
+
+# What is left after solutions with this drop reason are gone.
+_LEFT = {
+    "truncated": "complete",
+    "no_answer": "with an answer",
+    "wrong": "right",
+    "unaligned": "tokens intact",
+    "duplicate": "distinct",
+    "over_cap": "within the cap",
+}
+
+
+def funnel_stages(funnel: pd.DataFrame) -> pd.DataFrame:
+    """Turn counts by drop reason into what is left after each.
+
+    Parameters
+    ----------
+    funnel : DataFrame
+        From `filtering.funnel`.
+
+    Returns
+    -------
+    DataFrame
+        ``stage, count, reason`` for `figures.funnel`; reasons that dropped nothing are
+        left out, but ``wrong`` stays.
+    """
+    counts = dict(zip(funnel["stage"], funnel["num_solutions"], strict=True))
+    left = counts["sampled"]
+    rows = [("sampled", left, "")]
+    for reason in DROP_REASONS:
+        left -= counts[reason]
+        if counts[reason] or reason == "wrong":
+            rows.append((_LEFT[reason], left, reason.replace("_", " ")))
+    return pd.DataFrame(rows, columns=["stage", "count", "reason"])
+
+
+def vote_curves(marked: Dataset) -> pd.DataFrame:
+    """Return unbiased pass@k and majority@k over the questions.
+
+    Parameters
+    ----------
+    marked : Dataset
+        Filtered traces of math questions, all rows.
+
+    Returns
+    -------
+    DataFrame
+        ``series`` ("pass@k", "majority@k"), ``k, accuracy, ci_low, ci_high``; 95%
+        bootstrap intervals over questions. k goes up to the fewest samples of a
+        question.
+
+    Source: `statistics.pass_at_k`, `statistics.majority_at_k`.
+    """
+    questions = votes_by_question(marked)
+    largest = min(len(votes) for votes, _ in questions)
+    rows = []
+    for k in range(1, largest + 1):
+        passed = [
+            statistics.pass_at_k(len(v), v.count(gold), k) for v, gold in questions
+        ]
+        won = [statistics.majority_at_k(v, gold, k) for v, gold in questions]
+        rows += [_point("pass@k", k, passed), _point("majority@k", k, won)]
+    return pd.DataFrame(rows)
+
+
+def votes_by_question(marked: Dataset) -> list[tuple[list[str | None], str]]:
+    """Return each math question's predicted answers and its gold, spelled alike.
+
+    A sample without an answer is None.
+    """
+    columns = ["problem_id", "answer", "predicted_answer", "is_correct"]
+    frame = marked.select_columns(columns).to_pandas()
+    return [_votes(group) for _, group in frame.groupby("problem_id", sort=False)]
+
+
+def _votes(group: pd.DataFrame) -> tuple[list[str | None], str]:
+    """Return the answers of one question's samples and its gold, spelled alike."""
+    gold = str(answers.parse_number(group["answer"].iloc[0]))
+    votes = [
+        gold if is_correct else (None if pd.isna(predicted) else str(predicted))
+        for predicted, is_correct in zip(
+            group["predicted_answer"], group["is_correct"], strict=True
+        )
+    ]
+    return votes, gold
+
+
+def _point(series: str, k: int, values: list[float]) -> dict[str, object]:
+    mean = statistics.mean_interval(values)
+    return {
+        "series": series,
+        "k": k,
+        "accuracy": mean.estimate,
+        "ci_low": mean.ci_low,
+        "ci_high": mean.ci_high,
+    }
+
+
+KINDS = (
+    "right",
+    "wrong arithmetic",
+    "wrong plan",
+    "unsupported answer",
+    "no equation",
+    "no answer",
+    "cut off",
+)
+MOST_STEPS = 6  # rarer, longer questions are counted with these
+_NUMBER = r"[$€£]?\d+(?:,\d{3})*(?:\.\d+)?"
+_SIGN = r"[-−–+*/×÷x]"
+# A result with another sign or a percent behind it is part of something longer.
+_EQUATION = re.compile(
+    rf"({_NUMBER}(?:\s*{_SIGN}\s*{_NUMBER})+)\s*=\s*([-−]?{_NUMBER})"
+    rf"(?![\d%]|[.,]\d|\s*{_SIGN}\s*[$€£]?\d)"
+)
+_TERM = re.compile(rf"({_SIGN}?)\s*({_NUMBER})")
+# Behind a sign, a bracket or a percent an equation would begin in its middle.
+_BEFORE = re.compile(rf"(?:[\w)%] *(?<![a-z]){_SIGN}|[(%]) *$|[.,\d]$")
+
+
+def false_equations(text: str) -> list[str]:
+    """Return the equations of a text, such as ``3 + 4 * 2 = 10``, that do not hold.
+
+    Products and quotients come before sums. A result with decimals may be rounded.
+    What is not numbers and signs on both sides is left out: words, brackets, percents.
+
+    Examples
+    --------
+    >>> false_equations("He buys 3 * 4 = 12, then 12 + 5 = 18. 10 / 3 = 3.33")
+    ['12 + 5 = 18']
+    """
+    return [text for text, value, stated in _equations(text) if value != stated]
+
+
+def num_equations(text: str) -> int:
+    """Return how many equations of a text can be checked."""
+    return sum(1 for _ in _equations(text))
+
+
+def _equations(text: str) -> Iterator[tuple[str, Fraction, Fraction]]:
+    """Yield each equation, its left side's value and its right side's."""
+    for match in _EQUATION.finditer(text):
+        if _BEFORE.search(text[: match.start()]):
+            continue
+        left, right = match.groups()
+        value, stated = _value(left), parse_number(right)
+        if value is None or stated is None:
+            continue
+        decimals = len(right.partition(".")[2])
+        if decimals and abs(value - stated) <= Fraction(1, 2 * 10**decimals):
+            value = stated
+        yield match.group(), value, stated
+
+
+def _value(expression: str) -> Fraction | None:
+    """Return the value of numbers and signs, or None where it divides by zero."""
+    total, product = Fraction(0), Fraction(0)
+    for sign, number in _TERM.findall(expression):
+        operand = parse_number(number)
+        if operand is None or (sign in ("/", "÷") and operand == 0):
+            return None
+        if sign in ("*", "×", "x"):
+            product *= operand
+        elif sign in ("/", "÷"):
+            product /= operand
+        else:
+            total += product
+            product = -operand if sign in ("-", "−", "–") else operand
+    return total + product
+
+
+def kind_of(solution: Mapping[str, object]) -> str:
+    """Return how a filtered solution ended, one of `KINDS`.
+
+    A wrong one with a false equation is "wrong arithmetic". With true equations only,
+    it is "wrong plan" if the last of them gives its answer (a step too few or too many,
+    a wrong order, a number misread), else "unsupported answer".
+    """
+    if solution["drop_reason"] == "truncated":
+        return "cut off"
+    if solution["drop_reason"] == "no_answer":
+        return "no answer"
+    if solution["is_correct"]:
+        return "right"
+    equations = list(_equations(solution["completion"]))
+    if not equations:
+        return "no equation"
+    if any(value != stated for _, value, stated in equations):
+        return "wrong arithmetic"
+    _, _, result = equations[-1]
+    follows = str(result) == solution["predicted_answer"]
+    return "wrong plan" if follows else "unsupported answer"
+
+
+def classify(marked: Dataset, problems: Dataset) -> pd.DataFrame:
+    """Return every solution's kind and its question's number of steps.
+
+    Parameters
+    ----------
+    marked : Dataset, filtered traces, all rows
+    problems : Dataset with ``problem_id, rationale``; a step is an equation there
+
+    Returns
+    -------
+    DataFrame
+        ``problem_id, sample_id, kind, num_steps`` (NaN without a rationale),
+        ``probability``: the geometric mean over the solution's tokens.
+    """
+    steps = {
+        problem_id: rationale.count("=") or np.nan
+        for problem_id, rationale in zip(
+            problems["problem_id"], problems["rationale"], strict=True
+        )
+    }
+    columns = ["problem_id", "sample_id", "completion", "token_logprobs"]
+    verdict = ["predicted_answer", "is_correct", "drop_reason"]
+    rows = []
+    for row in marked.select_columns(columns + verdict):
+        logprobs = row["token_logprobs"]
+        rows.append(
+            {
+                "problem_id": row["problem_id"],
+                "sample_id": row["sample_id"],
+                "kind": kind_of(row),
+                "num_steps": steps.get(row["problem_id"], np.nan),
+                "probability": np.exp(np.mean(logprobs)) if logprobs else np.nan,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def shares_by_steps(classified: pd.DataFrame) -> pd.DataFrame:
+    """Return the share of each kind among questions of so many steps.
+
+    Returns
+    -------
+    DataFrame
+        ``steps`` ("1" … "6+", "?" without a rationale), ``kind`` (all of `KINDS`),
+        ``count``, ``share`` of the solutions with that many steps, ``num_questions``.
+    """
+    steps = classified["num_steps"].map(_steps_label)
+    rows = []
+    for label in sorted(set(steps), key=lambda text: (text == "?", text)):
+        picked = classified[steps == label]
+        for kind in KINDS:
+            count = int((picked["kind"] == kind).sum())
+            share = count / len(picked)
+            rows.append((label, kind, count, share, picked["problem_id"].nunique()))
+    names = ["steps", "kind", "count", "share", "num_questions"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def _steps_label(num_steps: float) -> str:
+    if np.isnan(num_steps):
+        return "?"
+    return f"{num_steps:.0f}" if num_steps < MOST_STEPS else f"{MOST_STEPS}+"
