@@ -156,6 +156,7 @@ def _page(
     exporter = HTMLExporter(embed_images=True, mathjax_url="", require_js_url="")
     body, _ = exporter.from_notebook_node(content)
     body = put_back_math(body, formulas)
+    body = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', body)
     links = [f'<a href="{n}.html">{_label(n, notebook.name)}</a>' for n in around]
     links = [link for link, n in zip(links, around, strict=True) if n != notebook.name]
     nav = '<a href="index.html">all notebooks</a>' + "".join(links)

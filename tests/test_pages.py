@@ -87,6 +87,7 @@ def test_pages_lead_on_and_back_and_the_parameters_stand_once(site):
     assert 'href="04_token_alignment.html"' in text
     assert 'href="06_evaluation.html"' in text and 'href="index.html"' in text
     assert "<title>5 · One student is specialized</title>" in text
+    assert ".ipynb" not in re.sub(r"<pre.*?</pre>", "", text, flags=re.S)
     assert 'href="index.html"' in (site / "report.html").read_text()
     index = (site / "index.html").read_text()
     assert index.count('class="lesson"') == 12 and "min to read" in index
