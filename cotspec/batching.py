@@ -137,13 +137,15 @@ def encode(
     Raises
     ------
     ValueError
-        No examples, a sampled solution (``sample_id >= 0``) without aligned target, or
-        aligned targets with an uneven number of candidates.
+        No examples, a sampled solution (``sample_id >= 0``) without aligned target,
+        aligned targets with an uneven number of candidates, or of another vocabulary.
     """
     if len(examples) == 0:
         raise ValueError("examples: none to encode. Allowed: at least one")
     table = None if aligned is None else _aligned_table(aligned)
     rows = _teacher_rows(examples, aligned)
+    if table is not None:
+        _check_vocabulary(examples, tokenizer, rows, table)
     # Cut copies: a view would keep the whole.
     inputs = list(_token_ids(tokenizer, examples["inputs"]))
     encoded = EncodedExamples(
@@ -163,6 +165,26 @@ def encode(
             ", ".join(f"{name} {n}" for name, n in sorted(cut.items())),
         )
     return encoded
+
+
+def _check_vocabulary(
+    examples: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: np.ndarray,
+    table: AlignedTable,
+) -> None:
+    """Refuse targets that were aligned to another tokenizer: their ids say nothing."""
+    matched = np.flatnonzero(rows >= 0)
+    for i in matched[:: max(1, len(matched) // 16)]:
+        text = examples[int(i)]["targets"]
+        (own,) = _token_ids(tokenizer, [text], add_special_tokens=False)
+        given = table.student_ids[table.starts[rows[i]] : table.starts[rows[i] + 1]]
+        if not np.array_equal(own, given):
+            raise ValueError(
+                f"aligned: the target of {text[:40]!r} is not in the student's tokens "
+                f"({len(given)} ids, its tokenizer gives {len(own)} or others). Allowed: "
+                "targets that notebook 04 aligned to this student's vocabulary"
+            )
 
 
 def _labels(

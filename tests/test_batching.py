@@ -250,3 +250,9 @@ def test_epochs_in_the_stream_are_fractions_of_batches_seen():
     lengths = np.full((16, 2), 8)
     stream = batching.batch_stream(lengths, 64, seed=0)
     assert [next(stream)[0] for _ in range(6)] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.25]
+
+
+def test_targets_of_another_vocabulary_are_refused(tokenizer):
+    swapped = ALIGNED.map(lambda row: {"student_ids": row["student_ids"][::-1]})
+    with pytest.raises(ValueError, match="'c d' is not in the student's tokens"):
+        batching.encode(EXAMPLES, tokenizer, aligned=swapped, max_input_tokens=16)
