@@ -182,8 +182,8 @@ def _check_vocabulary(
         if not np.array_equal(own, given):
             raise ValueError(
                 f"aligned: the target of {text[:40]!r} is not in the student's tokens "
-                f"({len(given)} ids, its tokenizer gives {len(own)} or others). Allowed: "
-                "targets that notebook 04 aligned to this student's vocabulary"
+                f"({len(given)} ids, its tokenizer gives {len(own)} or others). "
+                "Allowed: targets that were aligned to this student's vocabulary"
             )
 
 

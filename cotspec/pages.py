@@ -1,55 +1,32 @@
-"""The series as a site: one page a notebook, the report, and an index.
+"""The series as a small web site: an index, one page a notebook, and the report.
 
-Enters: executed notebooks under ``runs/<profile>/notebooks``, figures, the report.
-Leaves: ``runs/<profile>/html``, a folder that can be read offline and published alone.
+Enters: executed notebooks, figures with their captions and the report of a run.
+Leaves: ``runs/<profile>/html``, a folder that needs no network and nothing beside it.
 """
 
 from __future__ import annotations
 
+import base64
 import html
+import math
 import re
-from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from cotspec import artifacts, stages
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
-       padding: 0 1rem; color: #222; }
-a { color: #0b5cad; }
-.lessons { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr));
-           gap: 1rem; }
-.lesson { border: 1px solid #ddd; border-radius: 6px; padding: .8rem; }
-.lesson img { width: 100%; height: 9rem; object-fit: contain; object-position: left; }
-.lesson h2 { font-size: 1.05rem; margin: 0 0 .4rem; } .lesson p { margin: .3rem 0; }
-.failed { color: #a00; } .muted { color: #666; font-size: .85rem; }
-"""
-# Of notebook pages, after nbconvert's own.
-PAGE_STYLE = """
-main { max-width: 58rem; margin: 0 auto; }
-.jp-RenderedMarkdown { max-width: 46rem; }
-.jp-OutputArea-output { overflow-x: auto; max-width: 100%; }
-.jp-OutputArea-output img { max-width: 100%; height: auto; }
-.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"] { background: #f4f4f4;
-  color: #666; }
-.jp-RenderedMarkdown table { display: block; overflow-x: auto; }
-.caption { font: .9rem/1.4 system-ui, sans-serif; color: #444; max-width: 46rem; }
-nav.series { font: 1rem system-ui, sans-serif; margin: 1rem; display: flex;
-  flex-wrap: wrap; gap: 1rem; } nav.series a { color: #0b5cad; }
-@media (max-width: 600px) { .jp-InputPrompt, .jp-OutputPrompt { display: none; }
-  .jp-Cell, .jp-Notebook { padding: .2rem !important; } }
-@media print { pre { white-space: pre-wrap !important; word-break: break-word; }
-  table { font-size: 8px; } nav.series { display: none; }
-  .jp-OutputArea-output { overflow: visible; } }
-"""
-# Code spans are left alone: a $ in them is a dollar.
-_MATH = re.compile(r"(```.*?```|`[^`]*`)|\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.DOTALL)
-_FIGURE = re.compile(r'stage\.figure\(\s*"([^"]+)"')
-WORDS_A_MINUTE, LINES_A_MINUTE = 180, 12
+WORDS_A_MINUTE, CODE_LINES_A_MINUTE = 200, 20
+_FIGURE = re.compile(r"""stage\.figure\(\s*["']([A-Za-z0-9_-]+)["']""")
+# Code first, so that a dollar inside it is left alone; then display, then inline math.
+_MATH = re.compile(
+    r"(?P<code>```.*?```|(?P<tick>`+).+?(?P=tick)|\\\$)|\$\$(?P<block>.+?)\$\$"
+    r"|\$(?P<inline>[^\s$](?:[^$\n]*[^\s$\\])?)\$(?!\d)",
+    re.DOTALL,
+)
 
 
 def write_pages(run: Path, series: list[stages.Notebook]) -> Path:
-    """Convert every executed notebook and the report, and write ``html/index.html``.
+    """Write ``html``: every executed notebook, the report and ``index.html``.
 
     Parameters
     ----------
@@ -62,22 +39,29 @@ def write_pages(run: Path, series: list[stages.Notebook]) -> Path:
     Path of the index.
     """
     folder = run / "html"
-    done = [n for n in series if (run / "notebooks" / f"{n.name}.ipynb").exists()]
-    for number, notebook in enumerate(done):
-        executed = run / "notebooks" / f"{notebook.name}.ipynb"
-        page = folder / f"{notebook.name}.html"
-        if not page.exists() or page.stat().st_mtime < executed.stat().st_mtime:
-            around = [n.name for n in done[max(0, number - 1) : number + 2]]
-            text = _page(executed, run, notebook, around)
-            artifacts.write_bytes(page, text.encode())
-    for figure in (run / "figures").glob("*.png"):
-        artifacts.write_bytes(folder / "figures" / figure.name, figure.read_bytes())
+    done = [n for n in series if _executed(run, n).exists()]
     report = run / "report" / "REPORT.html"
+    for number, notebook in enumerate(done):
+        before = done[number - 1] if number else None
+        after = done[number + 1] if number + 1 < len(done) else None
+        page = _page(
+            f"{notebook.title or notebook.name} · cotspec",
+            _body(run, notebook),
+            _links(before, after, report.exists()),
+        )
+        artifacts.write_bytes(folder / f"{notebook.name}.html", page.encode())
     if report.exists():
-        back = '<p><a href="index.html">the notebooks</a></p>'
-        text = report.read_text("utf-8").replace("</style>", f"</style>{back}", 1)
-        artifacts.write_bytes(folder / "report.html", text.encode())
-    return artifacts.write_bytes(folder / "index.html", _index(run, series).encode())
+        artifacts.write_bytes(folder / report.name, _report(report).encode())
+    cards = "".join(_card(run, notebook) for notebook in series)
+    link = '<a href="REPORT.html">The report of this run</a>' if report.exists() else ""
+    body = (
+        "<h1>Chain-of-thought specialization</h1><p class=lead>What a small language "
+        "model gains and loses when it is taught multi-step math, one question a "
+        f"notebook. Profile <b>{html.escape(run.name)}</b>. {link}</p>"
+        f"<div class=lessons>{cards}</div>"
+    )
+    page = _page("Chain-of-thought specialization · cotspec", body, "")
+    return artifacts.write_bytes(folder / "index.html", page.encode())
 
 
 def publish(run: Path, target: Path) -> int:
@@ -109,125 +93,199 @@ def publish(run: Path, target: Path) -> int:
     return len(sources)
 
 
-def set_aside_math(markdown: str, formulas: list[str]) -> str:
-    """Replace ``$…$`` and ``$$…$$`` by marks, and append their MathML to `formulas`.
-
-    Browsers draw MathML by themselves; nbconvert's cleaning would take it apart, so
-    `put_back_math` replaces the marks in the finished page.
-    """
-    from latex2mathml.converter import convert
-
-    def mark(match: re.Match) -> str:
-        code, block, inline = match.groups()
-        if code:
-            return code
-        shown = convert(block or inline, display="block" if block else "inline")
-        formulas.append(shown)
-        return f"FORMULA{len(formulas) - 1}SET"
-
-    return _MATH.sub(mark, markdown)
+def _executed(run: Path, notebook: stages.Notebook) -> Path:
+    return run / "notebooks" / f"{notebook.name}.ipynb"
 
 
-def put_back_math(page: str, formulas: Sequence[str]) -> str:
-    """Replace the marks of `set_aside_math` by their MathML."""
-    return re.sub(r"FORMULA(\d+)SET", lambda m: formulas[int(m[1])], page)
+def _page(title: str, body: str, links: str) -> str:
+    navigation = '<nav class="{}" aria-label="Notebooks">{}</nav>' if links else ""
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{html.escape(title)}</title>{_style()}</head><body>"
+        f"{navigation.format('top', links)}<main>{body}</main>"
+        f"{navigation.format('bottom', links)}</body></html>\n"
+    )
 
 
-def _page(
-    executed: Path, run: Path, notebook: stages.Notebook, around: Sequence[str]
+@cache
+def _style() -> str:
+    from pygments.formatters import HtmlFormatter
+
+    ours = Path(__file__).with_name("pages.css").read_text("utf-8")
+    code = HtmlFormatter(nobackground=True).get_style_defs(".highlight")
+    return (
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{code}\n{ours}</style>"
+    )
+
+
+def _links(
+    before: stages.Notebook | None, after: stages.Notebook | None, report: bool
 ) -> str:
+    links = ['<a href="index.html">All notebooks</a>']
+    links += ['<a href="REPORT.html">Report</a>'] if report else []
+    for notebook, relation, text in ((before, "prev", "← {}"), (after, "next", "{} →")):
+        if notebook:
+            title = html.escape(notebook.title or notebook.name)
+            links.append(
+                f'<a rel="{relation}" href="{notebook.name}.html">'
+                f"{text.format(title)}</a>"
+            )
+    return "".join(links)
+
+
+def _body(run: Path, notebook: stages.Notebook) -> str:
+    """Return the notebook's cells as HTML: math as MathML, figures with captions."""
     import nbformat
     from nbconvert import HTMLExporter
 
-    content = nbformat.read(executed, as_version=4)
+    content = nbformat.read(_executed(run, notebook), as_version=4)
     tags = [set(cell.metadata.get("tags", ())) for cell in content.cells]
-    if any("injected-parameters" in one for one in tags):  # they replace the others
-        content.cells = [
-            cell
-            for cell, one in zip(content.cells, tags, strict=True)
-            if "parameters" not in one
-        ]
+    if any("injected-parameters" in tag for tag in tags):
+        # The injected cell repeats the one above it with the values that were used.
+        kept = zip(content.cells, tags, strict=True)
+        content.cells = [cell for cell, tag in kept if "parameters" not in tag]
     formulas: list[str] = []
     for cell in content.cells:
         if cell.cell_type == "markdown":
-            cell.source = set_aside_math(cell.source, formulas)
-        else:
-            _describe_figures(cell, run)
-    exporter = HTMLExporter(embed_images=True, mathjax_url="", require_js_url="")
+            cell.source = _set_aside(cell.source, formulas)
+        elif cell.cell_type == "code":
+            _describe_figures(cell, run, notebook)
+            for output in cell.outputs:
+                if "text/markdown" in output.get("data", {}):
+                    text = output.data["text/markdown"]
+                    output.data["text/markdown"] = _set_aside(text, formulas)
+    exporter = HTMLExporter(
+        template_name="basic",
+        embed_images=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+    )
     body, _ = exporter.from_notebook_node(content)
-    body = put_back_math(body, formulas)
-    body = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', body)
-    links = [f'<a href="{n}.html">{_label(n, notebook.name)}</a>' for n in around]
-    links = [link for link, n in zip(links, around, strict=True) if n != notebook.name]
-    nav = '<a href="index.html">all notebooks</a>' + "".join(links)
-    body = body.replace("<main>", f'<main><nav class="series">{nav}</nav>', 1)
-    body = body.replace("</main>", f'<nav class="series">{nav}</nav></main>', 1)
-    title = f"<title>{html.escape(notebook.title or notebook.name)}</title>"
-    body = re.sub(r"<title>.*?</title>", lambda _: title, body, count=1)
-    return body.replace("</head>", f"<style>{PAGE_STYLE}</style></head>", 1)
+    body = re.sub(r'(href="[\w./-]*?)\.ipynb(?=[#"])', r"\1.html", body)
+    return re.sub("\ue000(\\d+)\ue001", lambda m: formulas[int(m[1])], _tables(body))
 
 
-def _label(name: str, current: str) -> str:
-    return ("← " if name < current else "→ ") + name.replace("_", " ")
+def _tables(page: str) -> str:
+    """Let tables fit a phone and paper: long labels may break, prose gets room."""
+    page = re.sub(
+        r"(<t[hd]\b[^>]*>)([\w/]*_\w+)(?=</t[hd]>)",
+        lambda found: found[1] + found[2].replace("_", "_<wbr>"),
+        page,
+    )
+    return re.sub(r"<td(?=[^>]*>[^<]{50,})", "<td data-prose", page)
 
 
-def _describe_figures(cell, run: Path) -> None:
-    """Give every picture of a code cell its alt text, and a figure its caption."""
+def _set_aside(text: str, formulas: list[str]) -> str:
+    """Put a mark in the place of each formula: Markdown would eat its ``_`` and ``|``.
+
+    Notebooks write math as ``$…$`` and ``$$…$$``; its MathML is appended to `formulas`.
+    """
+
+    def marked(found: re.Match) -> str:
+        if found["code"]:
+            return found[0]
+        display = "block" if found["block"] else "inline"
+        formulas.append(_mathml((found["block"] or found["inline"]).strip(), display))
+        return f"\ue000{len(formulas) - 1}\ue001"
+
+    return _MATH.sub(marked, text)
+
+
+def _mathml(latex: str, display: str) -> str:
+    from latex2mathml import converter
+
+    try:
+        mathml = converter.convert(latex, display=display)
+    except Exception:  # its errors share no class; a typo must not cost the page
+        return f"<code>{html.escape(latex)}</code>"
+    mathml = re.sub(
+        "<mi>(log|exp|max|min)</mi>", r'\g<0><mspace width="0.17em"/>', mathml
+    )
+    return mathml.replace("<math ", f'<math alttext="{html.escape(latex)}" ', 1)
+
+
+def _describe_figures(cell: dict, run: Path, notebook: stages.Notebook) -> None:
+    """Show each picture of a code cell with its alternative text and caption."""
+    names = iter(_FIGURE.findall(cell.source))
+    for output in cell.outputs:
+        picture = output.get("data", {}).get("image/png")
+        if picture:
+            name = next(names, "")
+            caption = _caption(run, name) if name else ""
+            alt = caption or f"Picture of notebook {notebook.title or notebook.name}"
+            output.data = {"text/html": _figure(picture, alt, caption, name)}
+
+
+def _figure(picture: str, alt: str, caption: str, name: str) -> str:
+    anchor = f' id="{name}"' if name else ""
+    below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    return (
+        f'<figure{anchor}><img alt="{html.escape(alt)}" '
+        f'src="data:image/png;base64,{"".join(picture.split())}">{below}</figure>'
+    )
+
+
+def _caption(run: Path, name: str) -> str:
+    sidecar = run / "figures" / f"{name}.json"
+    caption = artifacts.read_json(sidecar).get("caption") if sidecar.exists() else None
+    return caption or name.replace("_", " ")
+
+
+def _report(report: Path) -> str:
+    """Return the report for the folder: way back, our style, pictures inside it."""
+    links = '<nav class="top"><a href="index.html">All notebooks</a></nav>'
+    page = report.read_text("utf-8").replace('href="../html/', 'href="')
+    page = page.replace("</style>", f"</style>{_style()}{links}", 1)
+
+    def embedded(found: re.Match) -> str:
+        picture = report.parent / found[1]
+        if not picture.exists():
+            return found[0]
+        content = base64.b64encode(picture.read_bytes()).decode()
+        return f'src="data:image/png;base64,{content}"'
+
+    return re.sub(r'src="([^":]+\.png)"', embedded, _tables(page))
+
+
+def _card(run: Path, notebook: stages.Notebook) -> str:
+    """Return one notebook of the index: question, reading time, state, main figure."""
+    page = f"{notebook.name}.html"
+    title = html.escape(notebook.title or notebook.name)
+    if _executed(run, notebook).exists():
+        title = f'<a href="{page}">{title}</a>'
+    finished = stages.read_marker(run, notebook.name)
+    state = "finished" if finished else "<span class=failed>not finished</span>"
+    markdown, code = _texts(notebook.path)
+    minutes = len(markdown.split()) / WORDS_A_MINUTE
+    minutes += len(code.splitlines()) / CODE_LINES_A_MINUTE
+    question = re.search(r"\*\*Question\.\*\*\s*(.+?)(?:\n\n|\Z)", markdown, re.DOTALL)
+    asked = re.sub(r"[*`]|\[(.+?)\]\(.+?\)", r"\1", question[1]) if question else ""
+    names = [n for n in _FIGURE.findall(code) if _picture(run, n).exists()]
+    shown = ""
+    if names:
+        picture = base64.b64encode(_picture(run, names[0]).read_bytes()).decode()
+        caption = _caption(run, names[0])
+        shown = _figure(picture, caption, caption, "")
+    more = " · ".join(
+        f'<a href="{page}#{n}">{n[3:].replace("_", " ")}</a>' for n in names[1:]
+    )
+    return (
+        f"<article><h2>{title}</h2><p>{html.escape(asked)}</p><p class=muted>"
+        f"{math.ceil(minutes)} min to read · {state}</p>{shown}"
+        f"{f'<p class=muted>More figures: {more}</p>' if more else ''}</article>"
+    )
+
+
+def _texts(path: Path) -> tuple[str, str]:
     import nbformat
 
-    named = _FIGURE.search(cell.source)
-    caption = _caption(run / "figures" / f"{named[1]}.png") if named else ""
-    pictures = [out for out in cell.outputs if "image/png" in out.get("data", {})]
-    for output in pictures:
-        output.metadata["image/png"] = {
-            "alt": caption or "chart drawn by the code above"
-        }
-    if pictures and caption:
-        text = f'<p class="caption">{html.escape(caption)}</p>'
-        shown = nbformat.v4.new_output("display_data", {"text/html": text})
-        cell.outputs.append(shown)
-
-
-def _index(run: Path, series: list[stages.Notebook]) -> str:
-    lessons = "\n".join(_lesson(run, notebook) for notebook in series)
-    report = ""
-    if (run / "html" / "report.html").exists():
-        report = ' <a href="report.html">The report</a> judges every claim.'
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Chain-of-thought specialization</title><style>{STYLE}</style></head>"
-        "<body><h1>Chain-of-thought specialization</h1><p>Fu et al., ICML 2023, in "
-        f"twelve notebooks; profile <b>{html.escape(run.name)}</b>.{report}</p>"
-        f'<div class="lessons">{lessons}</div></body></html>\n'
+    cells = nbformat.read(path, as_version=4).cells
+    kinds = ("markdown", "code")
+    return tuple(
+        "\n\n".join(c.source for c in cells if c.cell_type == k) for k in kinds
     )
 
 
-def _lesson(run: Path, notebook: stages.Notebook) -> str:
-    title = html.escape(notebook.title or notebook.name)
-    if (run / "html" / f"{notebook.name}.html").exists():
-        title = f'<a href="{notebook.name}.html">{title}</a>'
-    state = "" if stages.read_marker(run, notebook.name) else "not finished"
-    cells = artifacts.read_json(notebook.path)["cells"]
-    prose = " ".join("".join(c["source"]) for c in cells if c["cell_type"] != "code")
-    question = re.search(r"\*\*Question\.\*\* (.+?)\n", prose)
-    lines = sum(code.count("\n") + 1 for code in notebook.code)
-    minutes = len(prose.split()) / WORDS_A_MINUTE + lines / LINES_A_MINUTE
-    picture = ""
-    names = [name for code in notebook.code for name in _FIGURE.findall(code)]
-    shown = [run / "html" / "figures" / f"{name}.png" for name in names]
-    if shown := [path for path in shown if path.exists()]:
-        alt = html.escape(_caption(run / "figures" / shown[-1].name), quote=True)
-        picture = f'<img loading="lazy" src="figures/{shown[-1].name}" alt="{alt}">'
-    return (
-        f'<div class="lesson"><h2>{title}</h2>{picture}'
-        f"<p>{html.escape(question[1].replace('*', '')) if question else ''}</p>"
-        f'<p class="muted">about {minutes:.0f} min to read '
-        f'<span class="failed">{state}</span></p></div>'
-    )
-
-
-def _caption(png: Path) -> str:
-    sidecar = png.with_suffix(".json")
-    caption = artifacts.read_json(sidecar).get("caption") if sidecar.exists() else None
-    return caption or png.stem.replace("_", " ")
+def _picture(run: Path, name: str) -> Path:
+    return run / "figures" / f"{name}.png"
