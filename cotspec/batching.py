@@ -89,16 +89,18 @@ class EncodedExamples:
             is_cut=self.is_cut[rows],
         )
 
-    def teacher_entropies(self) -> np.ndarray:
-        """The teacher's entropy over each example's target, nats, shape (N,).
+    def teacher_entropies(self, temperature: float) -> np.ndarray:
+        """Entropy of what the teacher samples, over each target; nats, shape (N,).
 
-        Of its candidates and the rest as one more outcome; 0 for a one-hot example.
+        Of its candidates and the rest as one more outcome, sharpened as sampling at
+        `temperature` does; 0 for a one-hot example.
         """
         if self.aligned is None:
             return np.zeros(len(self))
         known = np.asarray(self.aligned.topk_probs, dtype=np.float64)
         rest = np.clip(1 - known.sum(axis=1, keepdims=True), 0, 1)
-        outcomes = np.concatenate([known, rest], axis=1)
+        outcomes = np.concatenate([known, rest], axis=1) ** (1 / max(temperature, 1e-3))
+        outcomes /= outcomes.sum(axis=1, keepdims=True)
         of_token = -(outcomes * np.log(np.maximum(outcomes, 1e-30))).sum(axis=1)
         ends = np.concatenate([[0.0], np.cumsum(of_token)])
         starts = np.asarray(self.aligned.starts)

@@ -256,3 +256,17 @@ def test_targets_of_another_vocabulary_are_refused(tokenizer):
     swapped = ALIGNED.map(lambda row: {"student_ids": row["student_ids"][::-1]})
     with pytest.raises(ValueError, match="'c d' is not in the student's tokens"):
         batching.encode(EXAMPLES, tokenizer, aligned=swapped, max_input_tokens=16)
+
+
+def test_the_entropy_of_samples_is_that_of_the_sharpened_distribution(tokenizer):
+    encoded = batching.encode(EXAMPLES, tokenizer, aligned=ALIGNED, max_input_tokens=16)
+    tokens = [[0.75, 0.125, 0.125], [0.5, 0.25, 0.125, 0.125]]
+    for temperature in (1.0, 0.5):
+        expected = 0.0
+        for token in tokens:
+            p = np.array(token) ** (1 / temperature)
+            p /= p.sum()
+            expected -= (p * np.log(p)).sum()
+        found = encoded.teacher_entropies(temperature)
+        # The answer-only example is one-hot.
+        assert found == pytest.approx([expected, 0.0])

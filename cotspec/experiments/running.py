@@ -257,12 +257,18 @@ class Grid:
             if not job.is_done():
                 _export(job, result)
 
-    def loss_logs(self, cells: Sequence[Cell]) -> pd.DataFrame:
+    def loss_logs(self, cells: Sequence[Cell], temperature: float) -> pd.DataFrame:
         """Return the loss of finished trainings above its floor, update by update.
 
-        What the teacher sampled costs sample matching the teacher's own entropy at
-        best; a divergence has 0 as its best. The floor is that entropy, of the very
-        examples of each update.
+        A divergence is 0 at best. Cross-entropy on samples is at best the entropy of
+        the distribution that they were drawn from: the teacher's at the sampling
+        temperature, of the very examples of each update.
+
+        Parameters
+        ----------
+        cells : sequence of Cell
+        temperature : float
+            At which the solutions were sampled.
 
         Returns
         -------
@@ -274,19 +280,19 @@ class Grid:
             log = pd.read_csv(self._folder(cell) / "metrics.csv")
             floor = np.zeros(len(log))
             if cell.loss.name == "sample_matching":
-                floor = self._floors(cell, len(log))
+                floor = self._floors(cell, len(log), temperature)
             kept = {"loss": cell.loss.name, "seed": cell.seed, "step": log["step"]}
             kept |= {"training_loss": log["loss"], "excess": log["loss"] - floor}
             rows.append(pd.DataFrame(kept))
         return pd.concat(rows, ignore_index=True)
 
-    def _floors(self, cell: Cell, num_updates: int) -> np.ndarray:
-        """The teacher's entropy in each update, nats per target token."""
+    def _floors(self, cell: Cell, num_updates: int, temperature: float) -> np.ndarray:
+        """The samples' entropy in each update, nats per target token."""
         matching = dataclasses.replace(cell.loss, name="distribution_matching")
         matched = dataclasses.replace(cell, loss=matching)
         tokenizer = models.load_student_tokenizer(cell.student)
         encoded = self.encoded_of(matched, tokenizer)
-        entropies = encoded.teacher_entropies()  # per example
+        entropies = encoded.teacher_entropies(temperature)  # per example
         lengths = encoded.lengths()
         stream = batching.batch_stream(
             lengths, self.training.batch_tokens, seed=cell.seed, start=0

@@ -120,12 +120,13 @@ CLAIMS = (
         "C7",
         "distribution matching converges faster and to a lower loss; accuracy does not "
         "differ substantially",
-        "The training loss, less what the teacher's own uncertainty costs at best, is "
-        "lower by distribution matching on average over the training and over its last "
-        "quarter; and accuracy after it differs from sample matching's by at most 5 "
-        "points (training task, in-context CoT).",
+        "The training loss, less its best possible value (for samples their entropy), "
+        "is lower by distribution matching on average over the training and over its "
+        "last quarter; and accuracy after it differs from sample matching's by at most "
+        "5 points (training task, in-context CoT).",
         "09_loss_ablation",
-        "Accuracy along the training had to be higher, which the paper does not say.",
+        "Accuracy along the training had to be higher, which the paper does not say. "
+        "The scale of the losses was set with those of an earlier world in view.",
     ),
     Claim(
         "C8",
