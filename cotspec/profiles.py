@@ -350,7 +350,7 @@ def _micro() -> Profile:
         training=TrainingConfig(
             optimizer="adafactor",
             learning_rate=1.5e-2,
-            max_steps=840,
+            max_steps=720,
             batch_tokens=2048,
             num_checkpoints=6,
             precision="float32",

@@ -152,7 +152,11 @@ def table3(published: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
             }
         )
     for row in choices.to_dict("records"):
-        percent = {k: f"{100 * v:.1f}" for k, v in row.items() if "," in k}
+        percent = {
+            k: "" if pd.isna(v) else f"{100 * v:.1f}"
+            for k, v in row.items()
+            if "," in k
+        }
         rows.append(
             {
                 "where": "here",
