@@ -341,7 +341,9 @@ def _draw_curve(axes: Axes, series: pd.DataFrame, name: str, style: Style) -> No
 def _mark_x(axes: Axes, places: list[float], *, is_log: bool) -> None:
     if is_log:
         axes.set_xscale("log")
-        axes.set_xticks(places, [_in_units(place) for place in places])
+        # Labels of sizes that nearly agree would lie on each other.
+        apart = [p for i, p in enumerate(places) if not i or p > 1.2 * places[i - 1]]
+        axes.set_xticks(apart, [_in_units(place) for place in apart])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlim(places[0] / 1.25, places[-1] * 1.25)
     elif len(places) <= MAX_TICKS:
