@@ -43,8 +43,9 @@ Made by `python -m cotspec.micro build` and `pack`; this card by `card`.
 
 - **Data**: the seeded generators of `cotspec.micro`, training and pretraining splits;
   no text from anywhere else. Students are pretrained on other questions than they
-  are specialized on, of all families; one instruction example in {one_in:.0f} is of the training
-  family, of any number of steps. A small model with many tasks learns each a little.
+  are specialized on, of all families; one instruction example in {one_in:.0f} is of
+  the training family, of any number of steps. A small model with many tasks learns
+  each a little.
 - **Teacher**: a Llama, byte-level BPE, trained on few-shot documents of the training
   family; {teacher_steps} steps of {teacher_batch} documents, AdamW.
 - **Students**: T5 v1.1 (gated GELU, untied head, {layers} layers on each side,
