@@ -412,3 +412,11 @@ def test_the_choice_is_the_best_checkpoint_the_earliest_of_equals():
     steps = chosen.groupby("chosen_by")["step"].unique()
     assert steps["in-distribution"].tolist() == [3]  # the start is no candidate
     assert steps["out of distribution"].tolist() == [6]
+
+
+def test_seeds_that_share_a_base_count_as_one_repeat():
+    rows = [answers(0.4, model="micro-base", seeds=(0, 1, 2, 3, 4)), answers(0.4)]
+    averaged = [pair(frame, frame)[0] for frame in rows]
+    assert [len(one) for one in averaged] == [3, 5]
+    table = rows[0].pivot(index="problem_id", columns="seed", values="is_correct")
+    assert averaged[0][0] == pytest.approx(table[[0, 3]].astype(float).mean(axis=1))

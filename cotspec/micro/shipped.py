@@ -65,7 +65,7 @@ MICRO_SIZES = MappingProxyType(
 # Independent bases of each size and start: the student of seed s starts from base
 # s mod 3, so that an interval over seeds holds the variance between bases.
 NUM_BASES = 3
-# One instruction example in fifteen is a problem of the training family: what a small
+# One instruction example in seventeen is a problem of the training family: what a small
 # model with many tasks learned a little of each, and gains by concentrating.
 SHIPPED_MICRO = MicroConfig(
     teacher_steps=650,

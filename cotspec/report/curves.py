@@ -19,6 +19,7 @@ from cotspec.report.pairing import (
     MATH_MODE,
     at_last_step,
     at_start,
+    independent,
     pick,
     right_answers,
 )
@@ -209,7 +210,9 @@ def _by_size(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 def _mean(rows: pd.DataFrame) -> tuple[float, float, float, int, int]:
     """Mean accuracy, its interval cut at 0 and 1, problems and seeds."""
-    answers = right_answers(rows).to_numpy().T  # (seeds, problems)
-    found = statistics.paired_difference(np.zeros_like(answers), answers)
+    table = right_answers(rows)
+    answers = table.to_numpy().T  # (seeds, problems)
+    repeats = independent(table, rows["model"].iloc[0]).to_numpy().T
+    found = statistics.paired_difference(np.zeros_like(repeats), repeats)
     low, high = np.clip([found.ci_low, found.ci_high], 0, 1)
     return found.estimate, low, high, answers.shape[1], answers.shape[0]

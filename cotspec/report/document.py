@@ -186,7 +186,7 @@ def _conditions_section(conditions: pd.DataFrame, power: pd.DataFrame) -> str:
             "claim": conditions["claim"],
             "condition": [_effect(row) for row in conditions.itertuples()],
             "n": conditions["n"],
-            "seeds": conditions["num_seeds"],
+            "repeats": conditions["num_seeds"],
             "status": conditions["status"],
         }
     )
@@ -194,7 +194,9 @@ def _conditions_section(conditions: pd.DataFrame, power: pd.DataFrame) -> str:
     for name in shares.columns[2:]:
         shares[name] = shares[name].map("{:.0%}".format)
     return (
-        f"## Every condition\n\n{markdown_table(shown)}\n\n"
+        f"## Every condition\n\nA repeat is a seed; in the micro-world the mean of the "
+        "seeds that share a base model, since they are not independent.\n\n"
+        f"{markdown_table(shown)}\n\n"
         "## What the rules can tell\n\nHow often each rule says each verdict in runs "
         "simulated with this run's own variances, if there is no effect, the smallest "
         "of interest, or the paper's (10 points where it is not known).\n\n"

@@ -30,6 +30,7 @@ from cotspec.report.pairing import (
     TRAINING,
     at_last_step,
     at_start,
+    independent,
     pair,
     pick,
     right_answers,
@@ -307,9 +308,10 @@ def what_losses_teach(run: Measured) -> Finding:
     except KeyError:
         return Finding("", reason="losses of both trainings were not logged")
     last = gap.iloc[-max(1, len(gap) // 4) :]
+    model = sides[0]["model"].iloc[0]
     names = ("lower loss over the training", "lower loss in its last quarter")
     conditions = [
-        over_seeds(name, part.mean().to_numpy(), SMALLEST_LOSS, unit="nats")
+        over_seeds(name, _per_base(part.mean(), model), SMALLEST_LOSS, unit="nats")
         for name, part in zip(names, (gap, last), strict=True)
         if gap.shape[1] > 1
     ]
@@ -412,7 +414,13 @@ def _peaks_apart(inside: pd.DataFrame, outside: pd.DataFrame) -> np.ndarray:
         between = np.mean([(a != b).mean() for a in one for b in two])
         within = np.mean([(a != b).mean() for a, b in (one, two)])
         found.append(between - within)
-    return np.array(found)
+    seeds = sorted(inside["seed"].unique())
+    return _per_base(pd.Series(found, index=seeds), inside["model"].iloc[0])
+
+
+def _per_base(by_seed: pd.Series, model: str) -> np.ndarray:
+    """Average a value per seed over the seeds that share a base."""
+    return independent(by_seed.to_frame().T, model).to_numpy().ravel()
 
 
 def condition(

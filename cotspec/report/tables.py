@@ -13,7 +13,13 @@ import pandas as pd
 
 from cotspec import statistics
 from cotspec.profiles import DataConfig
-from cotspec.report.pairing import MATH_MODE, at_last_step, at_start, compare
+from cotspec.report.pairing import (
+    MATH_MODE,
+    at_last_step,
+    at_start,
+    compare,
+    right_answers,
+)
 
 COLUMNS = (
     "model start size task prompt_mode n num_seeds before before_low before_high "
@@ -86,7 +92,8 @@ def main_table(
 
 def _change(rows: pd.DataFrame) -> dict[str, float]:
     sides = at_start(rows), at_last_step(rows)
-    before, after, change = compare(*sides)
+    _, _, change = compare(*sides)
+    before, after = (right_answers(side).to_numpy().T for side in sides)
     row = {"n": before.shape[1], "num_seeds": before.shape[0]}
     for name, answers in (("before", before), ("after", after)):
         row[name] = answers.mean()
