@@ -26,6 +26,7 @@ def series(tmp_path, monkeypatch):
     """Three notebooks: numbers -> doubled (uses training) -> report."""
     monkeypatch.setenv("COTSPEC_ROOT", str(tmp_path))
     monkeypatch.delenv("COTSPEC_RUNS", raising=False)
+    monkeypatch.delenv(run.STARTED_IN, raising=False)  # `run_all.sh --test` sets it
     monkeypatch.delenv("COTSPEC_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "requirements.lock").write_text("")
