@@ -46,6 +46,9 @@ ALIGNMENT_METHODS = typing.get_args(AlignmentMethod)
 LOSSES = typing.get_args(LossName)
 TAILS = typing.get_args(Tail)
 DIVERGENCES = typing.get_args(Divergence)
+# Independent bases of each shipped size and start: the student of seed s starts from
+# base s mod 3, so that an interval over seeds holds the variance between bases.
+NUM_BASES = 3
 MICRO_STUDENTS = ("micro-small", "micro-base", "micro-large", "micro-xl")
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from cotspec.micro import tokenizers
+from cotspec.profiles import NUM_BASES
 from cotspec.t5 import new_t5
 
 
@@ -62,9 +63,6 @@ NOT_SHIPPED = (("xl", "raw"),)  # Table 2 of the paper has three sizes
 MICRO_SIZES = MappingProxyType(
     {"small": (16, 3), "base": (32, 4), "large": (72, 4), "xl": (128, 8)}
 )
-# Independent bases of each size and start: the student of seed s starts from base
-# s mod 3, so that an interval over seeds holds the variance between bases.
-NUM_BASES = 3
 # One instruction example in seventeen is a problem of the training family: what a small
 # model with many tasks learned a little of each, and gains by concentrating.
 SHIPPED_MICRO = MicroConfig(

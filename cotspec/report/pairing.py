@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 
 from cotspec import statistics
-from cotspec.micro.shipped import NUM_BASES
-from cotspec.profiles import DataConfig
+from cotspec.profiles import NUM_BASES, DataConfig
 
 MATH_MODE = "in_context_chain_of_thought"
 GENERIC_MODES = ("chain_of_thought", "answer_only")
