@@ -93,8 +93,8 @@ def claims_table(claims: pd.DataFrame) -> HTML:
     claims : DataFrame
         From `report.claims_table`; effects are fractions, shown in points.
     """
-    needed = ("claim", "statement", "ours", "condition", "effect", "verdict")
-    require_columns(claims, needed, "claims_table")
+    needed = "claim statement ours condition effect verdict former_verdict"
+    require_columns(claims, needed.split(), "claims_table")
     shown = pd.DataFrame(
         {
             "claim": claims["claim"],
@@ -107,6 +107,7 @@ def claims_table(claims: pd.DataFrame) -> HTML:
                 f"{_VERDICT_MARKS.get(verdict, '')} {verdict}".strip()
                 for verdict in claims["verdict"]
             ],
+            "by the former rule": claims["former_verdict"],
         }
     )
     markup = shown.to_html(index=False, na_rep="", border=0, justify="left")

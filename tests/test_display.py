@@ -16,6 +16,7 @@ CLAIMS = pd.DataFrame(
         "ci_high": [0.3, float("nan")],
         "unit": "points",
         "verdict": ["reproduced", "not testable here"],
+        "former_verdict": ["not reproduced", ""],
     }
 )
 

@@ -266,6 +266,23 @@ def test_too_few_problems_or_seeds_are_not_judged():
     assert two.verdict == "not testable here" and two.reason.startswith("2 seeds")
 
 
+def test_the_former_rule_knew_no_undecided_and_had_intervals_twice_as_wide():
+    def verdicts(claim, label, *ends):
+        effect = claims.Condition(
+            label, sum(ends) / 2, *ends, smallest=0.05, num_seeds=3
+        )
+        finding = claims.Finding("", (effect,))
+        return finding.verdict, claims.former_verdict(claim, finding)
+
+    c1, c4, c7 = (claims.CLAIMS[i] for i in (0, 3, 6))
+    assert verdicts(c1, "small", 0.1, 0.2) == ("reproduced", "reproduced")
+    assert verdicts(c1, "small", 0.01, 0.2) == ("reproduced", "not reproduced")
+    assert verdicts(c1, "small", -0.1, 0.2) == ("undecided", "not reproduced")
+    assert verdicts(c1, "small", -0.3, -0.2) == ("opposite", "opposite")
+    assert verdicts(c4, "the raw start gains more", -0.3, -0.2) == ("opposite", "")
+    assert verdicts(c7, "lower loss over the training", 0.1, 0.2)[1] == ""
+
+
 def test_a_scale_that_proves_nothing_withholds_every_verdict(found):
     ledger = report.claims_table(found, scale="here", withheld="machinery only")
     assert set(ledger["verdict"]) == {"not testable here"}

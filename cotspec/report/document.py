@@ -159,13 +159,16 @@ def _claims_section(claims: pd.DataFrame) -> str:
                 _effect(row) for row in claims.itertuples()
             ],
             "verdict": "**" + claims["verdict"] + "**",
+            "by the former rule": claims["former_verdict"],
         }
     )
     return (
         f"## The claims\n\n{summary}.\n\n*Reproduced*: every condition of the rule "
         "lies above 0 with its whole 95% interval. *Opposite*: every one lies below. "
         "*Not reproduced*: the interval of at least one excludes the smallest effect "
-        "of interest. *Undecided*: none does, and not all are shown.\n\n"
+        "of interest. *Undecided*: none does, and not all are shown. The last column "
+        f"is what the rule before {RULES_DATE} would have said, its intervals twice as "
+        "wide; empty where it asked for something that is not measured any more.\n\n"
         + markdown_table(shown)
     )
 

@@ -368,13 +368,17 @@ def two_choices(run: Measured) -> Finding:
             over_seeds("peaks apart", excess, SMALLEST_SHARE, unit="share of draws")
         )
     words = [
-        f"chosen {name} of distribution: steps {', '.join(map(str, steps))}"
+        f"chosen {name.replace('out', 'out of')} distribution: "
+        f"steps {', '.join(map(str, steps))}"
         for name, steps in choices.items()
     ]
-    for own, other, paper in (("in", "out", 0.02), ("out", "in", 0.013)):
+    for own, other, where, paper in (
+        ("in", "out", "in distribution", 0.02),
+        ("out", "in", "out of distribution", 0.013),
+    ):
         test = sides[own][1]
         both = [_at_chosen(test, choices[name]) for name in (other, own)]
-        label = f"own choice is better {own} of distribution"
+        label = f"own choice is better {where}"
         conditions.append(condition(label, *pair(*both), paper=paper))
     return _finding(words, conditions)
 
