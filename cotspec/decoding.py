@@ -29,7 +29,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from cotspec.alignment.student import vocabulary_bytes
 from cotspec.models import Student, check_tokenizer, end_ids
 from cotspec.profiles import EvaluationConfig
-from cotspec.prompts import find_end
+from cotspec.prompts import find_end, separate
 
 # How a generation ends: an end token or the answer sentence; the token limit; logits
 # that are NaN or infinite; a question that does not fit and was not decoded.
@@ -223,6 +223,8 @@ def decode(
     """
     check_tokenizer(student)
     tokenizer, model = student.tokenizer, student.model
+    if not model.config.is_encoder_decoder:
+        texts = [separate(text)[0] for text in texts]
     encoded = tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
     batches = make_batches([len(ids) for ids in encoded], config)
     process, num_processes = place(accelerator)

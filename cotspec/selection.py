@@ -34,13 +34,9 @@ def select_problems(data: DataConfig, *, seed: int) -> Dataset:
         ``train`` (the teacher samples these), ``validation`` or ``test``.
     """
     parts = [_draw(data.train_task, "train", data.num_train, seed)]
-    parts += [
-        _draw(task, "validation", data.num_train, seed, role="train")
-        for task in data.extra_train_tasks
-    ]
     math = (data.train_task, *data.out_of_distribution_tasks)
     for task in math:
-        if _has_validation(task) and task not in data.extra_train_tasks:
+        if _has_validation(task):
             parts.append(_draw(task, "validation", data.num_validation, seed))
         parts.append(_draw(task, "test", data.num_test_math, seed))
     parts += [
@@ -53,14 +49,12 @@ def _has_validation(task: str) -> bool:
     return task in ("gsm8k", "multiarith") or task.startswith("micro/")
 
 
-def _draw(
-    task: str, split: str, count: int | None, seed: int, role: str | None = None
-) -> Dataset:
+def _draw(task: str, split: str, count: int | None, seed: int) -> Dataset:
     rows = tasks.load(task, split).select_columns(COLUMNS)
     if count is not None and count < len(rows):
         chosen = Random(f"{seed} {task} {split}").sample(range(len(rows)), count)
         rows = rows.select(sorted(chosen))
-    return rows.map(lambda _: {"split": role}) if role else rows
+    return rows
 
 
 def select_demonstrations(data: DataConfig) -> Dataset:

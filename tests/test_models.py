@@ -1,12 +1,12 @@
 """Students and teachers by name; a wrong one is one sentence with a remedy."""
 
-import json
 
 import pytest
 import torch
-from transformers import T5ForConditionalGeneration
+from transformers import LlamaConfig, LlamaForCausalLM, T5ForConditionalGeneration
 
 from cotspec import models, t5
+from cotspec.micro import tokenizers as micro_tokenizers
 from cotspec.profiles import StudentConfig, TeacherConfig
 
 # Parameters of the published checkpoints (untied T5 v1.1 heads).
@@ -62,11 +62,16 @@ def test_the_same_seed_gives_the_same_random_weights(data_dir, monkeypatch):
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_a_model_without_an_encoder_is_refused(tmp_path):
-    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="student.model.*gpt2.*has no encoder"):
-        models.load_student(StudentConfig(model=str(tmp_path)))
+def test_a_folder_with_a_decoder_only_model_is_a_student(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    tokenizer = micro_tokenizers.load_student()
+    config = LlamaConfig(vocab_size=len(tokenizer), num_attention_heads=2, **sizes)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    named = StudentConfig(model=str(tmp_path))
+    assert not models.load_student(named).model.config.is_encoder_decoder
+    assert models.is_causal(named)
+    assert not models.is_causal(StudentConfig("micro-small"))
 
 
 def test_an_unknown_architecture_lists_the_known_ones():

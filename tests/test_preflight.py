@@ -41,12 +41,12 @@ def test_smoke_needs_nothing():
 
 
 def test_real_data_without_hub_or_folder_says_what_to_set():
-    assert "set COTSPEC_DATA" in problem("rehearsal")
+    assert "set COTSPEC_DATA" in problem("smollm2")
 
 
 def test_an_empty_data_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("COTSPEC_DATA", str(tmp_path))
-    message = problem("rehearsal")
+    message = problem("smollm2")
     assert "gsm8k" in message and str(tmp_path) in message
 
 

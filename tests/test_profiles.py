@@ -163,7 +163,7 @@ def test_values_at_the_limits_and_other_students_are_allowed(overrides):
 
 
 def test_an_unknown_profile_lists_the_known_ones():
-    with pytest.raises(ValueError, match="smok.*did you mean 'smoke'.*rehearsal"):
+    with pytest.raises(ValueError, match="smok.*did you mean 'smoke'.*smollm2"):
         profiles.resolve("smok")
 
 

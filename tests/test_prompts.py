@@ -317,3 +317,12 @@ def test_newlines_of_a_prompt_are_spaces_to_t5(t5):
     text = prompts.build_inputs("Q1?", "in_context_chain_of_thought", [TWO, FOUR])
     assert t5(text)["input_ids"] == t5(" ".join(text.split()))["input_ids"]
     assert t5.unk_token_id not in t5(text)["input_ids"]
+
+
+@pytest.mark.parametrize("chain_of_thought", (True, False))
+def test_a_decoder_only_student_reads_a_demonstrations_own_separator(chain_of_thought):
+    opened = prompts.question_block(FOUR.question, chain_of_thought=chain_of_thought)
+    target = "2 + 2 = 4. The answer is 4." if chain_of_thought else "The answer is 4."
+    joined = "".join(prompts.separate(opened, target))
+    shown = prompts.demonstration_block(FOUR, chain_of_thought=chain_of_thought)
+    assert joined == shown

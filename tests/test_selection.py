@@ -28,16 +28,6 @@ def test_the_same_seed_draws_the_same_problems_and_another_seed_others(problems)
     assert other["problem_id"][:] != problems["problem_id"][:]
 
 
-def test_extra_training_tasks_are_trained_on_and_not_validated(data_dir, monkeypatch):
-    monkeypatch.setenv("COTSPEC_DATA", str(data_dir))
-    data = profiles.resolve("rehearsal").data
-    frame = selection.select_problems(data, seed=0).to_pandas()
-    roles = frame[frame["task"] == "multiarith"].groupby("split").size()
-    assert roles.to_dict() == {"train": data.num_train, "test": data.num_test_math}
-    trained = set(frame[frame["split"] == "train"]["question"])
-    assert not trained & set(frame[frame["split"] == "test"]["question"])
-
-
 def test_a_task_without_demonstrations_does_not_borrow_the_math_ones(monkeypatch):
     own = tasks.demonstrations
 

@@ -169,12 +169,12 @@ def test_the_data_folder_matters_to_real_tasks_only(root, tmp_path, monkeypatch)
         found.append(
             [
                 stages.stage_key(notebook, profiles.resolve(name), 0, {}).digest
-                for name in ("smoke", "rehearsal")
+                for name in ("smoke", "smollm2")
             ]
         )
-    (smoke, rehearsal), (smoke_again, rehearsal_again) = found
+    (smoke, real), (smoke_again, real_again) = found
     assert smoke == smoke_again
-    assert rehearsal != rehearsal_again
+    assert real != real_again
 
 
 def test_a_store_outlives_the_stage_and_follows_its_inputs(root):

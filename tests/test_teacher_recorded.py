@@ -7,8 +7,10 @@ import pytest
 from datasets import Dataset
 from test_teacher_store import completion
 
-from cotspec import artifacts, teacher
-from cotspec.profiles import TeacherConfig
+from cotspec import alignment, artifacts, teacher
+from cotspec.alignment.table import targets_table
+from cotspec.micro import tokenizers as micro_tokenizers
+from cotspec.profiles import ALIGNMENT_METHODS, TeacherConfig
 from cotspec.teacher import release as recorded
 from cotspec.teacher.release import read_traces
 from cotspec.teacher.traces import as_dataset, as_row, write_parquet
@@ -130,3 +132,51 @@ def test_another_kind_of_file_is_refused(tmp_path):
 def test_a_path_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ValueError, match="teacher.path: .*nowhere.* does not exist"):
         draw(tmp_path / "nowhere.parquet")
+
+
+# --- the data's own solutions ---------------------------------------------------------
+
+
+def written(rationales, **changes) -> Dataset:
+    asked = [
+        {"problem_id": f"p/{i}", "task": "gsm8k", "question": f"{i}?"}
+        | {"answer": str(i), "rationale": rationale}
+        for i, rationale in enumerate(rationales)
+    ]
+    backend = teacher.load_backend(TeacherConfig(backend="dataset"))
+    options = {"num_samples": 1, "temperature": 0.5, "seed": 0} | changes
+    return teacher.sample(Dataset.from_list(asked), backend, **options)
+
+
+def test_the_datas_own_solutions_are_words_that_join_to_the_text():
+    [row] = written(["5 - 5\n= 0 clips"])
+    assert row["completion"] == "5 - 5\n= 0 clips. The answer is 0."
+    assert b"".join(row["token_bytes"]) == row["completion"].encode()
+    assert row["token_bytes"][:4] == [b"5", b" -", b" 5", b"\n="]
+    assert [step for step in row["topk_bytes"]] == [[b] for b in row["token_bytes"]]
+    assert {p for step in row["topk_logprobs"] for p in step} == {0.0}
+
+
+def test_a_written_solution_is_one_hot_in_the_students_tokens():
+    traces = written(["She has 48 + 24 = 72 clips"])
+    tokenizer = micro_tokenizers.load_student()
+    for method in ALIGNMENT_METHODS:
+        read = [alignment.TeacherTrace.from_row(row) for row in traces]
+        done = alignment.align_all(read, tokenizer, method=method)
+        [row] = targets_table(traces, done)
+        steps = zip(row["student_ids"], row["topk_ids"], row["topk_probs"], strict=True)
+        for token, candidates, probs in steps:
+            assert probs[candidates.index(token)] == 1.0
+
+
+def test_one_solution_a_question_and_a_changed_one_is_another_sample(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert len(written(["1 + 1 = 2", ""], num_samples=3, store=tmp_path)) == 1
+    assert "5 samples are not there" in caplog.text
+    [row] = written(["2 - 2 = 0", ""], store=tmp_path)
+    assert row["completion"].startswith("2 - 2")
+
+
+def test_a_task_without_solutions_cannot_teach():
+    with pytest.raises(ValueError, match="none of 2 problems.*data.train_task"):
+        written(["", ""])

@@ -429,6 +429,23 @@ def test_a_decoder_only_student_takes_the_same_examples(tmp_path, name):
     assert losses_seen[-10:].mean() < 0.8 * losses_seen[:10].mean()
 
 
+def test_frozen_layers_and_embeddings_stay_as_they_are(tmp_path):
+    student = tiny_causal_student()
+    before = {n: p.clone() for n, p in student.model.named_parameters()}
+    run(tmp_path, dataclasses.replace(CONFIG, num_frozen_layers=1), student)
+    same = {n for n, p in student.model.named_parameters() if torch.equal(before[n], p)}
+    assert {n for n in before if "embed_tokens" in n or ".layers.0." in n} == same
+    assert all(p.requires_grad for p in student.model.parameters())
+
+
+def test_frozen_layers_are_refused_where_there_are_none(tmp_path):
+    config = dataclasses.replace(CONFIG, num_frozen_layers=9)
+    with pytest.raises(ValueError, match="num_frozen_layers: 9. Allowed.*0 to"):
+        run(tmp_path, config, tiny_causal_student())
+    with pytest.raises(ValueError, match="num_frozen_layers: 9.*has an encoder"):
+        run(tmp_path, config)
+
+
 def test_a_decoder_only_student_is_scored_on_its_targets_only():
     """One example at a time without padding: Hugging Face's own shifted loss."""
     student = tiny_causal_student()

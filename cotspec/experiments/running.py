@@ -508,6 +508,7 @@ class Grid:
                 tokenizer,
                 aligned=aligned,
                 max_input_tokens=self.formats.max_input_tokens,
+                is_causal=models.is_causal(cell.student),
             )
             self._known["encoded"] = key, encoded
         return self._known["encoded"][1].of_formats(cell.data_formats)

@@ -1,9 +1,9 @@
-"""Teacher sampling: problems in, traces out, from any of four backends.
+"""Teacher sampling: problems in, traces out, from any of five backends.
 
 Enters: problems and a backend: a local Hugging Face model (`huggingface`), an
-OpenAI-compatible server (`openai`), recorded traces (`recorded`) or the authors'
-released files (`release`). Leaves: traces with the columns of `traces.FEATURES`, the
-same for all.
+OpenAI-compatible server (`openai`), recorded traces (`recorded`), the authors' released
+files (`release`) or the solutions that the problems come with (`dataset`). Leaves:
+traces with the columns of `traces.FEATURES`, the same for all.
 """
 
 from __future__ import annotations
@@ -71,9 +71,13 @@ def load_backend(config: TeacherConfig) -> Backend:
         from cotspec.teacher.release import RecordedBackend
 
         return RecordedBackend(_traces_path(config), **limits)
+    if config.backend == "dataset":
+        from cotspec.teacher.release import WrittenBackend
+
+        return WrittenBackend(**limits)
     raise ValueError(
         f"teacher.backend: {config.backend!r}. "
-        "Allowed: huggingface, openai, recorded, release"
+        "Allowed: huggingface, openai, recorded, release, dataset"
     )
 
 
@@ -203,9 +207,13 @@ def build_requests(
     repeated = [problem_id for problem_id, count in Counter(ids).items() if count > 1]
     if repeated:
         raise ValueError(f"problem_id: {repeated[0]!r} occurs more than once")
+    solutions = [""] * len(ids)
+    if "rationale" in problems.column_names:
+        written = zip(problems["rationale"][:], problems["answer"][:], strict=True)
+        solutions = [r and prompts.solution(r, answer) for r, answer in written]
     return [
-        Request(problem_id, question, prompts.teacher_prompt(question, demonstrations))
-        for problem_id, question in zip(ids, questions, strict=True)
+        Request(i, question, prompts.teacher_prompt(question, demonstrations), solution)
+        for i, question, solution in zip(ids, questions, solutions, strict=True)
     ]
 
 

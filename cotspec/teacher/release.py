@@ -1,4 +1,4 @@
-"""Solutions that were sampled before: recorded traces, and the authors' release.
+"""Solutions that are there already: recorded, the authors' release, or the data's own.
 
 Enters: a Parquet or JSON-lines file with the columns of `traces.FEATURES`, or the
 authors' folder with ``codex_questions.pkl``, ``codex_answers.pkl``,
@@ -34,6 +34,7 @@ from cotspec.teacher.store import with_bytes
 from cotspec.teacher.traces import (
     FEATURES,
     NO_ID,
+    WRITTEN,
     Completion,
     Request,
     Sample,
@@ -334,3 +335,59 @@ def as_completion(row: Mapping[str, object], top_k: int) -> Completion:
     lists = {name: row[name] for name in _LISTS}
     reason = row["finish_reason"]
     return Completion(row["completion"], **lists, **tops, finish_reason=reason)
+
+
+# --- solutions that the problems come with --------------------------------------------
+
+_WORD = re.compile(r"\s*\S+")
+
+
+@dataclass(frozen=True)
+class WrittenBackend:
+    """The training set's own solutions: one a question, words without probabilities."""
+
+    model: str = WRITTEN
+    max_new_tokens: int = 256
+    top_k: int = 5
+
+    def complete(
+        self,
+        requests: Sequence[Request],
+        options: SamplingOptions,
+        missing: Mapping[int, set[int]],
+    ) -> Iterator[list[Sample]]:
+        """Yield each request's own solution as sample 0, see `Backend`.
+
+        Raises
+        ------
+        ValueError
+            No problem has a solution of its own.
+        """
+        if not any(request.solution for request in requests):
+            raise ValueError(
+                f"teacher.backend 'dataset': none of {len(requests)} problems comes "
+                "with a solution. Allowed: a data.train_task that does, such as gsm8k"
+            )
+        absent = sum(len(wanted - {0}) for wanted in missing.values())
+        for index, wanted in missing.items():
+            if 0 in wanted and (text := requests[index].solution):
+                yield [(index, 0, as_written(text))]
+            else:
+                absent += 0 in wanted
+        if absent:
+            logger.warning("%d samples are not there: one solution a question", absent)
+
+
+def as_written(text: str) -> Completion:
+    """Return a text as a solution, a word a token, each with all of the probability."""
+    words = [word.encode() for word in _WORD.findall(text)]
+    return Completion(
+        text=text,
+        token_ids=[NO_ID] * len(words),
+        token_bytes=words,
+        token_logprobs=[0.0] * len(words),
+        topk_ids=[[NO_ID]] * len(words),
+        topk_bytes=[[word] for word in words],
+        topk_logprobs=[[0.0]] * len(words),
+        finish_reason="stop",
+    )

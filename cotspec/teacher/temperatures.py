@@ -21,7 +21,8 @@ from cotspec.teacher.release import fold
 from cotspec.teacher.studies import votes_by_question
 from cotspec.teacher.traces import Backend
 
-RECORDED = ("recorded", "release")  # backends whose temperature was chosen by others
+# Backends whose temperature was chosen by others, or that have none.
+RECORDED = ("recorded", "release", "dataset")
 
 
 def sample_study(

@@ -23,6 +23,7 @@ from datasets import Dataset, Features, List, Value
 from cotspec import artifacts
 
 NO_ID = -1  # for teachers that name tokens by their text
+WRITTEN = "the training set's own solutions (no probabilities)"  # a teacher's name
 PROBLEM_COLUMNS = ("problem_id", "task", "question", "answer")
 
 FEATURES = Features(
@@ -53,11 +54,15 @@ STORED = pa.schema(
 
 @dataclass(frozen=True)
 class Request:
-    """One question as the teacher reads it; `prompt` ends where it shall go on."""
+    """One question as the teacher reads it; `prompt` ends where it shall go on.
+
+    `solution` is the problem's own, written with it; "" if it has none.
+    """
 
     problem_id: str
     question: str
     prompt: str
+    solution: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,6 +148,7 @@ def sample_keys(
     They cover model, problem, prompt, temperature, limits, seed and sample index; not
     the number of samples, so that a larger run finds those of a smaller one.
     """
+    written = (request.solution,) if model == WRITTEN else ()
     shared = (
         model,
         request.problem_id,
@@ -151,6 +157,7 @@ def sample_keys(
         options.max_new_tokens,
         options.top_k,
         options.seed,
+        *written,
     )
     # Hashed once: the prompt is long, and a question has forty samples.
     begun = hashlib.sha256(json.dumps(shared)[:-1].encode())

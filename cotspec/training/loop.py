@@ -180,6 +180,7 @@ def train(
     AcceleratorState._reset_state()  # an earlier run may have had another precision
     accelerator = Accelerator(mixed_precision=precision)
     student.model.float()
+    freeze(student.model, config.num_frozen_layers)
     model, optimizer = accelerator.prepare(
         student.model, make_optimizer(student.model, config)
     )
@@ -203,6 +204,7 @@ def train(
             _loop(run, validate)
     finally:
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        student.model.requires_grad_(True)
     return TrainResult(
         checkpoints=checkpoints.list_checkpoints(work_dir),
         metrics=pd.read_csv(run.metrics_path),
@@ -242,6 +244,7 @@ def _encoded(
         student.tokenizer,
         aligned=aligned,
         max_input_tokens=formats.max_input_tokens,
+        is_causal=not student.model.config.is_encoder_decoder,
     )
 
 
@@ -530,18 +533,37 @@ def checkpoint_steps(num_updates: int, num_checkpoints: int) -> list[int]:
     return sorted(steps - {0})
 
 
+def freeze(model: torch.nn.Module, num_layers: int) -> None:
+    """Let embeddings and the first layers of a decoder-only model learn nothing.
+
+    Raises
+    ------
+    ValueError
+        More layers than there are, or a model with an encoder.
+    """
+    if not num_layers:
+        return
+    layers = () if model.config.is_encoder_decoder else model.get_decoder().layers
+    if num_layers > len(layers):
+        raise ValueError(
+            f"training.num_frozen_layers: {num_layers}. Allowed for this student: 0"
+            + (f" to {len(layers)}" if layers else " (it has an encoder)")
+        )
+    for module in (model.get_input_embeddings(), *layers[:num_layers]):
+        module.requires_grad_(False)
+
+
 def make_optimizer(model: torch.nn.Module, config: TrainingConfig) -> Optimizer:
-    """Return AdamW, or Adafactor with the rate of the schedule, over all weights.
+    """Return AdamW, or Adafactor with the rate of the schedule, over what learns.
 
     Adafactor's rate is relative to the size of a parameter, as T5 was pretrained and
     FlanT5 was tuned (Raffel et al. 2020, Chung et al. 2022).
     """
     options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    learned = [p for p in model.parameters() if p.requires_grad]
     if config.optimizer == "adafactor":
-        return Adafactor(
-            model.parameters(), scale_parameter=True, relative_step=False, **options
-        )
-    return AdamW(model.parameters(), **options)
+        return Adafactor(learned, scale_parameter=True, relative_step=False, **options)
+    return AdamW(learned, **options)
 
 
 # --- the log --------------------------------------------------------------------------
