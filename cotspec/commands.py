@@ -1,8 +1,8 @@
 """Training and evaluation from the command line, for several processes or cards.
 
-``accelerate launch -m cotspec.commands train`` is notebook 05 without its lessons,
-``… evaluate`` is notebook 06 for one checkpoint. Enters: a profile's name and files, or
-the artifacts of its run. Leaves: what `training.train` leaves; or
+``accelerate launch -m cotspec.commands train`` is the training of notebook 05,
+``… evaluate`` is notebook 06 for one checkpoint. Enters: a profile's name and the
+artifacts of its run. Leaves: the training, where notebook 05 takes it up; or
 ``runs/<profile>/evaluation/<checkpoint>/`` with every prediction and the accuracies.
 """
 
@@ -38,9 +38,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cotspec.commands")
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train the profile's student")
-    train.add_argument("examples", type=Path, help="training examples, Parquet")
-    train.add_argument("work_dir", type=Path, help="where log and checkpoints go")
-    train.add_argument("--aligned", type=Path, help="aligned targets, Parquet")
     train.set_defaults(run=_train)
     evaluate = commands.add_parser("evaluate", help="evaluate one checkpoint")
     evaluate.add_argument(
@@ -67,16 +64,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(given: argparse.Namespace, profile: profiles.Profile) -> None:
+    series = stages.load_series(artifacts.repository_root())
+    by_name = {notebook.name: notebook for notebook in series}
+    notebook = by_name[stages.producers(series)["checkpoints"]]
+    run = artifacts.run_dir(given.profile)
+    stage = stages.Stage(notebook, profile, given.seed, run)
     training.train(
         models.load_student(profile.student, seed=given.seed),
-        artifacts.read_dataset(given.examples),
+        stage.read("examples"),
         profile.training,
-        work_dir=given.work_dir,
-        aligned=artifacts.read_dataset(given.aligned) if given.aligned else None,
+        work_dir=stage.work / "training",
+        aligned=stage.read("aligned"),
         loss=profile.loss,
         formats=profile.formats,
         seed=given.seed,
     )
+    print(f"trained; notebook {notebook.name} takes it up")
 
 
 def _evaluate(given: argparse.Namespace, profile: profiles.Profile) -> None:

@@ -367,6 +367,13 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def cards() -> list[str]:
+    """Return the names of the accelerators that processes may take, one each."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    listed = [name.strip() for name in named.split(",") if name.strip()]
+    return listed or [str(i) for i in range(torch.cuda.device_count())]
+
+
 def describe(teacher: TeacherConfig, student: StudentConfig) -> pd.DataFrame:
     """Return who teaches and who learns: role, name, start and parameters.
 

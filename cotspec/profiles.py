@@ -202,7 +202,7 @@ class TrainingConfig:
     num_epochs: PositiveFloat = 10.0
     max_steps: PositiveInt | None = None  # updates; overrides num_epochs
     batch_tokens: PositiveInt = 8192  # padded encoder + decoder tokens per micro-batch
-    gradient_accumulation_steps: PositiveInt = 1
+    gradient_accumulation_steps: PositiveInt = 1  # micro-batches, over all processes
     activation_checkpointing: bool = False
     # Embeddings and the first layers of a decoder-only student that stay as they are:
     # of SmolLM2's 30, freezing 20 doubles the speed.

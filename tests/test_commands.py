@@ -18,6 +18,7 @@ from cotspec import (
     profiles,
     selection,
     stages,
+    training,
 )
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -115,26 +116,40 @@ def run_notebook():
     return names
 
 
-def test_train_hands_a_profile_and_saved_artifacts_to_the_loop(tmp_path, monkeypatch):
-    def train(student, examples, config, **options):
-        seen.update(options, student=student, rows=len(examples), config=config)
-
-    seen = {}
-    monkeypatch.setattr(commands.training, "train", train)
-    table = Dataset.from_dict({"example_id": ["a", "b"]})
-    for name in ("examples", "aligned"):
-        artifacts.write_dataset(tmp_path / f"{name}.parquet", table)
-    arguments = ["train", str(tmp_path / "examples.parquet"), str(tmp_path)]
-    arguments += ["--profile", "smoke"]
-    more = ["--seed", "3", "--set", "training.max_steps=2", "--set", "loss.tail=paper"]
-    assert commands.main([*arguments, *more]) == 0
-    profile = profiles.resolve("smoke", {"training.max_steps": 2, "loss.tail": "paper"})
-    assert (seen["config"], seen["loss"]) == (profile.training, profile.loss)
-    assert (seen["rows"], seen["seed"], seen["aligned"]) == (2, 3, None)
-    assert seen["student"].name == "micro-base" and seen["work_dir"] == tmp_path
-    more = ["--aligned", str(tmp_path / "aligned.parquet")]
-    assert commands.main([*arguments, *more]) == 0
-    assert seen["aligned"]["example_id"][:] == ["a", "b"]
+def test_what_train_leaves_notebook_05_takes_up(runs, monkeypatch, capsys):
+    sets = {"training.max_steps": 2, "loss.name": "sample_matching"}
+    given = [p for item in sets.items() for p in ("--set", "=".join(map(str, item)))]
+    profile = profiles.resolve("smoke", sets)
+    problems = selection.select_problems(profile.data, seed=0).select(range(8))
+    rows = [
+        {
+            "example_id": str(i),
+            "problem_id": row["problem_id"],
+            "sample_id": -1,
+            "data_format": "zero_shot_answer_only",
+            "inputs": row["question"],
+            "targets": f"The answer is {row['answer']}.",
+        }
+        for i, row in enumerate(problems)
+    ]
+    examples = Dataset.from_list(rows)
+    aligned = Dataset.from_dict({"problem_id": [], "sample_id": []})
+    producer = stages.producers(stages.load_series(REPOSITORY))
+    publish(runs / "smoke", producer["examples"], examples=examples)
+    publish(runs / "smoke", producer["aligned"], aligned=aligned)
+    assert commands.main(["train", "--profile", "smoke", *given]) == 0
+    assert "05_distillation takes it up" in capsys.readouterr().out
+    stage = stages.open_stage("05_distillation", "smoke", 0, sets)
+    monkeypatch.setattr(training.loop, "take_update", None)  # nothing is left to do
+    result = training.train(
+        models.load_student(profile.student),
+        stage.read("examples"),
+        profile.training,
+        loss=profile.loss,
+        formats=profile.formats,
+        work_dir=stage.work / "training",
+    )
+    assert len(result.metrics) == 2
 
 
 def test_a_checkpoint_gets_predictions_and_accuracies_with_intervals(runs, capsys):

@@ -568,6 +568,28 @@ def deadly_work(job):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class OneWorker:
+    """As a profile has it that says nothing about workers."""
+
+    experiments = SETTINGS["experiments"]
+    _side_by_side = Grid._side_by_side
+
+
+def test_workers_that_are_told_of_cards_take_one_each(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-5f")
+    jobs = [running.Job(Cell(**CELL_FIELDS), tmp_path / str(i)) for i in range(6)]
+    seen = {card for _, card in OneWorker()._side_by_side(list(jobs), card_of_worker)}
+    assert seen == {"3", "GPU-5f"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert models.cards() == []
+
+
+def card_of_worker(job):
+    """Take long enough that no worker gets all jobs."""
+    time.sleep(0.3)
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
 def test_what_cells_share_is_encoded_once(model, inputs, tmp_path, monkeypatch):
     counted = []
     plain = running.batching.encode

@@ -1,6 +1,5 @@
 """Students and teachers by name; a wrong one is one sentence with a remedy."""
 
-
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, T5ForConditionalGeneration

@@ -29,7 +29,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from cotspec import artifacts, batching, commands, losses, training
+from cotspec import batching, losses, training
 from cotspec.models import as_student
 from cotspec.profiles import DATA_FORMATS, FormatsConfig, LossConfig, TrainingConfig
 from cotspec.training import checkpoints, loop
@@ -512,23 +512,6 @@ def test_inputs_that_were_cut_are_counted_in_the_result(tmp_path):
     }
 
 
-def test_the_command_line_trains_a_profile_on_saved_artifacts(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        commands.models, "load_student", lambda config, seed: tiny_student()
-    )
-    artifacts.write_dataset(tmp_path / "examples.parquet", make_examples())
-    artifacts.write_dataset(tmp_path / "aligned.parquet", make_aligned())
-    config = dataclasses.replace(CONFIG, max_steps=2)
-    options = dataclasses.asdict(config).items()
-    overrides = [item for k, v in options for item in ("--set", f"training.{k}={v}")]
-    given = ["train", str(tmp_path / "examples.parquet"), str(tmp_path / "out")]
-    given += ["--aligned", str(tmp_path / "aligned.parquet"), "--profile", "smoke"]
-    assert commands.main([*given, "--seed", "3", *overrides]) == 0
-    _, expected = run(tmp_path / "expected", config)
-    log = (tmp_path / "out" / "metrics.csv").read_bytes()
-    assert log == expected.metrics_path.read_bytes()
-
-
 # --- Runs in processes of their own ----------------------------------------------
 
 SLOW_CONFIG = dataclasses.replace(CONFIG, max_steps=60, num_checkpoints=12)
@@ -573,11 +556,10 @@ def test_a_run_killed_ten_times_ends_with_the_same_bytes(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_leave_the_loss_trace_of_one_with_the_same_global_batch(
-    tmp_path,
-):
+@pytest.mark.parametrize("accumulation", (1, 2, 3))  # one is idle, even, uneven
+def test_two_processes_leave_the_loss_trace_of_one(tmp_path, accumulation):
     """``accelerate launch`` starts two CPU processes only if told "multi_gpu"."""
-    config = dataclasses.replace(SLOW_CONFIG, gradient_accumulation_steps=2)
+    config = dataclasses.replace(SLOW_CONFIG, gradient_accumulation_steps=accumulation)
     _, one = run(tmp_path / "one", config)
     paths = [str(Path(training.__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
     environment = {
@@ -589,7 +571,7 @@ def test_two_processes_leave_the_loss_trace_of_one_with_the_same_global_batch(
     launcher += ["--num_machines", "1", "--mixed_precision", "no"]
     launcher += ["--dynamo_backend", "no", "--main_process_port", "0"]
     subprocess.run(
-        [sys.executable, *launcher, __file__, str(tmp_path / "two")],
+        [sys.executable, *launcher, __file__, str(tmp_path / "two"), str(accumulation)],
         env=os.environ | environment,
         check=True,
     )
@@ -628,4 +610,7 @@ def test_encoded_examples_must_have_their_targets(
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), SLOW_CONFIG)
+    shared = dataclasses.replace(
+        SLOW_CONFIG, gradient_accumulation_steps=int(sys.argv[2])
+    )
+    run(Path(sys.argv[1]), shared)

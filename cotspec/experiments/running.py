@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import logging
 import multiprocessing
 import os
@@ -519,7 +520,8 @@ class Grid:
         """Do all jobs; return the tracebacks of those that failed, by name."""
         failed: dict[str, str] = {}
         run = self._in_turn
-        if self.experiments.num_workers > 1 and len(jobs) > 1:
+        num_workers = max(self.experiments.num_workers, len(models.cards()))
+        if num_workers > 1 and len(jobs) > 1:
             run = self._side_by_side
         with tqdm(total=len(jobs), desc="cells", unit="part", disable=not jobs) as bar:
             for job, error in run(list(jobs)):
@@ -536,13 +538,16 @@ class Grid:
     def _side_by_side(
         self, jobs: list[Job], work: Callable[[Job], str | None] | None = None
     ) -> Iterator[tuple[Job, str | None]]:
-        num_workers = self.experiments.num_workers
+        num_workers = max(self.experiments.num_workers, len(models.cards()))
         # A server that has imported everything once forks the workers.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         while jobs:
+            cards = context.SimpleQueue()
+            for _, card in zip(range(num_workers), itertools.cycle(models.cards())):
+                cards.put(card)
             with ProcessPoolExecutor(
-                num_workers, context, initializer=_begin, initargs=(self,)
+                num_workers, context, initializer=_begin, initargs=(self, cards)
             ) as pool:
                 waiting = {pool.submit(work or _work, job): job for job in jobs}
                 for future in as_completed(waiting):
@@ -584,8 +589,10 @@ def load_base(cell: Cell) -> models.Student:
 _GRID: list[Grid] = []  # of a worker
 
 
-def _begin(grid: Grid) -> None:
-    """Make a worker: one thread, and no bars that would write over each other's."""
+def _begin(grid: Grid, cards) -> None:
+    """Make a worker: one thread, one card, and no bars that write over each other's."""
+    if not cards.empty():
+        os.environ["CUDA_VISIBLE_DEVICES"] = cards.get()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)

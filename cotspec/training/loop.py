@@ -77,12 +77,6 @@ class Run:
     progress: Progress
 
     @property
-    def group_size(self) -> int:
-        """Micro-batches per update, over all processes."""
-        accelerator = self.accelerator
-        return accelerator.num_processes * self.config.gradient_accumulation_steps
-
-    @property
     def metrics_path(self) -> Path:
         """The log: the same bytes for every run."""
         return self.work_dir / "metrics.csv"
@@ -91,9 +85,8 @@ class Run:
     def settings(self) -> dict[str, object]:
         """What must be the same for a run to be the same."""
         training = dataclasses.asdict(self.config)
-        # These change the number of checkpoints or processes, not the weights.
-        for name in ("num_checkpoints", "gradient_accumulation_steps"):
-            training.pop(name)
+        # It changes the number of checkpoints, not the weights.
+        training.pop("num_checkpoints")
         return {
             "training": training,
             "loss": dataclasses.asdict(self.loss),
@@ -102,7 +95,6 @@ class Run:
             "tokenizer": tokenizer_digest(self.student.tokenizer),
             "data": data_digest(self.encoded),
             "num_updates": self.num_updates,
-            "micro_batches_per_update": self.group_size,
         }
 
 
@@ -193,7 +185,7 @@ def train(
         config=config,
         loss=loss,
         seed=seed,
-        num_updates=num_updates(encoded, config, accelerator.num_processes, seed),
+        num_updates=num_updates(encoded, config, seed),
         work_dir=work_dir,
         progress=Progress(),
     )
@@ -254,7 +246,7 @@ def _loop(run: Run, validate: Validate | None) -> None:
         run.encoded.lengths(),
         config.batch_tokens,
         seed=run.seed,
-        start=progress.step * run.group_size,
+        start=progress.step * config.gradient_accumulation_steps,
     )
     due = checkpoint_steps(run.num_updates, config.num_checkpoints)
     is_main = run.accelerator.is_main_process
@@ -284,10 +276,13 @@ def take_update(
     run: Run, step: int, stream: Iterator[tuple[float, np.ndarray]]
 ) -> dict[str, float]:
     """Take one optimiser step; return its row of the log."""
-    group = list(itertools.islice(stream, run.group_size))
+    group = list(itertools.islice(stream, run.config.gradient_accumulation_steps))
     num_targets = sum(int(run.encoded.lengths(rows)[:, 1].sum()) for _, rows in group)
     rank, world = run.accelerator.process_index, run.accelerator.num_processes
-    mine = range(rank, len(group), world)
+    # A process without a micro-batch of its own computes the first for nothing: the
+    # others wait for its gradients.
+    mine = range(rank, len(group), world) or [0]
+    weight = world if rank < len(group) else 0
     rate = learning_rate_at(step, run.num_updates, run.config)
 
     def loss_of(i: int) -> Tensor:
@@ -296,7 +291,7 @@ def take_update(
             loss = batch_loss(run.student, run.model, batch, run.loss)
         # An update averages over all its target tokens, whichever micro-batch holds
         # them; processes are averaged by Accelerate, hence times world.
-        return loss * ((batch["labels"] != losses.IGNORED).sum() / num_targets) * world
+        return loss * ((batch["labels"] != losses.IGNORED).sum() / num_targets) * weight
 
     row = {
         "step": step,
@@ -508,20 +503,14 @@ def learning_rate_at(step: int, num_updates: int, config: TrainingConfig) -> flo
     return config.learning_rate * (1 + math.cos(math.pi * share)) / 2
 
 
-def num_updates(
-    encoded: EncodedExamples, config: TrainingConfig, world: int, seed: int
-) -> int:
-    """Return the updates of a run: ``max_steps``, or ``num_epochs`` in updates.
-
-    `world` processes together take ``world * gradient_accumulation_steps``
-    micro-batches per update.
-    """
+def num_updates(encoded: EncodedExamples, config: TrainingConfig, seed: int) -> int:
+    """Return the updates of a run: ``max_steps``, or ``num_epochs`` in updates."""
     if config.max_steps is not None:
         return config.max_steps
     batches = batching.plan_epoch(
         encoded.lengths(), config.batch_tokens, seed=seed, epoch=0
     )
-    per_update = world * config.gradient_accumulation_steps
+    per_update = config.gradient_accumulation_steps
     return max(1, round(config.num_epochs * len(batches) / per_update))
 
 
