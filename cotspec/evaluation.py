@@ -443,6 +443,34 @@ def outcomes(predictions: Dataset) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def form_and_reasoning(predictions: Dataset) -> pd.DataFrame:
+    """Tell apart what a student gains in form and in arithmetic, on math problems.
+
+    A text that says "the answer is" has the form of the training data. A student may
+    score better only because more of its texts have it, and the scorer finds in them
+    what it wrote all along.
+
+    Returns
+    -------
+    DataFrame
+        One row per checkpoint and prompt mode: ``n``, ``with_form`` (the share of
+        texts that state an answer), ``right`` (of all), ``right_with_form`` and
+        ``right_without`` (of those with and without; NaN where there are none).
+    """
+    frame = predictions.to_pandas()
+    frame = frame[frame["tier"].notna()]
+    rows = []
+    for key, group in frame.groupby(["checkpoint", "prompt_mode"], sort=False):
+        has_form = group["tier"] == answers.TIERS[0]
+        row = dict(zip(("checkpoint", "prompt_mode"), key, strict=True))
+        row |= {"n": len(group), "with_form": has_form.mean()}
+        row |= {"right": group["is_correct"].mean()}
+        row["right_with_form"] = group.loc[has_form, "is_correct"].mean()
+        row["right_without"] = group.loc[~has_form, "is_correct"].mean()
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def _by_task_and_mode(predictions: Dataset) -> DataFrameGroupBy:
     if len(predictions) == 0:
         raise ValueError(

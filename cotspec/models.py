@@ -51,6 +51,7 @@ RANDOM_PREFIX = "random:"
 MICRO_PREFIX = "micro-"
 MICRO_TEACHER = "micro-teacher"
 SMOLLM2 = "smollm2"
+SMOLLM2_PARAMETERS = 134_515_008
 
 logging.disable_progress_bar()  # loading takes seconds; long steps have their own bar
 

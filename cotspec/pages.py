@@ -74,7 +74,7 @@ def publish(run: Path, target: Path) -> int:
     run : Path
         ``runs/<profile>``, finished.
     target : Path
-        The repository's ``figures``.
+        The repository's ``figures``, or a folder in it.
 
     Returns
     -------

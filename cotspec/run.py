@@ -35,6 +35,8 @@ MAX_SEED = 2**32 - 1
 STARTED_IN = "COTSPEC_STARTED_IN"
 FOLDERS = ("COTSPEC_ROOT", "COTSPEC_RUNS", "COTSPEC_DATA")
 BACKEND = "teacher.backend"
+# Profiles whose results are in the repository, and where.
+COMMITTED = {profiles.DEFAULT_PROFILE: "figures", "smollm2": "figures/smollm2"}
 MODEL_FIELDS = (
     "student.model",
     "experiments.students",
@@ -505,10 +507,10 @@ def _main(arguments: argparse.Namespace, given: list[str]) -> int:
         if os.environ.get(name):
             os.environ[name] = _absolute(os.environ[name], here)
     os.environ.pop("JUPYTER_PATH", None)  # its python3 kernel would be taken instead
-    if arguments.publish and arguments.profile != profiles.DEFAULT_PROFILE:
+    if arguments.publish and arguments.profile not in COMMITTED:
         raise ValueError(
-            f"--publish: profile {arguments.profile!r}. Allowed: the default profile, "
-            f"{profiles.DEFAULT_PROFILE!r}, whose results are committed"
+            f"--publish: profile {arguments.profile!r}. Allowed: "
+            f"{', '.join(COMMITTED)}, whose results are committed"
         )
     series = stages.load_series(artifacts.repository_root())
     request = _request(arguments, series, here, _resume_command(given, here))
@@ -529,7 +531,7 @@ def _main(arguments: argparse.Namespace, given: list[str]) -> int:
         finally:
             del os.environ[stages.RUNNER]
     if arguments.publish and not status:
-        publish(series)
+        publish(series, arguments.profile)
     return status
 
 
@@ -568,17 +570,17 @@ def _show(plans: list[Plan], *, with_titles: bool) -> int:
     return 0
 
 
-def publish(series: list[stages.Notebook]) -> None:
-    """Copy the results to figures/, if they are the default profile's own and whole."""
+def publish(series: list[stages.Notebook], profile: str) -> None:
+    """Copy the results to their folder, if they are the profile's own and whole."""
     everything = frozenset(nb.name for nb in series)
-    request = Request(profiles.DEFAULT_PROFILE, None, {}, everything)
+    request = Request(profile, None, {}, everything)
     stale = [p.notebook.name for p in plan_series(request, series) if p.is_stale]
     if stale:
         raise ValueError(
             f"--publish: {', '.join(stale)} are not fresh under the profile's own "
             "settings. Run all stages first, without --set and --seed"
         )
-    target = artifacts.repository_root() / "figures"
+    target = artifacts.repository_root() / COMMITTED[profile]
     count = pages.publish(artifacts.run_dir(request.profile), target)
     _say(f"published {count} files to {target}")
 

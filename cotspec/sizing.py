@@ -125,6 +125,8 @@ def _weight_bytes(name: str, start: str) -> int:
         known = artifacts.read_json(manifest) if manifest.exists() else {}
         shown = shipped.name_of(name.removeprefix(models.MICRO_PREFIX), start, 0)
         return FLOAT32 * known.get(shown, {"parameters": 0})["parameters"]
+    if name == models.SMOLLM2:
+        return FLOAT32 * models.SMOLLM2_PARAMETERS
     if Path(name).is_dir():
         return sum(file.stat().st_size for file in Path(name).glob("*.safetensors"))
     shape = shape_of(name)

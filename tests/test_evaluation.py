@@ -348,6 +348,22 @@ def test_predictions_carry_every_score_and_the_raw_completion():
     }
 
 
+def test_form_and_reasoning_are_told_apart():
+    said = [("answer_is", True), ("answer_is", False), ("last_number", True)]
+    said += [("none", False), ("last_number", False), (None, True)]  # None: generic
+    rows = [
+        {"checkpoint": "step-0", "prompt_mode": "m", "tier": tier, "is_correct": right}
+        for tier, right in said
+    ]
+    [row] = evaluation.form_and_reasoning(Dataset.from_list(rows)).to_dict("records")
+    assert row == {"checkpoint": "step-0", "prompt_mode": "m", "n": 5} | {
+        "with_form": 0.4,
+        "right": 0.4,
+        "right_with_form": 0.5,
+        "right_without": pytest.approx(1 / 3),
+    }
+
+
 def test_in_context_modes_show_the_demonstrations_and_zero_shot_does_not():
     seen = []
 

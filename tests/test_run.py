@@ -189,7 +189,7 @@ def test_a_notebook_that_does_not_finish_is_a_failure(series, capsys):
         (["--set", "training.max_steps=a", "--set", "loss.tail=b"], "loss.tail"),
         (
             ["--profile", "smoke", "--publish"],
-            "--publish: profile 'smoke'. Allowed: the default",
+            "--publish: profile 'smoke'. Allowed: micro, smollm2",
         ),
     ],
 )
@@ -237,6 +237,7 @@ def test_publish_needs_the_default_profile_whole_and_deletes_only_its_own(
     series, capsys, monkeypatch
 ):
     monkeypatch.setattr(profiles, "DEFAULT_PROFILE", "smoke")
+    monkeypatch.setattr(run, "COMMITTED", {"smoke": "figures"})
     (series / "figures").mkdir()
     for name in ("old.png", "mine.png"):
         (series / "figures" / name).touch()
@@ -255,7 +256,7 @@ def test_publish_needs_the_default_profile_whole_and_deletes_only_its_own(
     series_now = stages.load_series(series)
     report.write_text("changed by hand")
     with pytest.raises(ValueError, match="02_report are not fresh"):
-        run.publish(series_now)
+        run.publish(series_now, "smoke")
 
 
 def test_only_and_from_choose_stages(series):

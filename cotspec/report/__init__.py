@@ -28,6 +28,7 @@ from cotspec.report.findings import Measured, find, own_trainings
 from cotspec.report.pairing import require_one_setting
 from cotspec.report.paper import load_published, table1, table2, table3
 from cotspec.report.tables import (
+    form_rows,
     main_table,
     scorer_rows,
     summary_rows,
@@ -46,6 +47,7 @@ __all__ = [
     "claims_table",
     "conditions_table",
     "find",
+    "form_rows",
     "format_curves",
     "load_published",
     "loss_curves",

@@ -197,6 +197,27 @@ def _sides(rows: pd.DataFrame, suffix: str) -> list[str]:
     return [f"{100 * before:.1f} → {100 * after:.1f}" for before, after in sides]
 
 
+def form_rows(form: pd.DataFrame) -> pd.DataFrame:
+    """Return notebook 06's table of form and reasoning as text, in percent.
+
+    Parameters
+    ----------
+    form : DataFrame
+        From `evaluation.form_and_reasoning`.
+    """
+    names = {
+        "with_form": "texts that state an answer",
+        "right": "right, of all",
+        "right_with_form": "right, of these",
+        "right_without": "right, of the others",
+    }
+    shown = form[["checkpoint", "prompt_mode", "n"]].copy()
+    shown["prompt_mode"] = shown["prompt_mode"].str.replace("_", " ")
+    for column, title in names.items():
+        shown[title] = [percent(value, np.nan, np.nan) for value in form[column]]
+    return shown
+
+
 def our_rows(table: pd.DataFrame) -> pd.DataFrame:
     """Return the main table as a reader sees it, in percent."""
     rows = table
