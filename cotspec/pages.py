@@ -157,7 +157,6 @@ def _body(run: Path, notebook: stages.Notebook) -> str:
                     output.data["text/markdown"] = _set_aside(text, formulas)
     exporter = HTMLExporter(
         template_name="basic",
-        embed_images=True,
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )

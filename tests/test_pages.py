@@ -26,6 +26,7 @@ MATH = (
     r"Price: `$x$`, $5 and $6. [Next](01_second.ipynb#top)"
     "\n\n"
     "| loss | formula |\n|---|---|\n| KL | $|p_i - q_i| + \\frac{1}{2}$ |\n"
+    "\n<details><summary>Solution</summary>\n\nIt *folds*.\n\n</details>\n"
 )
 
 
@@ -132,6 +133,11 @@ def test_a_formula_with_an_error_is_shown_as_code_and_costs_no_page():
     formulas = []
     pages._set_aside(r"see $\frac{$ here", formulas)
     assert formulas == [r"<code>\frac{</code>"]
+
+
+def test_a_solution_stays_folded(run):
+    [details] = BeautifulSoup(read(run, "00_first"), "html.parser").select("details")
+    assert "It folds." in details.text and not details.has_attr("open")
 
 
 def test_pictures_carry_their_caption_as_alt_text_and_below(run):
