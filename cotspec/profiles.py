@@ -47,8 +47,8 @@ LOSSES = typing.get_args(LossName)
 TAILS = typing.get_args(Tail)
 DIVERGENCES = typing.get_args(Divergence)
 # Independent bases of each shipped size and start: the student of seed s starts from
-# base s mod 3, so that an interval over seeds holds the variance between bases.
-NUM_BASES = 3
+# base s mod 5, so that an interval over seeds holds the variance between bases.
+NUM_BASES = 5
 MICRO_STUDENTS = ("micro-small", "micro-base", "micro-large", "micro-xl")
 
 Share = Annotated[float, Field(ge=0, le=1)]

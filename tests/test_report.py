@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cotspec import profiles, report
-from cotspec.profiles import DataConfig
+from cotspec.profiles import NUM_BASES, DataConfig
 from cotspec.report import claims, findings
 from cotspec.report.pairing import MATH_MODE, pair
 
@@ -432,8 +432,9 @@ def test_the_choice_is_the_best_checkpoint_the_earliest_of_equals():
 
 
 def test_seeds_that_share_a_base_count_as_one_repeat():
-    rows = [answers(0.4, model="micro-base", seeds=(0, 1, 2, 3, 4)), answers(0.4)]
+    seeds = tuple(range(NUM_BASES + 2))
+    rows = [answers(0.4, model=name, seeds=seeds) for name in ("micro-base", "other")]
     averaged = [pair(frame, frame)[0] for frame in rows]
-    assert [len(one) for one in averaged] == [3, 5]
+    assert [len(one) for one in averaged] == [NUM_BASES, len(seeds)]
     table = rows[0].pivot(index="problem_id", columns="seed", values="is_correct")
-    assert averaged[0][0] == pytest.approx(table[[0, 3]].astype(float).mean(axis=1))
+    assert averaged[0][0] == pytest.approx(table[[0, NUM_BASES]].astype(float).mean(axis=1))

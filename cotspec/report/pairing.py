@@ -120,9 +120,9 @@ def right_answers(rows: pd.DataFrame) -> pd.DataFrame:
 def independent(table: pd.DataFrame, model: str) -> pd.DataFrame:
     """Average the columns (seeds) whose trainings start from one base model.
 
-    The micro-world's students of seeds 0 and 3 share a base; counted as two repeats
-    they would make intervals too narrow (a 95% interval covered 85.6% in a
-    simulation). A pretrained model from outside has one base for all: its intervals
+    The micro-world has `NUM_BASES` of them; two seeds that share one, counted as two
+    repeats, make intervals too narrow (with five seeds over three bases a 95% interval
+    covered 85.6% in a simulation). A pretrained model from outside has one base for all: its intervals
     are about that base, and every seed counts.
     """
     if not model.startswith("micro-"):
