@@ -381,7 +381,7 @@ def _outside(notebook: Notebook, profile: profiles.Profile) -> dict[str, str]:
                 # A student has several bases.
                 own = [d for n, d in _shipped_checksums().items() if n.startswith(name)]
                 found[f"{model} {start}"] = " ".join(own) or "unknown"
-            elif Path(model).is_dir():
+            elif model and Path(model).is_dir():  # "" is no folder
                 found[f"{model} {start}"] = artifacts.identity(Path(model))
     return found
 

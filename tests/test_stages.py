@@ -177,6 +177,21 @@ def test_the_data_folder_matters_to_real_tasks_only(root, tmp_path, monkeypatch)
     assert real != real_again
 
 
+def test_a_teacher_without_a_model_is_no_folder(root, tmp_path, monkeypatch):
+    path = write_notebook(root, "01_x", "print(profile.teacher)")
+    profile = profiles.resolve("smollm2")
+    assert profile.teacher.model == ""
+    found = []
+    for number in range(2):
+        folder = tmp_path / f"here{number}"
+        folder.mkdir()
+        (folder / "config.json").write_text(str(number))
+        monkeypatch.chdir(folder)
+        notebook = stages.load_notebook(path)
+        found.append(stages.stage_key(notebook, profile, 0, {}).digest)
+    assert found[0] == found[1]
+
+
 def test_a_store_outlives_the_stage_and_follows_its_inputs(root):
     write_notebook(root, "01_next", 'stage.read("numbers")')
     folders = []
