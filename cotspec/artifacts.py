@@ -100,7 +100,7 @@ def read_json(path: Path) -> object:
     """Read a JSON file; a broken one is a ValueError that names it."""
     try:
         return json.loads(path.read_text("utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
 
 

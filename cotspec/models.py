@@ -310,7 +310,9 @@ def smollm2() -> str:
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
             model = AutoModelForCausalLM.from_pretrained(packed, gguf_file=file)
-            new = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
+            config = copy.deepcopy(model.config)
+            del config.quantization_config  # else the new one counts as quantized, too
+            new = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
             new.load_state_dict(model.state_dict())
             part = folder.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)

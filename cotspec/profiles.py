@@ -414,10 +414,14 @@ def _smollm2() -> Profile:
             num_checkpoints=2,
         ),
         evaluation=EvaluationConfig(
+            math_prompt_modes=(
+                "in_context_chain_of_thought",
+                "zero_shot_chain_of_thought",
+            ),
             num_demonstrations=1,
             max_input_tokens=1024,
             max_new_tokens=128,
-            batch_tokens=16384,
+            batch_tokens=32768,
         ),
         experiments=ExperimentsConfig(seeds=(0,), students=("smollm2",)),
     )

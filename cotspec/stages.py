@@ -103,9 +103,22 @@ def load_notebook(path: Path) -> Notebook:
 def _read_cells(path: Path) -> list[dict]:
     """Return the cells; as JSON, since importing nbformat takes over a second."""
     notebook = artifacts.read_json(path)
-    if not isinstance(notebook, dict) or "cells" not in notebook:
+    cells = notebook.get("cells") if isinstance(notebook, dict) else None
+    if not isinstance(cells, list) or not cells:
         raise ValueError(f"{path.name}: not a notebook (no cells)")
-    return notebook["cells"]
+    for number, cell in enumerate(cells, 1):
+        if not _is_cell(cell):
+            raise ValueError(f"{path.name}: cell {number} is none of Jupyter's cells")
+    return cells
+
+
+def _is_cell(cell: object) -> bool:
+    if not isinstance(cell, dict) or not isinstance(cell.get("metadata"), dict):
+        return False
+    source, tags = cell.get("source"), cell["metadata"].get("tags", [])
+    lines = source if isinstance(source, list) else [source]
+    is_text = all(isinstance(line, str) for line in lines)
+    return is_text and isinstance(tags, list) and isinstance(cell.get("cell_type"), str)
 
 
 def _source(cell: dict) -> str:
@@ -651,10 +664,23 @@ def read_marker(run: Path, stage_name: str) -> dict | None:
         marker = artifacts.read_json(path)
     except ValueError:
         marker = None
-    if isinstance(marker, dict) and {"key", "key_parts", "artifacts"} <= marker.keys():
+    if _is_marker(marker):
         return marker
     logger.warning("%s is damaged: the stage counts as not finished", path)
     return None
+
+
+def _is_marker(marker: object) -> bool:
+    if not isinstance(marker, dict) or not isinstance(marker.get("key"), str):
+        return False
+    parts, entries = marker.get("key_parts"), marker.get("artifacts")
+    if not isinstance(parts, dict) or not isinstance(entries, dict):
+        return False
+    fields = ("path", "sha256")
+    return all(
+        isinstance(entry, dict) and all(isinstance(entry.get(f), str) for f in fields)
+        for entry in entries.values()
+    )
 
 
 def artifact_path(run: Path, stage_name: str, name: str) -> Path:

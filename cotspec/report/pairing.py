@@ -122,8 +122,8 @@ def independent(table: pd.DataFrame, model: str) -> pd.DataFrame:
 
     The micro-world has `NUM_BASES` of them; two seeds that share one, counted as two
     repeats, make intervals too narrow (with five seeds over three bases a 95% interval
-    covered 85.6% in a simulation). A pretrained model from outside has one base for all: its intervals
-    are about that base, and every seed counts.
+    covered 85.6% in a simulation). A pretrained model from outside has one base for
+    all: its intervals are about that base, and every seed counts.
     """
     if not model.startswith("micro-"):
         return table

@@ -290,21 +290,29 @@ def read_traces(path: Path | str) -> Dataset:
         return table.select_columns(list(FEATURES)).cast(FEATURES)
     if path.suffix != ".jsonl":
         raise ValueError(f"teacher.path: {str(path)!r}. Allowed: *.parquet, *.jsonl")
-    return as_dataset(_json_rows(path))
+    try:
+        return as_dataset(_json_rows(path))
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(
+            f"{path}: a column is of another type than traces have ({error})"
+        ) from None
 
 
 def _json_rows(path: Path) -> Iterator[dict]:
-    # Not splitlines: U+2028 may stand in a text. "utf-8-sig" skips a byte order mark.
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
-            _check_columns(path, row)
-            yield with_bytes(row)
+    # Not splitlines: U+2028 may stand in a text.
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig"))  # without a byte order mark
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: no object with named columns")
+        _check_columns(path, row)
+        yield with_bytes(row)
 
 
 def _check_columns(path: Path, names: Sequence[str]) -> None:

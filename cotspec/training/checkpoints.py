@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_file
 
 from cotspec import artifacts
@@ -52,7 +53,7 @@ def load_checkpoint(student: Student, path: Path) -> Student:
     loaded = copy_of(student)
     try:
         load_model(loaded.model, path / WEIGHTS)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, SafetensorError) as error:
         said = " ".join(str(error).split())[:200]
         raise ValueError(
             f"checkpoint {path}: its weights do not fit student {student.name!r}. "
