@@ -35,8 +35,9 @@ def select_problems(data: DataConfig, *, seed: int) -> Dataset:
     """
     parts = [_draw(data.train_task, "train", data.num_train, seed)]
     math = (data.train_task, *data.out_of_distribution_tasks)
+    validated = validation_tasks(data)
     for task in math:
-        if _has_validation(task):
+        if task in validated:
             parts.append(_draw(task, "validation", data.num_validation, seed))
         parts.append(_draw(task, "test", data.num_test_math, seed))
     parts += [
@@ -45,8 +46,13 @@ def select_problems(data: DataConfig, *, seed: int) -> Dataset:
     return concatenate_datasets(parts)
 
 
-def _has_validation(task: str) -> bool:
-    return task in ("gsm8k", "multiarith") or task.startswith("micro/")
+def validation_tasks(data: DataConfig) -> tuple[str, ...]:
+    """Return the math tasks that have validation problems: not ASDiv, not SVAMP."""
+    return tuple(
+        task
+        for task in (data.train_task, *data.out_of_distribution_tasks)
+        if task in ("gsm8k", "multiarith") or task.startswith("micro/")
+    )
 
 
 def _draw(task: str, split: str, count: int | None, seed: int) -> Dataset:

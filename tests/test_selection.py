@@ -1,9 +1,12 @@
 """Which problems a run uses: drawn once with a seed, roles kept apart."""
 
+from pathlib import Path
+
 import pytest
 
 from cotspec import profiles, selection, tasks
 
+REPOSITORY = Path(__file__).parents[1]
 DATA = profiles.resolve("smoke").data
 
 
@@ -19,6 +22,18 @@ def test_counts_are_those_of_the_profile(problems):
     assert counts["micro/svamp", "test"] == DATA.num_test_math
     assert counts["micro/last_letters", "test"] == DATA.num_test_generic
     assert len(set(problems["problem_id"])) == len(problems)
+
+
+def test_real_sets_have_the_validation_problems_that_notebook_07_asks(
+    data_dir, monkeypatch
+):
+    monkeypatch.setenv("COTSPEC_DATA", str(data_dir))
+    data = profiles.resolve("smollm2").data
+    frame = selection.select_problems(data, seed=0).to_pandas()
+    found = set(frame.loc[frame["split"] == "validation", "task"])
+    assert found == set(selection.validation_tasks(data)) == {"gsm8k", "multiarith"}
+    code = (REPOSITORY / "notebooks/07_ability_tradeoff.ipynb").read_text()
+    assert 'Measurement("validation", validated' in code
 
 
 def test_the_same_seed_draws_the_same_problems_and_another_seed_others(problems):
