@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cotspec import profiles, selection, tasks
+from cotspec import profiles, selection, stages, tasks
 
 REPOSITORY = Path(__file__).parents[1]
 DATA = profiles.resolve("smoke").data
@@ -32,8 +32,9 @@ def test_real_sets_have_the_validation_problems_that_notebook_07_asks(
     frame = selection.select_problems(data, seed=0).to_pandas()
     found = set(frame.loc[frame["split"] == "validation", "task"])
     assert found == set(selection.validation_tasks(data)) == {"gsm8k", "multiarith"}
-    code = (REPOSITORY / "notebooks/07_ability_tradeoff.ipynb").read_text()
-    assert 'Measurement("validation", validated' in code
+    notebook = REPOSITORY / "notebooks/07_ability_tradeoff.ipynb"
+    code = "\n".join(stages.load_notebook(notebook).code)
+    assert 'Measurement("validation", validated,' in code
 
 
 def test_the_same_seed_draws_the_same_problems_and_another_seed_others(problems):
