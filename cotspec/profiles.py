@@ -51,6 +51,7 @@ DIVERGENCES = typing.get_args(Divergence)
 NUM_BASES = 5
 MICRO_STUDENTS = ("micro-small", "micro-base", "micro-large", "micro-xl")
 
+Several = Annotated[int, Field(ge=2)]  # an interval over one problem does not exist
 Share = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(ge=0, le=10)]  # 0: greedy
 _CHECKED = {"frozen": True, "config": ConfigDict(allow_inf_nan=False, extra="forbid")}
@@ -104,9 +105,9 @@ class DataConfig:
     out_of_distribution_tasks: tuple[str, ...]
     generic_tasks: Annotated[tuple[str, ...], AfterValidator(_whole_bbh)]
     num_train: PositiveInt | None = None
-    num_validation: PositiveInt | None = None
-    num_test_math: PositiveInt | None = None  # per math task
-    num_test_generic: PositiveInt | None = None  # per generic task
+    num_validation: Several | None = None
+    num_test_math: Several | None = None  # per math task
+    num_test_generic: Several | None = None  # per generic task
 
 
 @dataclass(**_CHECKED)

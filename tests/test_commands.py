@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from safetensors.torch import save_model
+from test_training import make_aligned
 
 from cotspec import (
     artifacts,
@@ -24,7 +25,7 @@ from cotspec import (
 REPOSITORY = Path(__file__).resolve().parents[1]
 OVERRIDES = {
     "data.num_train": 1,
-    "data.num_validation": 1,
+    "data.num_validation": 2,
     "data.num_test_math": 3,
     "data.num_test_generic": 2,
     "student.model": "micro-small",
@@ -133,7 +134,7 @@ def test_what_train_leaves_notebook_05_takes_up(runs, monkeypatch, capsys):
         for i, row in enumerate(problems)
     ]
     examples = Dataset.from_list(rows)
-    aligned = Dataset.from_dict({"problem_id": [], "sample_id": []})
+    aligned = make_aligned(1)  # of no example here
     producer = stages.producers(stages.load_series(REPOSITORY))
     publish(runs / "smoke", producer["examples"], examples=examples)
     publish(runs / "smoke", producer["aligned"], aligned=aligned)
@@ -145,6 +146,7 @@ def test_what_train_leaves_notebook_05_takes_up(runs, monkeypatch, capsys):
         models.load_student(profile.student),
         stage.read("examples"),
         profile.training,
+        aligned=stage.read("aligned"),
         loss=profile.loss,
         formats=profile.formats,
         work_dir=stage.work / "training",
