@@ -396,9 +396,9 @@ def _smollm2() -> Profile:
             out_of_distribution_tasks=("multiarith", "asdiv", "svamp"),
             generic_tasks=_BBH_SAMPLE,
             num_train=400,
-            num_validation=24,
-            num_test_math=40,
-            num_test_generic=6,
+            num_validation=12,
+            num_test_math=24,
+            num_test_generic=4,
         ),
         teacher=TeacherConfig(
             backend="dataset", num_samples=1, study_questions=8, study_samples=1
