@@ -9,7 +9,7 @@ import torch
 from scipy.stats import fisher_exact
 
 from cotspec import evaluation, models, tasks
-from cotspec.micro import build, shipped
+from cotspec.micro import build, card, shipped
 from cotspec.micro.shipped import MICRO_SIZES, MICRO_STARTS
 from cotspec.profiles import (
     NUM_BASES,
@@ -54,6 +54,12 @@ def test_a_seed_chooses_its_base_and_seeds_as_many_apart_share_it():
     assert torch.equal(weights[0], weights[2])
     assert not torch.equal(weights[0], weights[1])
     assert models.base_seed(config, NUM_BASES) == models.base_seed(config, 0) == 0
+
+
+def test_the_model_card_says_what_the_weights_can_do():
+    row = card.student_row("small", "instruction_tuned", NUM_BASES - 1)
+    cells = " | ".join(row.values())
+    assert cells in (shipped.FOLDER / "MODEL_CARD.md").read_text()
 
 
 def test_a_raw_start_of_the_largest_is_not_shipped_and_says_so():
