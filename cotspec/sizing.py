@@ -179,9 +179,14 @@ def training_hours(shape: Shape, profile: profiles.Profile, flops: float) -> flo
         target = SOLUTION if name.endswith("chain_of_thought") else ANSWER
         length = QUESTION + target + (shots if name.startswith("in_context") else 0)
         tokens += length * (kept if target == SOLUTION else questions)
+    config = profile.training
+    tokens *= config.num_epochs
+    if config.max_steps is not None:  # instead of the epochs
+        per_update = config.batch_tokens * config.gradient_accumulation_steps
+        tokens = config.max_steps * per_update
     # A token meets the encoder or the decoder: half of the weights, thrice two FLOPs.
-    work = 3 * shape.parameters * tokens * profile.training.num_epochs
-    work *= 4 / 3 if profile.training.activation_checkpointing else 1
+    work = 3 * shape.parameters * tokens
+    work *= 4 / 3 if config.activation_checkpointing else 1
     return work / (flops * SHARE_OF_PEAK) / 3600
 
 

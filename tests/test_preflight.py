@@ -148,6 +148,18 @@ def test_every_flan_t5_profile_fits_its_card_and_says_what_it_needs(capsys):
     assert early.startswith("largest student 248M parameters: 18 GiB of a card")
 
 
+def test_updates_that_are_given_count_instead_of_the_epochs():
+    shape = sizing.shape_of("google/flan-t5-base")
+    few, twice, epochs = (
+        sizing.training_hours(
+            shape, profiles.resolve("flan-t5-base", {"training.max_steps": steps}), 1e13
+        )
+        for steps in (10, 20, None)
+    )
+    assert twice == pytest.approx(2 * few)
+    assert few < epochs / 10
+
+
 def test_a_card_that_is_too_small_is_refused_before_it_is_filled(monkeypatch):
     class Small:
         total_memory = 8 * GIB

@@ -1,11 +1,15 @@
 """Tasks: one schema, checked counts and golds, and errors that name the place."""
 
 import json
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 
 import datasets
 import httpx
+import hub_server
 import pytest
 from huggingface_hub import constants
 
@@ -186,22 +190,6 @@ def test_missing_names_what_is_wrong_and_only_that(made_up):
     ]
 
 
-def test_without_a_folder_the_hub_is_asked_at_the_pinned_revision(monkeypatch):
-    monkeypatch.delenv("COTSPEC_DATA", raising=False)
-    asked = []
-
-    def load_dataset(repository, config, *, split, revision):
-        asked.append((repository, config, split, revision))
-        raise ConnectionError("Couldn't reach the Hub")
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(httpx, "head", lambda url, **options: None)
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(ValueError, match="lukaemon/bbh@982bb89.*set COTSPEC_DATA"):
-        tasks.load("bbh/snarks")
-    assert asked == [("lukaemon/bbh", "snarks", "test", tasks.HUB["bbh"][1])]
-
-
 def refuse(*args, **options):
     raise httpx.ConnectError("no route")
 
@@ -234,36 +222,27 @@ def test_every_revision_is_a_full_commit(name):
     assert len(revision) == 40 and int(revision, 16)
 
 
-class Table(list):
-    """What `load_dataset` returns, as far as it is used."""
+LOAD_ALL = """
+import json, os, sys
+from cotspec import tasks
+for name in sys.argv[2:]:
+    served, files = tasks.load(name), tasks.load(name, source=sys.argv[1])
+    assert served.to_list() == files.to_list(), name
+"""
 
-    def to_list(self):
-        return list(self)
 
-
-def test_the_hubs_rows_give_the_same_problems_as_the_folder(data_dir, monkeypatch):
-    svamp = json.loads((data_dir / "svamp" / "SVAMP.json").read_text())
-    arith = json.loads((data_dir / "multiarith" / "MultiArith.json").read_text())
-    arith = [
-        {"question": r["sQuestion"].strip(), "final_ans": f"{r['lSolutions'][0]:g}"}
-        for r in arith
-    ]
-    hub = {
-        ("ChilleD/SVAMP", "train"): [r for r in svamp if r["ID"].endswith("7")],
-        ("ChilleD/SVAMP", "test"): [r for r in svamp if not r["ID"].endswith("7")],
-        ("ChilleD/MultiArith", "train"): arith[::-2],
-        ("ChilleD/MultiArith", "test"): arith[0::2],
-    }
-    monkeypatch.setattr(httpx, "head", lambda url, **options: None)
-    monkeypatch.setattr(
-        datasets,
-        "load_dataset",
-        lambda repository, config, *, split, revision: Table(hub[repository, split]),
-    )
-    for name in ("svamp", "multiarith"):
-        monkeypatch.delenv("COTSPEC_DATA", raising=False)
-        from_hub = tasks.load(name)
-        assert from_hub.to_list() == tasks.load(name, source=data_dir).to_list()
+def test_the_hubs_rows_give_the_same_problems_as_the_folder(data_dir, tmp_path):
+    hub_server.data_sets(data_dir, tmp_path)
+    names = ["gsm8k", "multiarith", "svamp", "asdiv", "bbh/snarks", "bbh/navigate"]
+    hub_server.Hub.asked.clear()
+    with hub_server.serving(tmp_path) as address:
+        env = {k: v for k, v in os.environ.items() if k != "COTSPEC_DATA"}
+        env |= {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache")}
+        env |= {"HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-c", LOAD_ALL, str(data_dir), *names]
+        subprocess.run(command, check=True, env=env)
+    asked = {one for one in hub_server.Hub.asked if "/" in one[0]}  # of repositories
+    assert asked == set(tasks.HUB.values())  # at the pinned revisions
 
 
 @pytest.mark.parametrize("name", tasks.HUB)
