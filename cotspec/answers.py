@@ -35,7 +35,8 @@ _CONTROL_TOKEN = re.compile(
 )
 # Between "answer" and "is": a remark in brackets, or what it is the answer to.
 _ANSWER_IS = re.compile(
-    r"answer(?:\s*\([^()\n]*\)|\s+(?:to|for|of)\b[^.:;,\n]{1,80}?)?\s+is\b:?",
+    r"answer(?:\s*\([^()\n]*\)|\s+(?:to|for|of)\b[^.:;,\n]{1,80}?)?"
+    r"\s+is(?:n['’]t)?\b:?",
     re.IGNORECASE,
 )
 _SPACES = "\u00a0\u2006\u2007\u2008\u2009\u200a\u202f"
@@ -80,7 +81,8 @@ def score_math(completion: str, gold: str) -> MathScore:
 
     The number is the first one after the last "answer is" (of an equation there, what
     follows its last ``=``), else the one behind the last ``####``, else the last one of
-    the completion; whatever follows a next ``Q:`` or an end token is cut before.
+    the completion; whatever follows a next ``Q:`` or an end token is cut before. A
+    statement that leaves the number open ("18 or 19", "not 18", "5 + 3") has none.
 
     Parameters
     ----------
@@ -125,7 +127,12 @@ def final_number(completion: str) -> tuple[Fraction | None, str]:
     hashes = [match for match in _HASHES.finditer(text) if _is_final(match, text)]
     found = {"answer_is": statements, "hashes": hashes}
     for tier, matches in found.items():
-        number = first_number(text[matches[-1].end() :]) if matches else None
+        if not matches:
+            continue
+        statement = text[matches[-1].end() :]
+        if matches[-1][0].casefold().endswith("n't") or _is_open(statement):
+            return None, "none"
+        number = first_number(statement)
         if number is not None:
             return number, tier
     numbers = list(_numbers(text))
@@ -144,12 +151,46 @@ def _is_final(match: re.Match[str], text: str) -> bool:
 
 def first_number(text: str) -> Fraction | None:
     """Return the first number; of an equation ("4536 - 702 = 3834") its result."""
+    return next(_numbers(_result(text)), None)
+
+
+def _result(text: str) -> str:
+    """Return what an equation at the start of a text is equal to, else the text."""
     left, *results = text.partition("\n")[0].split("=")
-    if results and _is_expression(left):
-        result = next(_numbers(results[-1]), None)
-        if result is not None:
-            return result
-    return next(_numbers(text), None)
+    if (
+        results
+        and _is_expression(left)
+        and next(_numbers(results[-1]), None) is not None
+    ):
+        return results[-1]
+    return text
+
+
+def _is_open(statement: str) -> bool:
+    """Whether a statement does not say which number it means.
+
+    A false right would be trained on: what is denied, a choice, a range, a sum that is
+    not worked out or a text that may be one number or two is no answer.
+    """
+    text = _result(statement)
+    first = next((m for m in _NUMBER.finditer(text) if _magnitude(m) is not None), None)
+    if first is None:
+        return False
+    after = text[first.end() :]
+    return bool(_DENIED.match(text) or _GOES_ON.match(after))
+
+
+_DENIED = re.compile(r"[^\w-]*(?:not|neither|either|between)\b", re.IGNORECASE)
+# What follows a number and makes it a part of something else.
+_GOES_ON = re.compile(
+    r"""
+      (?:[ ][a-z]+)?[ ](?:or|to)[ ](?:[a-z]+[ ])?-?\d         # 18 or 19; 5 eggs to 7
+    | (?:[ ][a-z]+)?[ ]?[-+*/×÷x][ ]?\d | [ ]\d             # 5 + 3; 5-7; 29 18
+    | [ ]and[ ](?:a[ ](?:half|third|quarter|fourth)\b|-?\d)  # 3 and a half
+    | ,\d | e[-+]?\d | :(?!00\b)\d                         # 1,8; 1.8e3; 3:2, not 5:00
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
 
 
 def _is_expression(text: str) -> bool:

@@ -27,7 +27,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from cotspec.alignment.student import vocabulary_bytes
-from cotspec.models import Student, check_tokenizer, end_ids
+from cotspec.models import Student, check_tokenizer, end_ids, in_precision
 from cotspec.profiles import EvaluationConfig
 from cotspec.prompts import find_end, separate
 
@@ -300,7 +300,7 @@ def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _precision(model: PreTrainedModel, config: EvaluationConfig) -> torch.autocast:
-    enabled = config.precision == "bfloat16"
+    enabled = in_precision(config).precision == "bfloat16"
     return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 

@@ -25,7 +25,7 @@ from pandas.api.typing import DataFrameGroupBy
 
 from cotspec import answers, artifacts, prompts, statistics
 from cotspec.decoding import FINISH_REASONS, Generation, decode, place
-from cotspec.models import Student, check_tokenizer
+from cotspec.models import Student, check_tokenizer, in_precision
 from cotspec.profiles import EvaluationConfig
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def evaluate(
             )
         ]
     known = [student.name, student.start, student.size, checkpoint]
-    known += [dataclasses.asdict(config), dataclasses.asdict(sampling)]
+    known += [dataclasses.asdict(in_precision(config)), dataclasses.asdict(sampling)]
     rows: list[dict] = []
     for start in range(0, len(asked), ROWS_AT_ONCE):
         part = asked[start : start + ROWS_AT_ONCE]

@@ -53,6 +53,8 @@ MICRO_STUDENTS = ("micro-small", "micro-base", "micro-large", "micro-xl")
 
 Several = Annotated[int, Field(ge=2)]  # an interval over one problem does not exist
 Share = Annotated[float, Field(ge=0, le=1)]
+# "auto": bfloat16 where the machine multiplies in it, see `models.in_precision`.
+Precision = Literal["auto", "bfloat16", "float32"]
 Temperature = Annotated[float, Field(ge=0, le=10)]  # 0: greedy
 _CHECKED = {"frozen": True, "config": ConfigDict(allow_inf_nan=False, extra="forbid")}
 
@@ -124,8 +126,7 @@ class TeacherConfig:
     max_new_tokens: PositiveInt = 256
     num_demonstrations: PositiveInt = 4
     batch_size: PositiveInt = 8  # solutions decoded at once (backend huggingface)
-    # "auto": bfloat16 where the machine multiplies in it. Tiny models gain nothing.
-    precision: Literal["auto", "bfloat16", "float32"] = "float32"
+    precision: Precision = "float32"
     path: str | None = None  # recorded traces or the authors' release
     # OpenAI-compatible servers
     base_urls: tuple[Annotated[str, AfterValidator(_plain_url)], ...] = ()
@@ -208,7 +209,7 @@ class TrainingConfig:
     # Embeddings and the first layers of a decoder-only student that stay as they are:
     # of SmolLM2's 30, freezing 20 doubles the speed.
     num_frozen_layers: NonNegativeInt = 0
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    precision: Precision = "auto"
     num_checkpoints: PositiveInt = 8  # evenly spaced, the last at the end
     patience: PositiveInt | None = None  # checkpoints without a better validation
 
@@ -227,7 +228,7 @@ class EvaluationConfig:
     max_input_tokens: PositiveInt = 2048
     max_new_tokens: PositiveInt = 256
     batch_tokens: PositiveInt = 16384
-    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    precision: Precision = "auto"
     # Self-consistency: more samples than one, at a temperature above 0, and a vote.
     num_samples: PositiveInt = 1
     temperature: Temperature = 0.0
@@ -394,11 +395,11 @@ def _smollm2() -> Profile:
         data=DataConfig(
             train_task="gsm8k",
             out_of_distribution_tasks=("multiarith", "asdiv", "svamp"),
-            generic_tasks=_BBH_SAMPLE,
+            generic_tasks=_BBH_SAMPLE[::2],
             num_train=400,
             num_validation=12,
-            num_test_math=24,
-            num_test_generic=4,
+            num_test_math=20,
+            num_test_generic=6,
         ),
         teacher=TeacherConfig(
             backend="dataset", num_samples=1, study_questions=8, study_samples=1
@@ -424,7 +425,7 @@ def _smollm2() -> Profile:
             max_new_tokens=128,
             batch_tokens=32768,
         ),
-        experiments=ExperimentsConfig(seeds=(0,), students=("smollm2",)),
+        experiments=ExperimentsConfig(seeds=(0,), students=("smollm2",), num_workers=2),
     )
 
 

@@ -140,7 +140,7 @@ def card_bytes(shape: Shape, training: profiles.TrainingConfig) -> int:
     of the weights, and what the backward pass needs of one micro-batch.
     """
     per_weight = 2 * FLOAT32 + (8 if training.optimizer == "adamw" else 0)
-    per_weight += BFLOAT16 if training.precision == "bfloat16" else 0
+    per_weight += BFLOAT16 if training.precision != "float32" else 0
     source, target = 512, 128  # a long in-context CoT example
     rows = max(1, training.batch_tokens // (source + target))
     encoder = _layer_bytes(shape, source, [source])

@@ -192,6 +192,63 @@ def test_what_models_write_is_read_as_it_is_meant(completion, number):
     assert score_math(completion, "1").predicted == number
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "18 or 19.",
+        "either 18 or 19.",
+        "18 dollars or 19.",
+        "between 18 and 19.",
+        "18 to 20.",
+        "18-20.",
+        "not 18.",
+        "18 + 1.",
+        "18 eggs + 1 egg.",
+        "18 * 1.",
+        "x = 18 * 1.",
+        "18 / 7.",
+        "18 000.",
+        "1,8.",
+        "18e3.",
+        "18:30.",
+        "18 and 19.",
+        "18 and a half.",
+        ":\n\n18 or 19",
+    ],
+)
+def test_a_statement_that_leaves_its_number_open_is_no_answer(statement):
+    for text in (
+        f"The answer is {statement}",
+        f"9 * 2 = 18. The answer is {statement}",
+    ):
+        assert answers.final_number(text) == (None, "none")
+        assert not answers.score_math(text, "18").is_correct
+
+
+def test_a_denial_is_no_answer():
+    assert answers.final_number("The answer isn't 18.") == (None, "none")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "18 eggs.",
+        "18:00.",
+        "18 (9 * 2).",
+        "18, not 19.",
+        "18, because 9 + 9 = 18.",
+        "18 to the nearest dollar.",
+        "9 + 9 = 18.",
+        "18 - that is all.",
+        "-18 + 36 = 18.",
+        "36/2.",
+        "17 1/1.",
+    ],
+)
+def test_a_statement_with_more_than_its_number_is_an_answer(statement):
+    assert answers.score_math(f"The answer is {statement}", "18").is_correct
+
+
 def test_a_chain_with_a_q_in_it_is_not_cut():
     chain = "Q has 3, and the shelf Q: has 4. The answer is 7."
     assert cut_at_next_question(chain) == chain

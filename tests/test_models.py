@@ -8,7 +8,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, T5ForConditionalGenerati
 
 from cotspec import models, t5
 from cotspec.micro import tokenizers as micro_tokenizers
-from cotspec.profiles import StudentConfig, TeacherConfig
+from cotspec.profiles import (
+    EvaluationConfig,
+    StudentConfig,
+    TeacherConfig,
+    TrainingConfig,
+)
 
 # Parameters of the published checkpoints (untied T5 v1.1 heads).
 PUBLISHED_SIZES = {
@@ -117,3 +122,30 @@ def test_smollm2_is_unpacked_once_and_can_be_trained(tmp_path, monkeypatch):
     student.model.float()
     text = "Q: 2 + 3?\nA: 5"
     assert student.tokenizer.decode(student.tokenizer(text).input_ids) == text
+
+
+def machine(monkeypatch, *, cuda=None, amx=False, avx512=False) -> None:
+    """Pretend to be a machine; `cuda` says whether its GPU has bfloat16."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda is not None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: cuda)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ({"cuda": True}, "bfloat16"),
+        ({"cuda": False, "amx": True}, "float32"),  # the GPU computes, not the CPU
+        ({"amx": True}, "bfloat16"),
+        ({"avx512": True}, "bfloat16"),
+        ({}, "float32"),
+    ],
+)
+def test_auto_is_bfloat16_where_the_machine_multiplies_in_it(
+    monkeypatch, parts, expected
+):
+    machine(monkeypatch, **parts)
+    for given, used in (("auto", expected), ("float32",) * 2, ("bfloat16",) * 2):
+        for section in (TrainingConfig, EvaluationConfig):
+            assert models.in_precision(section(precision=given)).precision == used

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import cotspec.models
 from cotspec import decoding, teacher
 from cotspec.alignment.student import byte_alphabet
 from cotspec.models import Teacher
@@ -311,37 +312,10 @@ def test_a_question_beyond_the_window_is_named_before_anything_is_sampled(llama)
         teacher.sample(table, backend, num_samples=1, temperature=1.0, seed=0)
 
 
-def machine(monkeypatch, *, cuda=None, amx=False, avx512=False) -> None:
-    """Pretend to be a machine; `cuda` says whether its GPU has bfloat16."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda is not None)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: cuda)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
-
-
-@pytest.mark.parametrize(
-    ("parts", "expected"),
-    [
-        ({"cuda": True}, "bfloat16"),
-        ({"cuda": False, "amx": True}, "float32"),  # the GPU computes, not the CPU
-        ({"amx": True}, "bfloat16"),
-        ({"avx512": True}, "bfloat16"),
-        ({}, "float32"),
-    ],
-)
-def test_auto_is_bfloat16_where_the_machine_multiplies_in_it(
-    monkeypatch, parts, expected
-):
-    machine(monkeypatch, **parts)
-    assert huggingface.resolve_precision("auto") == expected
-    assert huggingface.resolve_precision("float32") == "float32"
-    assert huggingface.resolve_precision("bfloat16") == "bfloat16"
-
-
 def test_auto_loads_the_model_in_that_precision_and_names_it(
     monkeypatch, llama, tmp_path
 ):
-    machine(monkeypatch, avx512=True)
+    monkeypatch.setattr(cotspec.models, "_has_bfloat16", lambda: True)
     llama.model.save_pretrained(tmp_path)
     llama.tokenizer.save_pretrained(tmp_path)
     config = TeacherConfig(

@@ -373,11 +373,14 @@ class Grid:
     @functools.cached_property
     def settings_digest(self) -> str:
         """Names the numbers of training and decoding, so that no report mixes two."""
-        parts = dataclasses.asdict(self.training), self._decoding()
+        parts = dataclasses.asdict(self._training()), self._decoding()
         return artifacts.digest_of([*parts, self.formats.max_input_tokens])[:8]
 
+    def _training(self) -> TrainingConfig:
+        return models.in_precision(self.training)
+
     def _decoding(self) -> dict[str, object]:
-        fields = dataclasses.asdict(self.evaluation)
+        fields = dataclasses.asdict(models.in_precision(self.evaluation))
         return {k: v for k, v in fields.items() if k not in _NOT_DECODING}
 
     # --- what results depend on -------------------------------------------------------
@@ -391,7 +394,7 @@ class Grid:
             "base": [cell.model, cell.start, self._base(cell).digest],
             "seed": cell.seed,
             "loss": loss,
-            "training": dataclasses.asdict(self.training),
+            "training": dataclasses.asdict(self._training()),
             "max_input_tokens": self.formats.max_input_tokens,
             "examples": self._digest(cell.data_formats, lambda: self.examples_of(cell)),
             "aligned": aligned and self._digest(cell.alignment, lambda: aligned),

@@ -7,7 +7,6 @@ run, each question once for its samples, and many questions are decoded together
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -41,32 +40,11 @@ def load(config: TeacherConfig) -> HuggingFaceBackend:
     ValueError
         See `models.load_teacher`.
     """
-    config = dataclasses.replace(config, precision=resolve_precision(config.precision))
+    config = models.in_precision(config)
     teacher = models.load_teacher(config)
     teacher.model.to(models.device())
     limits = {"max_new_tokens": config.max_new_tokens, "top_k": config.top_k}
     return HuggingFaceBackend(teacher, config.batch_size, **limits)
-
-
-def resolve_precision(precision: str) -> str:
-    """Return what ``teacher.precision`` "auto" means here; other values as they are.
-
-    bfloat16 where the machine multiplies in it: a GPU from Ampere on, a CPU with AMX or
-    AVX512-BF16. Elsewhere it is emulated, slower than float32.
-    """
-    if precision != "auto":
-        return precision
-    return "bfloat16" if _has_bfloat16() else "float32"
-
-
-def _has_bfloat16() -> bool:
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    amx, avx512 = (
-        getattr(torch.cpu, f"_is_{name}_supported", lambda: False)
-        for name in ("amx_tile", "avx512_bf16")
-    )
-    return amx() or avx512()
 
 
 @dataclass(frozen=True)

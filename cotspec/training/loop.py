@@ -34,7 +34,7 @@ from transformers import Adafactor
 
 from cotspec import artifacts, batching, losses
 from cotspec.batching import EncodedExamples
-from cotspec.models import Student, tokenizer_digest
+from cotspec.models import Student, in_precision, tokenizer_digest
 from cotspec.profiles import FormatsConfig, LossConfig, TrainingConfig
 from cotspec.training import checkpoints
 
@@ -167,6 +167,7 @@ def train(
         up to there stay.
     """
     work_dir, loss = Path(work_dir), loss or LossConfig()
+    config = in_precision(config)
     encoded = _encoded(examples, aligned, loss, formats or FormatsConfig(), student)
     precision = "bf16" if config.precision == "bfloat16" else "no"
     AcceleratorState._reset_state()  # an earlier run may have had another precision
