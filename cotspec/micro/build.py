@@ -64,14 +64,15 @@ class Corpus:
 
 def solved_problems(split: str, size: int, *, seed: int) -> Problems:
     """Return `size` problems of every math family, a quarter of every generic one."""
-    items = {f: world.generate(f, split, size, seed=seed) for f in world.FAMILIES}
-    for family in generic.FAMILIES:
-        items[family] = generic.generate(family, split, size // 4, seed=seed)
-    columns = ("question", "rationale", "answer")
-    return {
-        family: [Demonstration(*(item[column] for column in columns)) for item in found]
-        for family, found in items.items()
-    }
+    solved = {}
+    for module, num in ((world, size), (generic, size // 4)):
+        for family in module.FAMILIES:
+            items = module.generate(family, split, num, seed=seed)
+            solved[family] = [
+                Demonstration(item["question"], item["rationale"], item["answer"])
+                for item in items
+            ]
+    return solved
 
 
 def tokenizer_texts() -> list[str]:
@@ -205,12 +206,7 @@ _EXAMPLES = {
 
 
 def train_model(
-    folder: Path,
-    kind: str,
-    *,
-    config: MicroConfig,
-    seed: int,
-    start: Path | None = None,
+    folder: Path, kind: str, *, config: MicroConfig, seed: int, base: Path | None = None
 ) -> None:
     """Train one model, or do nothing if it is done.
 
@@ -222,7 +218,7 @@ def train_model(
         ``teacher``, ``raw`` or ``instruction_tuned``.
     seed : int
         Of weights and data.
-    start : Path, optional
+    base : Path, optional
         A folder whose weights the training starts from.
 
     Raises
@@ -233,28 +229,24 @@ def train_model(
     recipe = _recipe(kind, config, seed)
     if _is_done(folder, recipe):
         return
-    is_teacher = kind == shipped.TEACHER
-    tokenizer = tokenizers.load_teacher() if is_teacher else tokenizers.load_student()
-    if start is None:
-        model = shipped.new_model(kind, config, tokenizer, seed=seed)
-    else:
-        model = T5ForConditionalGeneration.from_pretrained(start)
+    model, tokenizer = shipped.new_model(kind, config, seed=seed)
+    if base is not None:
+        model = T5ForConditionalGeneration.from_pretrained(base)
     problems = solved_problems("pretraining", config.pool_size, seed=seed)
-    data = batches(
-        partial(_EXAMPLES[kind], corpus=Corpus(problems, config, tokenizer)),
-        tokenizer,
-        batch_size=config.teacher_batch_size if is_teacher else config.batch_size,
-        seed=seed,
-    )
+    draw = partial(_EXAMPLES[kind], corpus=Corpus(problems, config, tokenizer))
+    is_teacher = kind == shipped.TEACHER
+    batch_size = config.teacher_batch_size if is_teacher else config.batch_size
+    data = batches(draw, tokenizer, batch_size=batch_size, seed=seed)
     began = time.monotonic()
     _train(model, data, recipe)
-    threads = f"{torch.get_num_threads()} CPU threads"
-    has_card = torch.cuda.is_available()
+    device = f"{torch.get_num_threads()} CPU threads"
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
     facts = {
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": model.num_parameters(),
         "steps": recipe["steps"],
         "seconds": round(time.monotonic() - began),
-        "device": torch.cuda.get_device_name() if has_card else threads,
+        "device": device,
     }
     # Saved beside its place and renamed, so that a folder is whole or absent.
     temporary = folder.with_name(folder.name + ".tmp")
@@ -303,13 +295,10 @@ def _train(model: PreTrainedModel, data: Iterator, recipe: dict) -> None:
     wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
     for step in trange(recipe["steps"], desc=recipe["kind"]):
         batch = {k: v.to(accelerator.device) for k, v in next(data).items()}
+        loss = [lambda batch=batch: wrapped(**batch).loss]
+        rate = recipe["peak"] * _schedule(step, recipe)
         step_optimizer(
-            accelerator,
-            wrapped,
-            optimizer,
-            [lambda batch=batch: wrapped(**batch).loss],
-            rate=recipe["peak"] * _schedule(step, recipe),
-            max_grad_norm=1.0,
+            accelerator, wrapped, optimizer, loss, rate=rate, max_grad_norm=1
         )
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
     model.to("cpu").eval()
@@ -366,27 +355,28 @@ def make(name: str, out_dir: Path) -> Path:
         train_model(folder, name, config=MicroConfig(), seed=0)
         return folder
     size, kind, seed = name.split("-")
-    config, start = shipped.config_of(size), None
+    config, base = shipped.config_of(size), None
     if kind == "raw":
         updates = config.raw_steps + config.student_steps
         config = replace(config, raw_steps=updates)
     else:
-        start = folder.with_name(f"{size}-pretrained-{seed}")
-        train_model(start, "raw", config=config, seed=int(seed))
-    train_model(folder, kind, config=config, seed=int(seed), start=start)
+        base = folder.with_name(f"{size}-pretrained-{seed}")
+        train_model(base, "raw", config=config, seed=int(seed))
+    train_model(folder, kind, config=config, seed=int(seed), base=base)
     return folder
 
 
-def pack(out_dir: Path, folder: Path = shipped.FOLDER) -> int:
+def pack(out_dir: Path) -> int:
     """Write the models that `make` left in `out_dir` as float16, and the manifest.
 
-    What `out_dir` lacks stays as it is in `folder`; what is shipped no more goes.
+    What `out_dir` lacks stays as it is in the package; what is shipped no more goes.
 
     Returns
     -------
     int
         Bytes of all weights.
     """
+    folder = shipped.FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / shipped.MANIFEST
     old = artifacts.read_json(path) if path.exists() else {}

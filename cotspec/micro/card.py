@@ -6,7 +6,6 @@ Run as ``python -m cotspec.micro card``.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -26,41 +25,7 @@ DECODING = profiles.EvaluationConfig(
     num_demonstrations=1, max_new_tokens=80, batch_tokens=32768, precision="float32"
 )
 
-_CARD = """# The micro-world's models
-
-Made by `python -m cotspec.micro build` and `pack`; this card by `card`.
-
-- **Data**: the seeded generators of `cotspec.micro`, training and pretraining splits;
-  no text from anywhere else. Students are pretrained on other questions than they
-  are specialized on, of all families; one instruction example in {one_in:.0f} is of
-  the training family, of any number of steps. A small model with many tasks learns
-  each a little.
-- **Teacher**: a Llama, byte-level BPE, trained on few-shot documents of the training
-  family; {teacher_steps} steps of {teacher_batch_size} documents, AdamW.
-- **Students**: T5 v1.1 (gated GELU, untied head, {student_layers} layers on each side,
-  heads of {head_size}), Unigram vocabulary. *Raw*: span
-  corruption over solved problems, {all_steps} steps. *Instruction-tuned*: {raw_steps}
-  steps of that, then {student_steps} over all families in all four formats,
-  {generic_share:.0%} generic: as many updates as raw.
-  {batch_size} examples per step, Adafactor, rate {learning_rate} relative, cosine.
-- **Bases**: {bases} a size and start, of seeds of their own (weights and data); the
-  student of seed s starts from base s mod {bases}. bfloat16 autocast,
-  stored as float16, loaded as float32.
-- **Use**: teaching and tests of cotspec. They speak a few hundred words; nothing they
-  say is about the world outside.
-
-## What they can do
-
-Percent right on validation problems ({num_math} per math set, {num_generic} per generic
-task), greedy, in-context; intervals are 95% Wilson. OOD: the three
-out-of-distribution sets together. Minutes are wall-clock.
-
-{students}
-
-Teacher, {num_questions} training questions, {num_samples} solutions each at temperature
-0.5, four demonstrations: {teacher} \
-({parameters:,} parameters, {minutes:.1f} min, {device}).
-"""
+_TEMPLATE = Path(__file__).with_name("card.md")
 
 
 def student_row(size: str, start: str, base: int) -> dict[str, str]:
@@ -122,21 +87,19 @@ def write() -> Path:
         rows.append(student_row(size, start, int(base)) | minutes)
     config, facts = shipped.MicroConfig(), shipped.facts(shipped.TEACHER)
     math_share = 1 - config.generic_share
-    text = _CARD.format(
-        **asdict(config),
+    text = _TEMPLATE.read_text("utf-8").format(
+        config=config,
+        facts=facts,
+        shipped=shipped,
         all_steps=config.raw_steps + config.student_steps,
         one_in=1 / (math_share * (1 - config.out_of_distribution_share)),
-        head_size=shipped.STUDENT_HEAD_SIZE,
-        bases=shipped.NUM_BASES,
         num_math=NUM_MATH,
         num_generic=NUM_GENERIC,
         students=markdown_table(pd.DataFrame(rows)),
         num_questions=NUM_QUESTIONS,
         num_samples=NUM_SAMPLES,
         teacher=teacher_sentence(),
-        parameters=facts["parameters"],
         minutes=facts["seconds"] / 60,
-        device=facts["device"],
     )
     path = shipped.FOLDER / "MODEL_CARD.md"
     path.write_text(text)

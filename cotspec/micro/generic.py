@@ -12,7 +12,7 @@ from collections.abc import Callable
 from random import Random
 
 from cotspec.micro import world
-from cotspec.micro.world import NAMES
+from cotspec.micro.world import NAMES, Problem
 
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 WORDS = (
@@ -58,19 +58,14 @@ def demonstrations(family: str) -> list[dict]:
     return generate(family, "demonstrations", 2, seed=0)
 
 
-def _item(question: str, steps: list[str], answer: str, program: object) -> dict:
-    return {
-        "question": question,
-        "rationale": " ".join(steps),
-        "answer": answer,
-        "num_steps": len(steps),
-        "program": json.dumps(program),
-    }
+def _item(question: str, steps: list[str], answer: str, program: object) -> Problem:
+    rationale = " ".join(steps)
+    return Problem(question, rationale, answer, len(steps), json.dumps(program))
 
 
 def _multiple_choice(
     rng: Random, question: str, steps: list, choices: list, answer: str, program: dict
-) -> dict:
+) -> Problem:
     """List the choices behind the question; the last step turns one into its letter."""
     option = _OPTIONS[choices.index(answer)]
     pairs = zip(_OPTIONS, choices, strict=True)
@@ -79,14 +74,14 @@ def _multiple_choice(
     return _item(f"{question} Options: {listed}", [*steps, last], option, program)
 
 
-def _last_letters(rng: Random) -> dict:
+def _last_letters(rng: Random) -> Problem:
     words = rng.sample(list(NAMES) + WORDS, 3)
     steps = [f"The last letter of {word} is {word[-1]}." for word in words]
     question = f"Put together the last letters of these words: {' '.join(words)}"
     return _item(question, steps, "".join(w[-1] for w in words), words)
 
 
-def _word_sorting(rng: Random) -> dict:
+def _word_sorting(rng: Random) -> Problem:
     words = rng.sample(WORDS, rng.choice((3, 4)))
     letters = " ".join(word[0] for word in words)
     in_order = " ".join(sorted(letters.split()))
@@ -96,7 +91,7 @@ def _word_sorting(rng: Random) -> dict:
     return _item(question, steps, " ".join(sorted(words)), words)
 
 
-def _object_counting(rng: Random) -> dict:
+def _object_counting(rng: Random) -> Problem:
     kinds = rng.sample(ANIMALS, rng.choice((2, 3)))
     counts = [rng.randint(2, 9) for _ in kinds]
     listed = [f"{count} {kind}" for count, kind in zip(counts, kinds, strict=True)]
@@ -111,7 +106,7 @@ def _object_counting(rng: Random) -> dict:
     return _item(question, steps, str(total), counts)
 
 
-def _boolean_expressions(rng: Random) -> dict:
+def _boolean_expressions(rng: Random) -> Problem:
     wanted = rng.random() < 0.5
     while True:
         left, right, last = (rng.random() < 0.5 for _ in range(3))
@@ -132,7 +127,7 @@ def _boolean_expressions(rng: Random) -> dict:
     return _item(question, steps, str(outer), expression)
 
 
-def _navigate(rng: Random) -> dict:
+def _navigate(rng: Random) -> Problem:
     returns = rng.random() < 0.5
     while True:
         num_moves = rng.choice((2, 3, 3, 4))
@@ -154,7 +149,7 @@ def _navigate(rng: Random) -> dict:
     return _item(question, steps, "Yes" if returns else "No", moves)
 
 
-def _tracking_shuffled_objects(rng: Random) -> dict:
+def _tracking_shuffled_objects(rng: Random) -> Problem:
     names, things = rng.sample(NAMES, 3), rng.sample(OBJECTS, 3)
     held = dict(zip(names, things, strict=True))
     told = [", ".join(f"{name} has a {thing}" for name, thing in held.items()) + "."]
@@ -172,7 +167,7 @@ def _tracking_shuffled_objects(rng: Random) -> dict:
     return _multiple_choice(rng, question, steps, things, held[asked], program)
 
 
-def _date_understanding(rng: Random) -> dict:
+def _date_understanding(rng: Random) -> Problem:
     today, ahead, who = rng.randrange(7), rng.randint(1, 4), rng.choice(NAMES)
     days = [DAYS[(today + k) % 7] for k in range(ahead + 1)]
     others = rng.sample([day for day in DAYS if day != days[-1]], 2)
@@ -185,7 +180,7 @@ def _date_understanding(rng: Random) -> dict:
     return _multiple_choice(rng, question, steps, choices, days[-1], program)
 
 
-def _web_of_lies(rng: Random) -> dict:
+def _web_of_lies(rng: Random) -> Problem:
     names = rng.sample(NAMES, rng.choice((3, 4)))
     words = {True: "tells the truth", False: "lies"}
     first = honest = rng.random() < 0.5
@@ -202,7 +197,7 @@ def _web_of_lies(rng: Random) -> dict:
     return _item(question, steps, "Yes" if honest else "No", program)
 
 
-def _reasoning_about_colored_objects(rng: Random) -> dict:
+def _reasoning_about_colored_objects(rng: Random) -> Problem:
     things, colors = rng.sample(OBJECTS, 3), rng.sample(COLORS, 3)
     seen = [f"a {color} {thing}" for color, thing in zip(colors, things, strict=True)]
     asked = rng.randrange(3)
@@ -215,7 +210,7 @@ def _reasoning_about_colored_objects(rng: Random) -> dict:
     return _multiple_choice(rng, question, steps, choices, colors[asked], program)
 
 
-def _logical_deduction(rng: Random) -> dict:
+def _logical_deduction(rng: Random) -> Problem:
     order = rng.sample(NAMES, 3)
     facts = [f"{a} is taller than {b}." for a, b in zip(order, order[1:], strict=False)]
     if rng.random() < 0.5:
@@ -230,7 +225,7 @@ def _logical_deduction(rng: Random) -> dict:
 
 
 # How a family draws a problem, and its answers where they are few.
-_DRAWS: dict[str, tuple[Callable[[Random], dict], tuple[str, ...]]] = {
+_DRAWS: dict[str, tuple[Callable[[Random], Problem], tuple[str, ...]]] = {
     "last_letters": (_last_letters, ()),
     "word_sorting": (_word_sorting, ()),
     "object_counting": (_object_counting, ()),

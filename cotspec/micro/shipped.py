@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 from safetensors.torch import load_model
@@ -26,6 +25,11 @@ from cotspec import artifacts
 from cotspec.micro import tokenizers
 from cotspec.profiles import NUM_BASES
 from cotspec.t5 import new_t5
+
+FOLDER = Path(__file__).parent / "weights"
+MANIFEST = "manifest.json"
+TEACHER = "teacher"
+ModelAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,7 @@ MICRO_STARTS = ("raw", "instruction_tuned")
 NOT_SHIPPED = ("xl", "raw")  # Table 2 of the paper has three sizes
 # Shapes of the shipped students micro-small … micro-xl, a factor 3 apart: hidden size
 # and heads.
-MICRO_SIZES = MappingProxyType(
-    {"small": (16, 3), "base": (32, 4), "large": (72, 4), "xl": (128, 8)}
-)
+MICRO_SIZES = {"small": (16, 3), "base": (32, 4), "large": (72, 4), "xl": (128, 8)}
 _TEACHER_HEAD_SIZE = 32
 # In every size. With heads of 32, students hardly learned to copy a running total into
 # the next step (139 of 152 errors); with 8 heads of 8 instead of 4 of 16, the student
@@ -73,49 +75,52 @@ STUDENT_HEAD_SIZE = 16
 _MAX_POSITIONS = 2048
 
 
-def new_model(
-    kind: str, config: MicroConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int
-) -> PreTrainedModel:
-    """Return a model with random weights; torch's global generator is left alone.
+def new_model(kind: str, config: MicroConfig, *, seed: int) -> ModelAndTokenizer:
+    """Return a model with random weights, and its tokenizer.
 
     The teacher is a Llama; ``raw`` and ``instruction_tuned`` are shaped like FlanT5.
+    Torch's global generator is left alone.
     """
-    ids = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id")}
+    is_teacher = kind == TEACHER
+    tokenizer = tokenizers.load_teacher() if is_teacher else tokenizers.load_student()
+    new = _new_teacher if is_teacher else _new_student
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if kind == TEACHER:
-            shape = LlamaConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=config.teacher_hidden,
-                intermediate_size=config.teacher_hidden * 3,
-                num_hidden_layers=config.teacher_layers,
-                num_attention_heads=config.teacher_hidden // _TEACHER_HEAD_SIZE,
-                max_position_embeddings=_MAX_POSITIONS,
-                tie_word_embeddings=True,
-                bos_token_id=None,
-                **ids,
-            )
-            return LlamaForCausalLM(shape)
-        shape = T5Config(
-            vocab_size=len(tokenizer),
-            d_model=config.student_hidden,
-            d_kv=STUDENT_HEAD_SIZE,
-            d_ff=config.student_hidden * 2,
-            num_layers=config.student_layers,
-            num_heads=config.student_heads,
-            feed_forward_proj="gated-gelu",
-            dropout_rate=0.0,
-            tie_word_embeddings=False,
-            decoder_start_token_id=tokenizer.pad_token_id,
-            **ids,
-        )
-        return new_t5(shape)
+        return new(config, tokenizer), tokenizer
 
 
-FOLDER = Path(__file__).parent / "weights"
-MANIFEST = "manifest.json"
-TEACHER = "teacher"
-ModelAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+def _new_teacher(config: MicroConfig, tokenizer: PreTrainedTokenizerBase):
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.teacher_hidden,
+        intermediate_size=config.teacher_hidden * 3,
+        num_hidden_layers=config.teacher_layers,
+        num_attention_heads=config.teacher_hidden // _TEACHER_HEAD_SIZE,
+        max_position_embeddings=_MAX_POSITIONS,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(shape)
+
+
+def _new_student(config: MicroConfig, tokenizer: PreTrainedTokenizerBase):
+    shape = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=config.student_hidden,
+        d_kv=STUDENT_HEAD_SIZE,
+        d_ff=config.student_hidden * 2,
+        num_layers=config.student_layers,
+        num_heads=config.student_heads,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        tie_word_embeddings=False,
+        decoder_start_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return new_t5(shape)
 
 
 def names() -> tuple[str, ...]:
@@ -132,7 +137,7 @@ def name_of(size: str, start: str, seed: int) -> str:
     return f"{size}-{start}-{seed % NUM_BASES}"
 
 
-def load_teacher(folder: Path = FOLDER) -> ModelAndTokenizer:
+def load_teacher() -> ModelAndTokenizer:
     """Return the shipped teacher, float32, and its tokenizer.
 
     Raises
@@ -140,14 +145,10 @@ def load_teacher(folder: Path = FOLDER) -> ModelAndTokenizer:
     ValueError
         Missing or changed weights.
     """
-    tokenizer = tokenizers.load_teacher()
-    model = new_model(TEACHER, MicroConfig(), tokenizer, seed=0)
-    return _with_weights(model, TEACHER, folder), tokenizer
+    return _load(TEACHER, TEACHER, MicroConfig())
 
 
-def load_student(
-    size: str, start: str, folder: Path = FOLDER, *, seed: int = 0
-) -> ModelAndTokenizer:
+def load_student(size: str, start: str, *, seed: int = 0) -> ModelAndTokenizer:
     """Return a shipped student, float32, and its tokenizer.
 
     Parameters
@@ -175,19 +176,17 @@ def load_student(
             f"student.start: {start!r} of 'micro-{size}' is not shipped. Allowed: "
             "instruction_tuned, or a smaller student"
         )
-    tokenizer = tokenizers.load_student()
-    model = new_model(start, config_of(size), tokenizer, seed=0)
-    return _with_weights(model, name_of(size, start, seed), folder), tokenizer
+    return _load(name_of(size, start, seed), start, config_of(size))
 
 
-def facts(name: str, folder: Path = FOLDER) -> dict[str, object]:
+def facts(name: str) -> dict[str, object]:
     """Return the manifest's entry of one model: checksum, parameters, steps …"""
-    return artifacts.read_json(folder / MANIFEST)[name]
+    return artifacts.read_json(FOLDER / MANIFEST)[name]
 
 
-def checksum(name: str, folder: Path = FOLDER) -> str:
+def checksum(name: str) -> str:
     """Return the SHA-256 of one model's weights, as the manifest has it."""
-    return str(facts(name, folder)["sha256"])
+    return str(facts(name)["sha256"])
 
 
 def config_of(size: str) -> MicroConfig:
@@ -196,19 +195,20 @@ def config_of(size: str) -> MicroConfig:
     return MicroConfig(student_hidden=hidden, student_heads=heads)
 
 
-def _with_weights(model: PreTrainedModel, name: str, folder: Path) -> PreTrainedModel:
-    path = folder / f"{name}.safetensors"
-    if not path.exists() or not (folder / MANIFEST).exists():
+def _load(name: str, kind: str, config: MicroConfig) -> ModelAndTokenizer:
+    path = FOLDER / f"{name}.safetensors"
+    if not path.exists() or not (FOLDER / MANIFEST).exists():
         raise ValueError(
             f"{path}: no such weights. Reinstall cotspec, or make them with "
             "'python -m cotspec.micro build' and 'python -m cotspec.micro pack'"
         )
-    found, wanted = artifacts.checksum(path), checksum(name, folder)
+    found, wanted = artifacts.checksum(path), checksum(name)
     if found != wanted:
         raise ValueError(
             f"{path}: changed or damaged (SHA-256 {found[:12]}…, expected "
             f"{wanted[:12]}…). Reinstall cotspec"
         )
+    model, tokenizer = new_model(kind, config, seed=0)
     try:
         load_model(model, path)
     except RuntimeError as error:
@@ -217,4 +217,4 @@ def _with_weights(model: PreTrainedModel, name: str, folder: Path) -> PreTrained
             f"{path}: weights of another architecture ({first.strip()}; "
             f"{len(others)} other tensors differ, too)"
         ) from error
-    return model.eval()
+    return model.eval(), tokenizer

@@ -36,23 +36,19 @@ _NUM_TEACHER_PIECES, _NUM_WORDS, _NUM_FRAGMENTS = 680, 190, 60
 
 def load_teacher() -> PreTrainedTokenizerFast:
     """Return the teacher's byte-level BPE; ``<|endoftext|>`` ends and pads."""
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tk.Tokenizer.from_file(str(TEACHER_FILE)),
-        eos_token=_END,
-        pad_token=_END,
-        clean_up_tokenization_spaces=False,
-    )
+    return _fast(TEACHER_FILE, eos_token=_END, pad_token=_END)
 
 
 def load_student() -> PreTrainedTokenizerFast:
     """Return the students' Unigram; like T5's it appends ``</s>``."""
+    special = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return _fast(STUDENT_FILE, **special, extra_special_tokens=list(SENTINELS))
+
+
+def _fast(file: Path, **special: object) -> PreTrainedTokenizerFast:
+    tokenizer = tk.Tokenizer.from_file(str(file))
     return PreTrainedTokenizerFast(
-        tokenizer_object=tk.Tokenizer.from_file(str(STUDENT_FILE)),
-        eos_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        extra_special_tokens=list(SENTINELS),
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special
     )
 
 

@@ -12,12 +12,24 @@ from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import add, floordiv, mul, sub
 from random import Random
+from typing import NamedTuple
 
 SPLITS = ("train", "pretraining", "validation", "test", "demonstrations")
 # A model may see a question of these twice; of the others every one is asked once.
 _MAY_REPEAT = ("train", "pretraining")
 _MAX_DRAWS = 10_000
+
+
+class Problem(NamedTuple):
+    """What is drawn; the program is what the answer follows from."""
+
+    question: str
+    rationale: str
+    answer: str
+    num_steps: int
+    program: str
 
 
 def split_of(question: str) -> str:
@@ -33,7 +45,7 @@ def split_of(question: str) -> str:
 
 
 def draw_items(
-    draw: Callable[[Random], dict],
+    draw: Callable[[Random], Problem],
     family: str,
     split: str,
     n: int,
@@ -46,7 +58,7 @@ def draw_items(
     Parameters
     ----------
     draw : callable
-        ``draw(rng) -> dict`` with at least ``question``.
+        ``draw(rng) -> Problem``.
     family, split : str
         `split` is one of `SPLITS`.
     n, seed : int
@@ -69,9 +81,9 @@ def draw_items(
         rng = Random(f"{seed}/{family}/{split}/{index}")
         wanted = answers[index % len(answers)] if answers else None
         for _ in range(_MAX_DRAWS):
-            item = draw(rng)
-            question = item["question"]
-            is_answer = wanted is None or item["answer"] == wanted
+            problem = draw(rng)
+            question = problem.question
+            is_answer = wanted in (None, problem.answer)
             if is_answer and split_of(question) == split and question not in asked:
                 break
         else:
@@ -83,7 +95,7 @@ def draw_items(
             asked.add(question)
         name = f"micro/{family}/{split}/{index:06d}"
         facts = {"problem_id": name, "task": f"micro/{family}", "split": split}
-        items.append(facts | item)
+        items.append(facts | problem._asdict())
     return items
 
 
@@ -103,7 +115,9 @@ THINGS = (
 
 GAINS = {"finds": "found", "buys": "bought", "gets": "got", "picks": "picked"}
 LOSSES = {"loses": "lost", "sells": "sold", "drops": "dropped", "uses": "used"}
-_MAX_MULTIPLIER = 5
+_SIGNS = dict(gain="+", more="+", loss="-", fewer="-", times="*", split="/")
+_OPERATORS = {"+": add, "-": sub, "*": mul, "/": floordiv}
+_MAX_FACTOR = 5
 _MAX_NUM_STEPS, _MAX_NUMBER = 3, 20
 
 
@@ -173,7 +187,7 @@ def demonstrations(family: str = "math") -> list[dict]:
     return generate(family, "demonstrations", 4, seed=0)
 
 
-def _problem(rng: Random, *, family: str) -> dict:
+def _problem(rng: Random, *, family: str) -> Problem:
     num_steps = rng.randint(1, _MAX_NUM_STEPS)
     if family == "svamp" and num_steps < 3 and rng.random() < 0.5:
         question, rationale, program, answer = _other_question(rng, num_steps)
@@ -185,13 +199,7 @@ def _problem(rng: Random, *, family: str) -> dict:
             sentences.insert(rng.randint(1, len(sentences)), _distraction(rng, story))
         question, rationale = " ".join([*sentences, asked]), _rationale(rng, story)
         program, answer = story.program, story.events[-1].after
-    return {
-        "question": question,
-        "rationale": rationale,
-        "answer": str(answer),
-        "num_steps": num_steps,
-        "program": program,
-    }
+    return Problem(question, rationale, str(answer), num_steps, program)
 
 
 def _story(rng: Random, items: list[str], num_steps: int) -> Story:
@@ -206,33 +214,35 @@ def _story(rng: Random, items: list[str], num_steps: int) -> Story:
 
 def _event(rng: Random, owner: str, count: int, *, is_last: bool) -> Event:
     """Draw one step whose numbers stay between 1 and `_MAX_NUMBER`."""
-    kinds = []
-    if count <= _MAX_NUMBER - 2:
-        kinds += ["gain", "more"]
-    if count >= 3:
-        kinds += ["loss", "fewer"]
-    if count * 2 <= _MAX_NUMBER:
-        kinds += ["times"]
-    divisors = [k for k in range(2, _MAX_MULTIPLIER + 1) if count % k == 0]
-    if is_last and divisors:
-        kinds += ["split"]
-    kind = rng.choice(kinds)
-    if kind in ("gain", "more"):
-        sign, number = "+", rng.randint(2, _MAX_NUMBER - count)
-        after = count + number
-    elif kind in ("loss", "fewer"):
-        sign, number = "-", rng.randint(2, count - 1)
-        after = count - number
-    elif kind == "times":
-        sign, number = "*", rng.randint(2, min(_MAX_MULTIPLIER, _MAX_NUMBER // count))
-        after = count * number
-    else:
-        sign, number = "/", rng.choice(divisors)
-        after = count // number
+    divisors = [k for k in range(2, _MAX_FACTOR + 1) if is_last and count % k == 0]
+    largest = {"+": _MAX_NUMBER - count, "-": count - 1, "/": max(divisors, default=0)}
+    largest["*"] = min(_MAX_FACTOR, _MAX_NUMBER // count)
+    kind = rng.choice([kind for kind, sign in _SIGNS.items() if largest[sign] >= 2])
+    sign = _SIGNS[kind]
+    number = rng.choice(divisors) if sign == "/" else rng.randint(2, largest[sign])
+    after = _OPERATORS[sign](count, number)
     is_same = kind in ("gain", "loss", "split")
     who = owner if is_same else rng.choice([n for n in NAMES if n != owner])
     verb = rng.choice(list(GAINS if kind == "gain" else LOSSES))
     return Event(kind, who, owner, verb, count, sign, number, after)
+
+
+_PLAIN = {  # how the training family tells an event
+    "gain": "{who} {verb} {number} more.",
+    "loss": "{who} {verb} {number}.",
+    "more": "{who} has {number} more than {other}.",
+    "fewer": "{who} has {number} fewer than {other}.",
+    "times": "{who} has {number} times as many as {other}.",
+    "split": "{who} puts them into {number} equal bags.",
+}
+_VARIED = {
+    "gain": "Then another {number} were {past} by {who}.",
+    "loss": "Then {number} of them {pronoun} {past}.",
+    "more": "Compared to {other}, {who} had {number} more.",
+    "fewer": "Compared to {other}, {who} had {number} fewer.",
+    "times": "The number {who} had was {number} times that of {other}.",
+    "split": "Into {number} equal bags {pronoun} put them.",
+}
 
 
 def _tell(rng: Random, story: Story) -> tuple[list[str], str]:
@@ -244,15 +254,7 @@ def _tell(rng: Random, story: Story) -> tuple[list[str], str]:
 
 
 def _sentence(event: Event) -> str:
-    """Tell one event the way the training family does."""
-    return {
-        "gain": f"{event.who} {event.verb} {event.number} more.",
-        "loss": f"{event.who} {event.verb} {event.number}.",
-        "more": f"{event.who} has {event.number} more than {event.other}.",
-        "fewer": f"{event.who} has {event.number} fewer than {event.other}.",
-        "times": f"{event.who} has {event.number} times as many as {event.other}.",
-        "split": f"{event.who} puts them into {event.number} equal bags.",
-    }[event.kind]
+    return _PLAIN[event.kind].format(**vars(event))
 
 
 def _tell_varied(rng: Random, story: Story) -> tuple[list[str], str]:
@@ -275,16 +277,8 @@ def _tell_varied(rng: Random, story: Story) -> tuple[list[str], str]:
 
 def _varied_sentence(event: Event) -> str:
     pronoun = "he" if event.who in BOYS else "she"
-    number, who, other = event.number, event.who, event.other
     past = (GAINS | LOSSES)[event.verb]
-    return {
-        "gain": f"Then another {number} were {past} by {who}.",
-        "loss": f"Then {number} of them {pronoun} {past}.",
-        "more": f"Compared to {other}, {who} had {number} more.",
-        "fewer": f"Compared to {other}, {who} had {number} fewer.",
-        "times": f"The number {who} had was {number} times that of {other}.",
-        "split": f"Into {number} equal bags {pronoun} put them.",
-    }[event.kind]
+    return _VARIED[event.kind].format(**vars(event), pronoun=pronoun, past=past)
 
 
 def _distraction(rng: Random, story: Story) -> str:
