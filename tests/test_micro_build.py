@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-from functools import partial
 from random import Random
 
 import pytest
@@ -56,9 +55,9 @@ def test_teacher_labels_are_the_solutions_and_the_end(problems):
     corpus = build.Corpus(problems, TINY, tokenizer)
     rng = Random(1)
     for _ in range(20):
-        ids, labels = build.teacher_example(rng, corpus)
+        ids, labels = corpus.teacher(rng)
         assert len(ids) == len(labels) and labels[-1] == tokenizer.eos_token_id
-        learned = [token for token in labels[:-1] if token != build.IGNORE]
+        learned = [token for token in labels[:-1] if token != -100]
         text = tokenizer.decode(learned)
         blocks = text.count("The answer is")
         assert blocks == tokenizer.decode(ids).count("Q: ")
@@ -70,7 +69,7 @@ def test_the_four_formats_all_occur(corpus):
     for _ in range(60):
         inputs, targets = (
             corpus.tokenizer.decode(ids, skip_special_tokens=True)
-            for ids in build.instruction_example(rng, corpus)
+            for ids in corpus.instruction_tuned(rng)
         )
         is_cot = inputs.endswith("Let's think step by step.")
         assert is_cot != targets.startswith("The answer is")
@@ -94,7 +93,7 @@ def test_corrupted_spans_and_what_is_left_make_the_text_again():
 
 
 def test_batches_depend_on_the_seed_alone(corpus):
-    draw = partial(build.instruction_example, corpus=corpus)
+    draw = corpus.instruction_tuned
     streams = [
         build.batches(draw, corpus.tokenizer, batch_size=4, seed=seed)
         for seed in (0, 0, 1)

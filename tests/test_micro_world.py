@@ -146,4 +146,4 @@ def test_what_is_unknown_is_named(module, arguments, message):
 def test_an_empty_split_is_an_error_and_not_an_endless_search():
     always = world.Problem("always", "", "1", 1, "1")
     with pytest.raises(ValueError, match="no 1th 'test' question"):
-        world.draw_items(lambda rng: always, "x", "test", 1, seed=0)
+        world.draw_items({"x": (lambda rng: always, ())}, "x", "test", 1, seed=0)

@@ -16,7 +16,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -24,7 +23,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from tqdm import trange
 from transformers import (
     Adafactor,
@@ -35,13 +33,13 @@ from transformers import (
 )
 
 from cotspec import artifacts, prompts
+from cotspec.losses import IGNORED
 from cotspec.micro import generic, shipped, tokenizers, world
 from cotspec.micro.shipped import MicroConfig
 from cotspec.prompts import Demonstration
 from cotspec.t5 import IN_PLACE
 from cotspec.training.loop import step_optimizer
 
-IGNORE = -100
 _POOL_BATCHES = 16  # drawn at once and sorted by length, so that padding is rare
 _CORRUPTED_SHARE = 0.15  # T5's, with spans of three tokens on average
 _MEAN_SPAN = 3
@@ -51,15 +49,6 @@ FACTS = "facts.json"  # what the training took
 
 Problems = dict[str, list[Demonstration]]  # by family
 Example = tuple[list[int], list[int]]  # input ids, label ids
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """What examples are drawn from, and how."""
-
-    problems: Problems
-    config: MicroConfig
-    tokenizer: PreTrainedTokenizerBase
 
 
 def solved_problems(split: str, size: int, *, seed: int) -> Problems:
@@ -85,60 +74,65 @@ def _solved(problem: Demonstration) -> str:
     return prompts.demonstration_block(problem, chain_of_thought=True)
 
 
-def teacher_example(rng: Random, corpus: Corpus) -> Example:
-    """Draw a few-shot CoT document; the solutions and the end are the labels.
+@dataclass(frozen=True)
+class Corpus:
+    """What examples are drawn from; there is a method for every kind of model."""
 
-    Learning to write questions would take most of a small model's capacity.
-    """
-    config, tokenizer = corpus.config, corpus.tokenizer
-    family = _draw_family(rng, config.teacher_out_of_distribution_share)
-    num = rng.randint(0, config.teacher_demonstrations)
-    *shown, asked = rng.sample(corpus.problems[family], num + 1)
-    text = prompts.teacher_prompt(asked.question, shown)
-    text += prompts.solution(asked.rationale, asked.answer)
-    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
-    ids, labels, is_solution = encoded["input_ids"], [], False
-    for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True):
-        labels.append(token if is_solution else IGNORE)
-        if "\n" in text[start:end]:
-            is_solution = text[:start].endswith(prompts.COT_TRIGGER)
-    end = tokenizer.eos_token_id
-    return [*ids, end], [*labels, end]
+    problems: Problems
+    config: MicroConfig
+    tokenizer: PreTrainedTokenizerBase
+
+    def teacher(self, rng: Random) -> Example:
+        """Draw a few-shot CoT document; the solutions and the end are the labels.
+
+        Learning to write questions would take most of a small model's capacity.
+        """
+        family = _draw_family(rng, self.config.teacher_out_of_distribution_share)
+        num = rng.randint(0, self.config.teacher_demonstrations)
+        *shown, asked = rng.sample(self.problems[family], num + 1)
+        text = prompts.teacher_prompt(asked.question, shown)
+        text += prompts.solution(asked.rationale, asked.answer)
+        encoded = self.tokenizer(text, return_offsets_mapping=True, verbose=False)
+        ids, labels, is_solution = encoded["input_ids"], [], False
+        for token, (start, end) in zip(ids, encoded["offset_mapping"], strict=True):
+            labels.append(token if is_solution else IGNORED)
+            if "\n" in text[start:end]:
+                is_solution = text[:start].endswith(prompts.COT_TRIGGER)
+        end = self.tokenizer.eos_token_id
+        return [*ids, end], [*labels, end]
+
+    def raw(self, rng: Random) -> Example:
+        """Draw a solved problem, spans replaced by sentinels (Raffel et al. 2020)."""
+        tokenizer = self.tokenizer
+        family = rng.choice([*generic.FAMILIES, *world.FAMILIES * 2])
+        text = _solved(rng.choice(self.problems[family]))
+        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        marks = tokenizer.convert_tokens_to_ids(list(tokenizers.SENTINELS))
+        return corrupt_spans(rng, ids, marks, tokenizer.eos_token_id)
+
+    def instruction_tuned(self, rng: Random) -> Example:
+        """Draw a problem of any family in one of the four data formats."""
+        config = self.config
+        if rng.random() < config.generic_share:
+            family = rng.choice(generic.FAMILIES)
+        else:
+            family = _draw_family(rng, config.out_of_distribution_share)
+        is_in_context = rng.random() < config.in_context_share
+        is_chain_of_thought = rng.random() < config.chain_of_thought_share
+        mode = "in_context" if is_in_context else "zero_shot"
+        mode += "_chain_of_thought" if is_chain_of_thought else "_answer_only"
+        num = rng.randint(1, config.num_demonstrations) if is_in_context else 0
+        *shown, asked = rng.sample(self.problems[family], num + 1)
+        inputs = prompts.build_inputs(asked.question, mode, shown)
+        solution = prompts.solution(asked.rationale, asked.answer)
+        targets = prompts.build_target(mode, completion=solution, answer=asked.answer)
+        return tuple(self.tokenizer([inputs, targets], verbose=False)["input_ids"])
 
 
 def _draw_family(rng: Random, other_share: float) -> str:
     """Draw the training family, or one of the other three with `other_share`."""
     first, *others = world.FAMILIES
     return rng.choice(others) if rng.random() < other_share else first
-
-
-def instruction_example(rng: Random, corpus: Corpus) -> Example:
-    """Draw a problem of any family in one of the four data formats."""
-    config = corpus.config
-    if rng.random() < config.generic_share:
-        family = rng.choice(generic.FAMILIES)
-    else:
-        family = _draw_family(rng, config.out_of_distribution_share)
-    is_in_context = rng.random() < config.in_context_share
-    is_chain_of_thought = rng.random() < config.chain_of_thought_share
-    mode = "in_context" if is_in_context else "zero_shot"
-    mode += "_chain_of_thought" if is_chain_of_thought else "_answer_only"
-    num = rng.randint(1, config.num_demonstrations) if is_in_context else 0
-    *shown, asked = rng.sample(corpus.problems[family], num + 1)
-    inputs = prompts.build_inputs(asked.question, mode, shown)
-    solution = prompts.solution(asked.rationale, asked.answer)
-    targets = prompts.build_target(mode, completion=solution, answer=asked.answer)
-    return tuple(corpus.tokenizer([inputs, targets], verbose=False)["input_ids"])
-
-
-def span_corruption_example(rng: Random, corpus: Corpus) -> Example:
-    """Draw a solved problem with spans replaced by sentinels (Raffel et al. 2020)."""
-    tokenizer = corpus.tokenizer
-    family = rng.choice([*generic.FAMILIES, *world.FAMILIES * 2])
-    text = _solved(rng.choice(corpus.problems[family]))
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    marks = tokenizer.convert_tokens_to_ids(list(tokenizers.SENTINELS))
-    return corrupt_spans(rng, ids, marks, tokenizer.eos_token_id)
 
 
 def corrupt_spans(
@@ -180,7 +174,7 @@ def batches(
     *,
     batch_size: int,
     seed: int,
-) -> Iterator[dict[str, Tensor]]:
+) -> Iterator[dict[str, torch.Tensor]]:
     """Yield batches for ever; each depends on the seed and its number.
 
     Examples are drawn a pool at a time and sorted by length within it. A batch is
@@ -196,13 +190,6 @@ def batches(
         for position in rng.sample(range(_POOL_BATCHES), _POOL_BATCHES):
             start = position * batch_size
             yield collate(rows[start : start + batch_size])
-
-
-_EXAMPLES = {
-    "teacher": teacher_example,
-    "raw": span_corruption_example,
-    "instruction_tuned": instruction_example,
-}
 
 
 def train_model(
@@ -233,7 +220,7 @@ def train_model(
     if base is not None:
         model = T5ForConditionalGeneration.from_pretrained(base)
     problems = solved_problems("pretraining", config.pool_size, seed=seed)
-    draw = partial(_EXAMPLES[kind], corpus=Corpus(problems, config, tokenizer))
+    draw = getattr(Corpus(problems, config, tokenizer), kind)
     is_teacher = kind == shipped.TEACHER
     batch_size = config.teacher_batch_size if is_teacher else config.batch_size
     data = batches(draw, tokenizer, batch_size=batch_size, seed=seed)

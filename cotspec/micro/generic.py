@@ -8,7 +8,6 @@ rationale ends before the answer sentence, like the math ones.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from random import Random
 
 from cotspec.micro import world
@@ -47,10 +46,7 @@ def generate(family: str, split: str, n: int, *, seed: int) -> list[dict]:
     ValueError
         Unknown family or split.
     """
-    if family not in _DRAWS:
-        raise ValueError(f"family: {family!r}. Allowed: {', '.join(FAMILIES)}")
-    draw, answers = _DRAWS[family]
-    return world.draw_items(draw, family, split, n, seed=seed, answers=answers)
+    return world.draw_items(_DRAWS, family, split, n, seed=seed)
 
 
 def demonstrations(family: str) -> list[dict]:
@@ -225,7 +221,7 @@ def _logical_deduction(rng: Random) -> Problem:
 
 
 # How a family draws a problem, and its answers where they are few.
-_DRAWS: dict[str, tuple[Callable[[Random], Problem], tuple[str, ...]]] = {
+_DRAWS: world.Families = {
     "last_letters": (_last_letters, ()),
     "word_sorting": (_word_sorting, ()),
     "object_counting": (_object_counting, ()),

@@ -212,9 +212,9 @@ def _load(name: str, kind: str, config: MicroConfig) -> ModelAndTokenizer:
     try:
         load_model(model, path)
     except RuntimeError as error:
-        _, first, *others = str(error).splitlines()
+        _, *differing = str(error).splitlines()
         raise ValueError(
-            f"{path}: weights of another architecture ({first.strip()}; "
-            f"{len(others)} other tensors differ, too)"
+            f"{path}: weights of another architecture ({len(differing)} differences, "
+            f"the first: {differing[0].strip()})"
         ) from error
     return model.eval(), tokenizer

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import add, floordiv, mul, sub
@@ -32,6 +32,9 @@ class Problem(NamedTuple):
     program: str
 
 
+Families = Mapping[str, tuple[Callable[[Random], Problem], Sequence[str]]]
+
+
 def split_of(question: str) -> str:
     """Return the split a question belongs to: 39 / 39 / 10 / 10 / 2 percent.
 
@@ -45,36 +48,32 @@ def split_of(question: str) -> str:
 
 
 def draw_items(
-    draw: Callable[[Random], Problem],
-    family: str,
-    split: str,
-    n: int,
-    *,
-    seed: int,
-    answers: Sequence[str] = (),
+    families: Families, family: str, split: str, n: int, *, seed: int
 ) -> list[dict]:
     """Return `n` items of one family and split; item i is the same for every `n`.
 
     Parameters
     ----------
-    draw : callable
-        ``draw(rng) -> Problem``.
+    families : mapping of str to (callable, sequence of str)
+        How each draws a problem, ``draw(rng) -> Problem``, and its answers where they
+        are few: they take turns, so that always giving one of them is right exactly 1
+        in ``len(answers)`` times.
     family, split : str
-        `split` is one of `SPLITS`.
+        Out of `families` and `SPLITS`.
     n, seed : int
-    answers : sequence of str
-        Where a family has few answers, these: they take turns, so that always giving
-        one of them is right exactly 1 in ``len(answers)`` times.
 
     Raises
     ------
     ValueError
-        Unknown split, `n` below zero, or fewer than `n` different questions.
+        Unknown family or split, `n` below zero, or fewer than `n` different questions.
     """
+    if family not in families:
+        raise ValueError(f"family: {family!r}. Allowed: {', '.join(families)}")
     if split not in SPLITS:
         raise ValueError(f"split: {split!r}. Allowed: {', '.join(SPLITS)}")
     if n < 0:
         raise ValueError(f"n: {n!r} must be >= 0")
+    draw, answers = families[family]
     items: list[dict] = []
     asked: set[str] = set()
     for index in range(n):
@@ -143,15 +142,7 @@ class Story:
     item: str
     start: int
     events: list[Event]
-
-    @property
-    def program(self) -> str:
-        """The story as one arithmetic expression, left to right."""
-        expression = str(self.start)
-        for event in self.events:
-            left = f"({expression})" if " " in expression else expression
-            expression = f"{left} {event.sign} {event.number}"
-        return expression
+    program: str  # all steps as one arithmetic expression, left to right
 
 
 def generate(family: str, split: str, n: int, *, seed: int) -> list[dict]:
@@ -177,9 +168,8 @@ def generate(family: str, split: str, n: int, *, seed: int) -> list[dict]:
     ValueError
         Unknown family or split.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"family: {family!r}. Allowed: {', '.join(FAMILIES)}")
-    return draw_items(partial(_problem, family=family), family, split, n, seed=seed)
+    draws = {name: (partial(_problem, family=name), ()) for name in FAMILIES}
+    return draw_items(draws, family, split, n, seed=seed)
 
 
 def demonstrations(family: str = "math") -> list[dict]:
@@ -204,12 +194,15 @@ def _problem(rng: Random, *, family: str) -> Problem:
 
 def _story(rng: Random, items: list[str], num_steps: int) -> Story:
     name, item = rng.choice(NAMES), rng.choice(items)
-    start = count = rng.randint(2, _MAX_NUMBER - 2)
-    owner, events = name, []
+    start = rng.randint(2, _MAX_NUMBER - 2)
+    owner, count, program, events = name, start, str(start), []
     for step in range(1, num_steps + 1):
-        events.append(_event(rng, owner, count, is_last=step == num_steps))
-        owner, count = events[-1].who, events[-1].after
-    return Story(name, item, start, events)
+        event = _event(rng, owner, count, is_last=step == num_steps)
+        left = program if step == 1 else f"({program})"
+        program = f"{left} {event.sign} {event.number}"
+        owner, count = event.who, event.after
+        events.append(event)
+    return Story(name, item, start, events, program)
 
 
 def _event(rng: Random, owner: str, count: int, *, is_last: bool) -> Event:
