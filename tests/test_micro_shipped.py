@@ -55,6 +55,15 @@ def test_the_model_card_says_what_the_weights_can_do():
     assert cells in (shipped.FOLDER / "MODEL_CARD.md").read_text()
 
 
+def test_the_cards_text_follows_from_the_settings(weights, monkeypatch):
+    monkeypatch.setattr(card, "student_row", lambda *_: {"model": ""})
+    monkeypatch.setattr(card, "teacher_sentence", str)
+    before = (weights / "MODEL_CARD.md").read_text()
+    after = card.write().read_text()
+    table = "| model"  # what was measured begins here
+    assert after.startswith(before.partition(table)[0])
+
+
 def test_loading_leaves_the_global_random_state_alone():
     before = torch.get_rng_state()
     models.load_student(StudentConfig("micro-small"))
