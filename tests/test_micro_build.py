@@ -1,7 +1,7 @@
 """Batches and the pretraining loop: masks, files."""
 
 import dataclasses
-from functools import partial
+import itertools
 from random import Random
 
 import pytest
@@ -10,9 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from cotspec.micro import build, tokenizers
-from cotspec.micro.shipped import (
-    MicroConfig,
-)
+from cotspec.micro.shipped import MicroConfig
 
 TINY = MicroConfig(
     num_demonstrations=1,
@@ -29,18 +27,21 @@ TINY = MicroConfig(
 
 
 @pytest.fixture(scope="module")
-def items():
-    return build.training_items(TINY, seed=0)
+def problems():
+    return build.solved_problems("pretraining", TINY.pool_size, seed=0)
+
+
+@pytest.fixture(scope="module")
+def corpus(problems):
+    return build.Corpus(problems, TINY, tokenizers.load_student())
 
 
 def build_all(out_dir, config=TINY):
     """Train a teacher, a raw base, and from it an instruction-tuned one."""
     folders = {kind: out_dir / kind for kind in ("teacher", "raw", "instruction_tuned")}
     for kind, folder in folders.items():
-        source = folders["raw"] if kind == "instruction_tuned" else None
-        build.train_model(
-            folder, kind, config=config, seed=0, show=False, source=source
-        )
+        base = folders["raw"] if kind == "instruction_tuned" else None
+        build.train_model(folder, kind, config=config, seed=0, base=base)
     return folders
 
 
@@ -49,26 +50,27 @@ def built(tmp_path_factory):
     return build_all(tmp_path_factory.mktemp("micro"))
 
 
-def test_teacher_labels_are_the_solutions_and_the_end(items):
+def test_teacher_labels_are_the_solutions_and_the_end(problems):
     tokenizer = tokenizers.load_teacher()
+    corpus = build.Corpus(problems, TINY, tokenizer)
     rng = Random(1)
     for _ in range(20):
-        ids, labels = build.teacher_example(rng, items, TINY, tokenizer)
+        ids, labels = corpus.teacher(rng)
         assert len(ids) == len(labels) and labels[-1] == tokenizer.eos_token_id
-        learned = [token for token in labels[:-1] if token != build.IGNORE]
+        learned = [token for token in labels[:-1] if token != -100]
         text = tokenizer.decode(learned)
         blocks = text.count("The answer is")
         assert blocks == tokenizer.decode(ids).count("Q: ")
         assert "Q:" not in text and "Let's" not in text
 
 
-def test_the_four_formats_all_occur(items):
-    tokenizer = tokenizers.load_student()
+def test_the_four_formats_all_occur(corpus):
     rng, kinds = Random(0), set()
     for _ in range(60):
-        ids, labels = build.instruction_example(rng, items, TINY, tokenizer)
-        inputs = tokenizer.decode(ids, skip_special_tokens=True)
-        targets = tokenizer.decode(labels, skip_special_tokens=True)
+        inputs, targets = (
+            corpus.tokenizer.decode(ids, skip_special_tokens=True)
+            for ids in corpus.instruction_tuned(rng)
+        )
         is_cot = inputs.endswith("Let's think step by step.")
         assert is_cot != targets.startswith("The answer is")
         kinds.add((is_cot, inputs.count("Q:") > 1))
@@ -90,13 +92,10 @@ def test_corrupted_spans_and_what_is_left_make_the_text_again():
         assert restored == text and inputs[-1] == labels[-1] == 99
 
 
-def test_batches_depend_on_the_seed_alone(items):
-    tokenizer = tokenizers.load_student()
-    draw = partial(
-        build.instruction_example, items=items, config=TINY, tokenizer=tokenizer
-    )
+def test_batches_depend_on_the_seed_alone(corpus):
+    draw = corpus.instruction_tuned
     streams = [
-        build.batches(draw, partial(build.collate, pad_id=0), batch_size=4, seed=seed)
+        build.batches(draw, corpus.tokenizer, batch_size=4, seed=seed)
         for seed in (0, 0, 1)
     ]
     for _ in range(20):
@@ -106,8 +105,12 @@ def test_batches_depend_on_the_seed_alone(items):
     assert not torch.equal(first["input_ids"], other["input_ids"])
 
 
-def test_collate_pads_inputs_and_ignores_padding_in_labels():
-    batch = build.collate([([5, 6], [7]), ([8], [9, 10])], pad_id=0)
+def test_batches_pad_inputs_and_ignore_padding_in_labels(corpus):
+    examples = itertools.cycle([([5, 6], [7]), ([8], [9, 10])])
+    stream = build.batches(
+        lambda rng: next(examples), corpus.tokenizer, batch_size=2, seed=0
+    )
+    batch = next(stream)
     assert batch["input_ids"].tolist() == [[5, 6], [8, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
     assert batch["labels"].tolist() == [[7, -100], [9, 10]]

@@ -1,12 +1,11 @@
 """Generic families: answers follow from programs, no constant solves one."""
 
-import itertools
 import json
 from collections import Counter
 
 import pytest
 
-from cotspec.micro import generic, world
+from cotspec.micro import generic
 
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 
@@ -73,34 +72,7 @@ def test_few_answers_come_equally_often_and_no_test_question_twice(family):
 
 
 @pytest.mark.parametrize("family", generic.FAMILIES)
-def test_splits_share_no_question(family):
-    found = {
-        split: {i["question"] for i in generic.generate(family, split, 120, seed=0)}
-        for split in world.SPLITS
-    }
-    for one, two in itertools.combinations(world.SPLITS, 2):
-        assert not found[one] & found[two]
-
-
-@pytest.mark.parametrize("family", generic.FAMILIES)
 def test_every_item_has_a_rationale_that_leaves_the_answer_sentence_out(family):
     for item in generic.generate(family, "train", 50, seed=2):
         assert item["rationale"].endswith(".")
         assert "answer" not in item["rationale"]
-
-
-@pytest.mark.parametrize("family", generic.FAMILIES)
-def test_item_i_is_the_same_however_many_are_asked_for(family):
-    few = generic.generate(family, "test", 2, seed=0)
-    assert few == generic.generate(family, "test", 20, seed=0)[:2]
-
-
-@pytest.mark.parametrize("family", generic.FAMILIES)
-def test_demonstrations_are_two_of_their_own_split(family):
-    shown = generic.demonstrations(family)
-    assert [item["split"] for item in shown] == ["demonstrations"] * 2
-
-
-def test_an_unknown_family_is_named():
-    with pytest.raises(ValueError, match="family: 'snarks'. Allowed: last_letters"):
-        generic.generate("snarks", "train", 1, seed=0)

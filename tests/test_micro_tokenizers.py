@@ -1,6 +1,7 @@
 """The shipped tokenizers: made again to the byte, T5-like, and unlike each other."""
 
 import pytest
+from transformers import AutoTokenizer
 
 from cotspec.micro import build, tokenizers, world
 
@@ -20,13 +21,11 @@ def texts():
     return [f"{item['question']} {item['rationale']}" for item in items]
 
 
-def test_numbers_up_to_99_are_single_student_pieces(student):
+def test_numbers_up_to_99_are_single_pieces_the_teachers_after_a_space(
+    student, teacher
+):
     for number in range(100):
         assert len(student(str(number), add_special_tokens=False)["input_ids"]) == 1
-
-
-def test_numbers_up_to_99_are_single_teacher_pieces_after_a_space(teacher):
-    for number in range(100):
         assert len(teacher(f" {number}")["input_ids"]) == 1
 
 
@@ -41,7 +40,7 @@ def test_the_student_is_t5_like(student):
     ids = student("Tom has\n\n 3")["input_ids"]
     assert student.convert_ids_to_tokens(ids) == ["▁Tom", "▁has", "▁3", "</s>"]
     assert student.pad_token_id == 0 and student.eos_token_id == 1
-    marks = student.convert_tokens_to_ids(list(tokenizers.sentinels()))
+    marks = student.convert_tokens_to_ids(list(tokenizers.SENTINELS))
     assert student.unk_token_id not in marks and len(set(marks)) == len(marks)
 
 
@@ -53,8 +52,7 @@ def test_the_student_spells_every_letter(student):
 
 def boundaries(tokenizer, text):
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ends = {end for _, end in encoded["offset_mapping"]}
-    return ends
+    return {end for _, end in encoded["offset_mapping"]}
 
 
 def test_some_student_pieces_span_several_teacher_pieces_and_the_reverse(
@@ -69,8 +67,6 @@ def test_some_student_pieces_span_several_teacher_pieces_and_the_reverse(
 
 
 def test_saved_tokenizers_load_again_from_their_folder(student, tmp_path):
-    from transformers import AutoTokenizer
-
     student.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
     assert again("Tom has 3.")["input_ids"] == student("Tom has 3.")["input_ids"]

@@ -6,7 +6,9 @@ import re
 
 import pytest
 
-from cotspec.micro import world
+from cotspec.micro import generic, world
+
+EVERY = [(module, name) for module in (world, generic) for name in module.FAMILIES]
 
 _SIGNS = {ast.Add: operator.add, ast.Sub: operator.sub}
 _SIGNS |= {ast.Mult: operator.mul, ast.Div: operator.truediv}
@@ -48,10 +50,11 @@ def test_numbers_stay_within_twenty_and_every_one_in_a_program_is_told(family):
         assert set(re.findall(r"\d+", item["program"])) <= set(told), item
 
 
-def test_item_i_is_the_same_however_many_are_asked_for():
-    few = world.generate("math", "train", 3, seed=0)
-    assert few == world.generate("math", "train", 30, seed=0)[:3]
-    assert few != world.generate("math", "train", 3, seed=1)
+@pytest.mark.parametrize(("module", "family"), EVERY)
+def test_item_i_is_the_same_however_many_are_asked_for(module, family):
+    few = module.generate(family, "train", 3, seed=0)
+    assert few == module.generate(family, "train", 30, seed=0)[:3]
+    assert few != module.generate(family, "train", 3, seed=1)
 
 
 def test_the_first_item_is_pinned():
@@ -65,10 +68,11 @@ def test_the_first_item_is_pinned():
     assert (item["answer"], item["num_steps"]) == ("10", 3)
 
 
-@pytest.mark.parametrize("family", world.FAMILIES)
-def test_splits_share_no_question_and_each_question_knows_its_split(family):
+@pytest.mark.parametrize(("module", "family"), EVERY)
+def test_splits_share_no_question_and_each_question_knows_its_split(module, family):
+    num = 400 if module is world else 120
     questions = {
-        split: {item["question"] for item in world.generate(family, split, 400, seed=0)}
+        split: {row["question"] for row in module.generate(family, split, num, seed=0)}
         for split in world.SPLITS
     }
     for split, found in questions.items():
@@ -117,26 +121,29 @@ def test_no_constant_answer_solves_a_third():
         assert max(map(answers.count, answers)) / 300 < 0.33
 
 
-@pytest.mark.parametrize("family", world.FAMILIES)
-def test_demonstrations_are_from_no_split_that_is_trained_or_tested_on(family):
-    shown = world.demonstrations(family)
-    assert len(shown) == 4
+@pytest.mark.parametrize(("module", "family"), EVERY)
+def test_demonstrations_are_from_no_split_that_is_trained_or_tested_on(module, family):
+    shown = module.demonstrations(family)
+    assert len(shown) == (4 if module is world else 2)
+    assert {item["split"] for item in shown} == {"demonstrations"}
     assert {world.split_of(item["question"]) for item in shown} == {"demonstrations"}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("module", "arguments", "message"),
     [
-        (("maths", "train", 1), "family: 'maths'. Allowed: math,"),
-        (("math", "dev", 1), "split: 'dev'. Allowed: train,"),
-        (("math", "train", -1), "n: -1"),
+        (world, ("maths", "train", 1), "family: 'maths'. Allowed: math,"),
+        (world, ("math", "dev", 1), "split: 'dev'. Allowed: train,"),
+        (world, ("math", "train", -1), "n: -1"),
+        (generic, ("snarks", "train", 1), "family: 'snarks'. Allowed: last_letters,"),
     ],
 )
-def test_what_is_unknown_is_named(arguments, message):
+def test_what_is_unknown_is_named(module, arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        world.generate(*arguments, seed=0)
+        module.generate(*arguments, seed=0)
 
 
 def test_an_empty_split_is_an_error_and_not_an_endless_search():
+    always = world.Problem("always", "", "1", 1, "1")
     with pytest.raises(ValueError, match="no 1th 'test' question"):
-        world.draw_items(lambda rng: {"question": "always"}, "x", "test", 1, seed=0)
+        world.draw_items({"x": (lambda rng: always, ())}, "x", "test", 1, seed=0)

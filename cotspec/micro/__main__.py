@@ -11,14 +11,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cotspec.micro import tokenizers
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status, 2 for what the user got wrong."""
     options = _parser().parse_args(arguments)
+    # Imported here, since it takes seconds that --help need not wait for.
+    from cotspec.micro import build, card, shipped, tokenizers
+
     try:
-        options.run(options)
+        if options.command == "build":
+            for name in options.only or shipped.names():
+                print(build.make(name, options.out))
+        elif options.command == "pack":
+            print(f"{build.pack(options.out) / 1e6:.1f} MB in {shipped.FOLDER}")
+        elif options.command == "card":
+            print(card.write())
+        else:
+            folder = options.out or tokenizers.FOLDER
+            tokenizers.save(build.tokenizer_texts(), folder)
+            print(folder)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -27,48 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cotspec.micro")
-    commands = parser.add_subparsers(required=True)
+    commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="train the shipped models; resumes")
-    build.add_argument("--out", type=Path, default=Path("runs/micro_build"))
-    build.add_argument(
-        "--only", action="append", metavar="NAME", help="teacher, small-raw-0, …"
-    )
-    build.set_defaults(run=_build)
     pack = commands.add_parser("pack", help="write built models into the package")
-    pack.add_argument("--out", type=Path, default=Path("runs/micro_build"))
-    pack.set_defaults(run=_pack)
-    card = commands.add_parser("card", help="measure the weights, write MODEL_CARD.md")
-    card.set_defaults(run=_card)
+    commands.add_parser("card", help="measure the weights, write MODEL_CARD.md")
     make = commands.add_parser("tokenizers", help="make the tokenizer files again")
-    make.add_argument("--out", type=Path, default=tokenizers.FOLDER)
-    make.set_defaults(run=_tokenizers)
+    for command in (build, pack):
+        command.add_argument("--out", type=Path, default=Path("runs/micro_build"))
+    make.add_argument("--out", type=Path, help="default: the package's own folder")
+    name = "teacher, small-raw-0, …"
+    build.add_argument("--only", action="append", metavar="NAME", help=name)
     return parser
-
-
-def _build(options: argparse.Namespace) -> None:
-    from cotspec.micro import build, shipped
-
-    for name in options.only or shipped.names():
-        print(build.make(name, options.out))
-
-
-def _pack(options: argparse.Namespace) -> None:
-    from cotspec.micro import build, shipped
-
-    print(f"{build.pack(options.out) / 1e6:.1f} MB in {shipped.FOLDER}")
-
-
-def _card(_: argparse.Namespace) -> None:
-    from cotspec.micro import card
-
-    print(card.write())
-
-
-def _tokenizers(options: argparse.Namespace) -> None:
-    from cotspec.micro import build
-
-    tokenizers.save(build.tokenizer_texts(), options.out)
-    print(options.out)
 
 
 if __name__ == "__main__":

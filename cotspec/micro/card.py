@@ -6,25 +6,13 @@ Run as ``python -m cotspec.micro card``.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from cotspec import evaluation, models, statistics, tasks, teacher
+from cotspec import evaluation, models, profiles, statistics, tasks, teacher
 from cotspec.artifacts import markdown_table
 from cotspec.micro import generic, shipped, world
-from cotspec.micro.shipped import (
-    SHIPPED_MICRO,
-    STUDENT_HEAD_SIZE,
-)
-from cotspec.profiles import (
-    EvaluationConfig,
-    FilterConfig,
-    StudentConfig,
-    TeacherConfig,
-)
 from cotspec.teacher import filtering
 from cotspec.teacher.studies import vote_curves
 
@@ -33,68 +21,28 @@ NUM_QUESTIONS, NUM_SAMPLES = 300, 10  # of the teacher, from the training split
 CHAIN = "in_context_chain_of_thought"
 MATH = tuple(f"micro/{family}" for family in world.FAMILIES)
 GENERIC = tuple(f"micro/{family}" for family in generic.FAMILIES)
-DECODING = EvaluationConfig(
+DECODING = profiles.EvaluationConfig(
     num_demonstrations=1, max_new_tokens=80, batch_tokens=32768, precision="float32"
 )
 
-_CARD = """# The micro-world's models
-
-Made by `python -m cotspec.micro build` and `pack`; this card by `card`.
-
-- **Data**: the seeded generators of `cotspec.micro`, training and pretraining splits;
-  no text from anywhere else. Students are pretrained on other questions than they
-  are specialized on, of all families; one instruction example in {one_in:.0f} is of
-  the training family, of any number of steps. A small model with many tasks learns
-  each a little.
-- **Teacher**: a Llama, byte-level BPE, trained on few-shot documents of the training
-  family; {teacher_steps} steps of {teacher_batch} documents, AdamW.
-- **Students**: T5 v1.1 (gated GELU, untied head, {layers} layers on each side,
-  heads of {head_size}), Unigram vocabulary. *Raw*: span
-  corruption over solved problems, {all_steps} steps. *Instruction-tuned*: {raw_steps}
-  steps of that, then {student_steps} over all families in all four formats,
-  {generic:.0%} generic: as many updates as raw.
-  {batch} examples per step, Adafactor, rate {rate} relative, cosine.
-- **Bases**: {bases} a size and start, of seeds of their own (weights and data); the
-  student of seed s starts from base s mod {bases}. bfloat16 autocast,
-  stored as float16, loaded as float32.
-- **Use**: teaching and tests of cotspec. They speak a few hundred words; nothing they
-  say is about the world outside.
-
-## What they can do
-
-Percent right on validation problems ({num_math} per math set, {num_generic} per generic
-task), greedy, in-context; intervals are 95% Wilson. OOD: the three
-out-of-distribution sets together. Minutes are wall-clock.
-
-{students}
-
-Teacher, {num_questions} training questions, {num_samples} solutions each at temperature
-0.5, four demonstrations: {teacher}.
-"""
+_TEMPLATE = Path(__file__).with_name("card.md")
 
 
 def student_row(size: str, start: str, base: int) -> dict[str, str]:
     """Measure one student on the validation split; fractions as percent, in words."""
-    config = StudentConfig(model=f"micro-{size}", start=start)
+    config = profiles.StudentConfig(model=f"micro-{size}", start=start)
     student = models.load_student(config, seed=base)
+    problems = {task: tasks.load(task, "validation", num=NUM_MATH) for task in MATH}
     modes = dict.fromkeys(MATH, (CHAIN,))
-    modes |= dict.fromkeys(GENERIC, ("chain_of_thought", "answer_only"))
-    counts = dict.fromkeys(MATH, NUM_MATH) | dict.fromkeys(GENERIC, NUM_GENERIC)
-    problems = {
-        task: tasks.load(task, "validation").select(range(num))
-        for task, num in counts.items()
-    }
-    shown = {task: tasks.demonstrations(task) for task in GENERIC}
-    shown |= dict.fromkeys(MATH, tasks.demonstrations(MATH[0]))
+    for task in GENERIC:
+        problems[task] = tasks.load(task, "validation", num=NUM_GENERIC)
+        modes[task] = ("chain_of_thought", "answer_only")
+    shown = {task: tasks.demonstrations(task) for task in problems}
     found = evaluation.evaluate(
         student, problems, modes, DECODING, demonstrations=shown, checkpoint="shipped"
     ).to_pandas()
-    row = {
-        "model": f"micro-{size}",
-        "start": start,
-        "base": str(base),
-        "parameters": f"{student.size:,}",
-    }
+    row = {"model": config.model, "start": start, "base": str(base)}
+    row["parameters"] = f"{student.size:,}"
     for label, names, mode in (
         ("math", MATH[:1], CHAIN),
         ("OOD", MATH[1:], CHAIN),
@@ -102,30 +50,26 @@ def student_row(size: str, start: str, base: int) -> dict[str, str]:
         ("generic answer-only", GENERIC, "answer_only"),
     ):
         chosen = found["task"].isin(names) & (found["prompt_mode"] == mode)
-        row[label] = _percent(found["is_correct"][chosen])
+        right, n = found["is_correct"][chosen].sum(), chosen.sum()
+        low, high = statistics.wilson_interval(right, n)
+        row[label] = f"{right / n:.1%} [{low:.1%}, {high:.1%}]"
     return row
-
-
-def _percent(is_correct: pd.Series) -> str:
-    right, n = int(is_correct.sum()), len(is_correct)
-    low, high = statistics.wilson_interval(right, n)
-    return f"{right / n:.1%} [{low:.1%}, {high:.1%}]"
 
 
 def teacher_sentence() -> str:
     """Measure the teacher: one solution, majority vote, any of the samples."""
-    config = TeacherConfig(
+    config = profiles.TeacherConfig(
         backend="huggingface", model=models.MICRO_TEACHER, max_new_tokens=96
     )
     traces = teacher.sample(
-        tasks.load(MATH[0], "train").select(range(NUM_QUESTIONS)),
+        tasks.load(MATH[0], "train", num=NUM_QUESTIONS),
         teacher.load_backend(config),
         num_samples=NUM_SAMPLES,
         temperature=0.5,
         seed=0,
         demonstrations=tasks.demonstrations(MATH[0]),
     )
-    curves = vote_curves(filtering.filter_traces(traces, FilterConfig()))
+    curves = vote_curves(filtering.filter_traces(traces, profiles.FilterConfig()))
     curves = curves.set_index(["series", "k"])["accuracy"]
     return (
         f"one solution right {curves['pass@k', 1]:.1%}, "
@@ -134,42 +78,29 @@ def teacher_sentence() -> str:
     )
 
 
-def write(folder: Path = shipped.FOLDER) -> Path:
-    """Measure every shipped model and write the card into `folder`."""
-    manifest = json.loads((folder / shipped.MANIFEST).read_text())
+def write() -> Path:
+    """Measure every shipped model and write the card beside the weights."""
     rows = []
     for name in shipped.names()[1:]:
         size, start, base = name.split("-")
-        minutes = {"minutes": f"{manifest[name]['seconds'] / 60:.1f}"}
+        minutes = {"minutes": f"{shipped.facts(name)['seconds'] / 60:.1f}"}
         rows.append(student_row(size, start, int(base)) | minutes)
-    path = folder / "MODEL_CARD.md"
-    path.write_text(_text(rows, teacher_sentence(), manifest))
-    return path
-
-
-def _text(rows: Sequence[dict], sentence: str, manifest: Mapping[str, dict]) -> str:
-    config = SHIPPED_MICRO
-    facts = manifest[shipped.TEACHER]
-    sentence += f" ({facts['parameters']:,} parameters, {facts['seconds'] / 60:.1f} min"
-    sentence += f", {facts['device']})"
-    return _CARD.format(
-        one_in=1
-        / ((1 - config.generic_share) * (1 - config.out_of_distribution_share)),
-        bases=shipped.NUM_BASES,
+    config, facts = shipped.MicroConfig(), shipped.facts(shipped.TEACHER)
+    math_share = 1 - config.generic_share
+    text = _TEMPLATE.read_text("utf-8").format(
+        config=config,
+        facts=facts,
+        shipped=shipped,
         all_steps=config.raw_steps + config.student_steps,
-        teacher_steps=config.teacher_steps,
-        teacher_batch=config.teacher_batch_size,
-        raw_steps=config.raw_steps,
-        layers=config.student_layers,
-        head_size=STUDENT_HEAD_SIZE,
-        student_steps=config.student_steps,
-        generic=config.generic_share,
-        batch=config.batch_size,
-        rate=config.learning_rate,
+        one_in=1 / (math_share * (1 - config.out_of_distribution_share)),
         num_math=NUM_MATH,
         num_generic=NUM_GENERIC,
         students=markdown_table(pd.DataFrame(rows)),
         num_questions=NUM_QUESTIONS,
         num_samples=NUM_SAMPLES,
-        teacher=sentence,
+        teacher=teacher_sentence(),
+        minutes=facts["seconds"] / 60,
     )
+    path = shipped.FOLDER / "MODEL_CARD.md"
+    path.write_text(text)
+    return path

@@ -8,11 +8,10 @@ rationale ends before the answer sentence, like the math ones.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from random import Random
 
 from cotspec.micro import world
-from cotspec.micro.world import NAMES
+from cotspec.micro.world import NAMES, Problem
 
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 WORDS = (
@@ -22,6 +21,7 @@ WORDS = (
 OBJECTS = "ball hat cup bell drum lamp ring sock".split()
 ANIMALS = "cats dogs hens goats pigs rats".split()
 COLORS = "red blue green black white pink".split()
+_OPTIONS = ("(A)", "(B)", "(C)")
 
 
 def generate(family: str, split: str, n: int, *, seed: int) -> list[dict]:
@@ -46,63 +46,48 @@ def generate(family: str, split: str, n: int, *, seed: int) -> list[dict]:
     ValueError
         Unknown family or split.
     """
-    if family not in _DRAWS:
-        raise ValueError(f"family: {family!r}. Allowed: {', '.join(FAMILIES)}")
-    return world.draw_items(
-        _DRAWS[family], family, split, n, seed=seed, answers=_ANSWERS.get(family, ())
-    )
+    return world.draw_items(_DRAWS, family, split, n, seed=seed)
 
 
-def demonstrations(family: str, n: int = 2) -> list[dict]:
-    """Return fixed worked problems for prompts, from a split of their own."""
-    return generate(family, "demonstrations", n, seed=0)
+def demonstrations(family: str) -> list[dict]:
+    """Return two worked problems for prompts, from a split of their own."""
+    return generate(family, "demonstrations", 2, seed=0)
 
 
-def _item(
-    question: str, steps: list[str], answer: str, program: dict | list | str
-) -> dict:
-    return {
-        "question": question,
-        "rationale": " ".join(steps),
-        "answer": answer,
-        "num_steps": len(steps),
-        "program": json.dumps(program),
-    }
+def _item(question: str, steps: list[str], answer: str, program: object) -> Problem:
+    rationale = " ".join(steps)
+    return Problem(question, rationale, answer, len(steps), json.dumps(program))
 
 
-def _options(choices: list[str]) -> str:
-    letters = (f"({letter}) {c}" for letter, c in zip("ABC", choices, strict=True))
-    return "Options: " + " ".join(letters)
+def _multiple_choice(
+    rng: Random, question: str, steps: list, choices: list, answer: str, program: dict
+) -> Problem:
+    """List the choices behind the question; the last step turns one into its letter."""
+    option = _OPTIONS[choices.index(answer)]
+    pairs = zip(_OPTIONS, choices, strict=True)
+    listed = " ".join(f"{letter} {choice}" for letter, choice in pairs)
+    last = f"{rng.choice(('So', 'That is'))} {answer}, option {option}."
+    return _item(f"{question} Options: {listed}", [*steps, last], option, program)
 
 
-def _option(choices: list[str], answer: str) -> str:
-    return f"({'ABC'[choices.index(answer)]})"
-
-
-def _so_option(rng: Random, choices: list[str], answer: str) -> str:
-    opening = rng.choice(("So", "That is"))
-    return f"{opening} {answer}, option {_option(choices, answer)}."
-
-
-def _last_letters(rng: Random) -> dict:
+def _last_letters(rng: Random) -> Problem:
     words = rng.sample(list(NAMES) + WORDS, 3)
     steps = [f"The last letter of {word} is {word[-1]}." for word in words]
     question = f"Put together the last letters of these words: {' '.join(words)}"
     return _item(question, steps, "".join(w[-1] for w in words), words)
 
 
-def _word_sorting(rng: Random) -> dict:
-    initials = rng.sample(WORDS, rng.choice((3, 4)))
-    ordered = sorted(initials)
-    letters = " ".join(word[0] for word in initials)
-    in_order = " ".join(word[0] for word in ordered)
+def _word_sorting(rng: Random) -> Problem:
+    words = rng.sample(WORDS, rng.choice((3, 4)))
+    letters = " ".join(word[0] for word in words)
+    in_order = " ".join(sorted(letters.split()))
     wording = rng.choice(("Sorted: {}.", "In order: {}."))
     steps = [f"The first letters are {letters}.", wording.format(in_order)]
-    question = f"Sort these words from a to z: {' '.join(initials)}"
-    return _item(question, steps, " ".join(ordered), initials)
+    question = f"Sort these words from a to z: {' '.join(words)}"
+    return _item(question, steps, " ".join(sorted(words)), words)
 
 
-def _object_counting(rng: Random) -> dict:
+def _object_counting(rng: Random) -> Problem:
     kinds = rng.sample(ANIMALS, rng.choice((2, 3)))
     counts = [rng.randint(2, 9) for _ in kinds]
     listed = [f"{count} {kind}" for count, kind in zip(counts, kinds, strict=True)]
@@ -117,7 +102,7 @@ def _object_counting(rng: Random) -> dict:
     return _item(question, steps, str(total), counts)
 
 
-def _boolean_expressions(rng: Random) -> dict:
+def _boolean_expressions(rng: Random) -> Problem:
     wanted = rng.random() < 0.5
     while True:
         left, right, last = (rng.random() < 0.5 for _ in range(3))
@@ -130,15 +115,15 @@ def _boolean_expressions(rng: Random) -> dict:
             break
     expression = f"( {'not ' * negated}{left} {first} {right} ) {second} {last}"
     steps = [f"not {left} is {value}."] if negated else []
-    steps += [f"{value} {first} {right} is {inner}."]
-    steps += [f"{inner} {second} {last} is {outer}."]
+    steps.append(f"{value} {first} {right} is {inner}.")
+    steps.append(f"{inner} {second} {last} is {outer}.")
     opening = rng.choice(("what is", "can you find"))
     who, other = rng.sample(NAMES, 2)
     question = f"{who} asks {other}: {opening} {expression}?"
     return _item(question, steps, str(outer), expression)
 
 
-def _navigate(rng: Random) -> dict:
+def _navigate(rng: Random) -> Problem:
     returns = rng.random() < 0.5
     while True:
         num_moves = rng.choice((2, 3, 3, 4))
@@ -148,21 +133,19 @@ def _navigate(rng: Random) -> dict:
     pair = rng.choice((("left", "right"), ("back", "forward"), ("down", "up")))
     sides = dict(zip((-1, 1), pair, strict=True))
     who = rng.choice(NAMES)
-    told, steps, place = [], ["Start at 0."], 0
+    told = [f"{who} takes {count} steps {sides[sign]}." for sign, count in moves]
+    steps, place = ["Start at 0."], 0
     for sign, count in moves:
-        told.append(f"{who} takes {count} steps {sides[sign]}.")
         place += sign * count
         where = f"{abs(place)} {sides[1 if place > 0 else -1]}" if place else "0"
         steps.append(f"{count} {sides[sign]}: now at {where}.")
-    endings = ("That is the start.", "We are back.")
-    if not returns:
-        endings = ("That is not the start.", "We are not back.")
-    steps.append(rng.choice(endings))
+    no = "" if returns else " not"
+    steps.append(rng.choice((f"That is{no} the start.", f"We are{no} back.")))
     question = " ".join([*told, f"Does {who} return to the start?"])
     return _item(question, steps, "Yes" if returns else "No", moves)
 
 
-def _tracking_shuffled_objects(rng: Random) -> dict:
+def _tracking_shuffled_objects(rng: Random) -> Problem:
     names, things = rng.sample(NAMES, 3), rng.sample(OBJECTS, 3)
     held = dict(zip(names, things, strict=True))
     told = [", ".join(f"{name} has a {thing}" for name, thing in held.items()) + "."]
@@ -175,63 +158,55 @@ def _tracking_shuffled_objects(rng: Random) -> dict:
         now = ", ".join(f"{name} {thing}" for name, thing in held.items())
         steps.append(f"{one} and {two} swap: {now}.")
     asked = rng.choice(names)
-    steps.append(_so_option(rng, things, held[asked]))
-    question = f"{' '.join(told)} What does {asked} have? {_options(things)}"
+    question = f"{' '.join(told)} What does {asked} have?"
     program = {"names": names, "things": things, "swaps": swaps, "asked": asked}
-    return _item(question, steps, _option(things, held[asked]), program)
+    return _multiple_choice(rng, question, steps, things, held[asked], program)
 
 
-def _date_understanding(rng: Random) -> dict:
+def _date_understanding(rng: Random) -> Problem:
     today, ahead, who = rng.randrange(7), rng.randint(1, 4), rng.choice(NAMES)
     days = [DAYS[(today + k) % 7] for k in range(ahead + 1)]
     others = rng.sample([day for day in DAYS if day != days[-1]], 2)
     choices = rng.sample([days[-1], *others], 3)
-    steps = [f"Day {k} is {day}." for k, day in enumerate(days) if k]
-    steps = [f"Today is {days[0]}.", *steps, _so_option(rng, choices, days[-1])]
-    question = (
-        f"Today is {days[0]}. {who} leaves in {ahead} day{'s' * (ahead > 1)}. "
-        f"On what day does {who} leave? {_options(choices)}"
-    )
+    steps = [f"Today is {days[0]}."]
+    steps += [f"Day {k} is {days[k]}." for k in range(1, ahead + 1)]
+    question = f"Today is {days[0]}. {who} leaves in {ahead} day{'s' * (ahead > 1)}."
+    question += f" On what day does {who} leave?"
     program = {"today": days[0], "ahead": ahead, "choices": choices}
-    return _item(question, steps, _option(choices, days[-1]), program)
+    return _multiple_choice(rng, question, steps, choices, days[-1], program)
 
 
-def _web_of_lies(rng: Random) -> dict:
+def _web_of_lies(rng: Random) -> Problem:
     names = rng.sample(NAMES, rng.choice((3, 4)))
     words = {True: "tells the truth", False: "lies"}
-    honest = rng.random() < 0.5
-    told, steps = [f"{names[0]} {words[honest]}."], []
-    steps.append(told[0])
-    claims = []
+    first = honest = rng.random() < 0.5
+    told, claims = [f"{names[0]} {words[first]}."], []
+    steps = told.copy()
     for before, name in zip(names, names[1:], strict=False):
         claim = rng.random() < 0.5
         claims.append(claim)
         told.append(f"{name} says {before} {words[claim]}.")
-        truth = claim == honest
-        steps.append(f"{name} says {before} {words[claim]}, so {name} {words[truth]}.")
-        honest = truth
+        honest = claim == honest
+        steps.append(f"{name} says {before} {words[claim]}, so {name} {words[honest]}.")
     question = f"{' '.join(told)} Does {names[-1]} tell the truth?"
-    program = {"first": told[0] == f"{names[0]} {words[True]}.", "claims": claims}
+    program = {"first": first, "claims": claims}
     return _item(question, steps, "Yes" if honest else "No", program)
 
 
-def _reasoning_about_colored_objects(rng: Random) -> dict:
+def _reasoning_about_colored_objects(rng: Random) -> Problem:
     things, colors = rng.sample(OBJECTS, 3), rng.sample(COLORS, 3)
     seen = [f"a {color} {thing}" for color, thing in zip(colors, things, strict=True)]
     asked = rng.randrange(3)
     choices = rng.sample(colors, 3)
     wording = rng.choice(("The {} is {}.", "I see the {}. It is {}."))
     steps = [wording.format(things[asked], colors[asked])]
-    steps.append(_so_option(rng, choices, colors[asked]))
-    question = (
-        f"On the desk I see {seen[0]}, {seen[1]} and {seen[2]}. "
-        f"What color is the {things[asked]}? {_options(choices)}"
-    )
+    question = f"On the desk I see {seen[0]}, {seen[1]} and {seen[2]}."
+    question += f" What color is the {things[asked]}?"
     program = {"things": things, "colors": colors, "asked": asked, "choices": choices}
-    return _item(question, steps, _option(choices, colors[asked]), program)
+    return _multiple_choice(rng, question, steps, choices, colors[asked], program)
 
 
-def _logical_deduction(rng: Random) -> dict:
+def _logical_deduction(rng: Random) -> Problem:
     order = rng.sample(NAMES, 3)
     facts = [f"{a} is taller than {b}." for a, b in zip(order, order[1:], strict=False)]
     if rng.random() < 0.5:
@@ -239,33 +214,23 @@ def _logical_deduction(rng: Random) -> dict:
     place, word = rng.choice(((0, "tallest"), (1, "second"), (2, "last")))
     choices = rng.sample(order, 3)
     wording = rng.choice(("The order is {}.", "From tall to small: {}."))
-    steps = [wording.format(", ".join(order)), _so_option(rng, choices, order[place])]
-    question = f"{' '.join(facts)} Who is the {word}? {_options(choices)}"
+    steps = [wording.format(", ".join(order))]
+    question = f"{' '.join(facts)} Who is the {word}?"
     program = {"order": order, "place": place, "choices": choices}
-    return _item(question, steps, _option(choices, order[place]), program)
+    return _multiple_choice(rng, question, steps, choices, order[place], program)
 
 
-_DRAWS: dict[str, Callable[[Random], dict]] = {
-    "last_letters": _last_letters,
-    "word_sorting": _word_sorting,
-    "object_counting": _object_counting,
-    "boolean_expressions": _boolean_expressions,
-    "navigate": _navigate,
-    "tracking_shuffled_objects": _tracking_shuffled_objects,
-    "date_understanding": _date_understanding,
-    "web_of_lies": _web_of_lies,
-    "reasoning_about_colored_objects": _reasoning_about_colored_objects,
-    "logical_deduction": _logical_deduction,
+# How a family draws a problem, and its answers where they are few.
+_DRAWS: world.Families = {
+    "last_letters": (_last_letters, ()),
+    "word_sorting": (_word_sorting, ()),
+    "object_counting": (_object_counting, ()),
+    "boolean_expressions": (_boolean_expressions, ("True", "False")),
+    "navigate": (_navigate, ("Yes", "No")),
+    "tracking_shuffled_objects": (_tracking_shuffled_objects, _OPTIONS),
+    "date_understanding": (_date_understanding, _OPTIONS),
+    "web_of_lies": (_web_of_lies, ("Yes", "No")),
+    "reasoning_about_colored_objects": (_reasoning_about_colored_objects, _OPTIONS),
+    "logical_deduction": (_logical_deduction, _OPTIONS),
 }
 FAMILIES = tuple(_DRAWS)
-_OPTIONS = ("(A)", "(B)", "(C)")
-# Families whose answers are few.
-_ANSWERS = {
-    "boolean_expressions": ("True", "False"),
-    "navigate": ("Yes", "No"),
-    "tracking_shuffled_objects": _OPTIONS,
-    "date_understanding": _OPTIONS,
-    "web_of_lies": ("Yes", "No"),
-    "reasoning_about_colored_objects": _OPTIONS,
-    "logical_deduction": _OPTIONS,
-}

@@ -7,14 +7,12 @@ under ``weights/`` whose SHA-256 is checked against ``weights/manifest.json``.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
-from safetensors.torch import load
+from safetensors.torch import load_model
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -23,9 +21,15 @@ from transformers import (
     T5Config,
 )
 
+from cotspec import artifacts
 from cotspec.micro import tokenizers
 from cotspec.profiles import NUM_BASES
 from cotspec.t5 import new_t5
+
+FOLDER = Path(__file__).parent / "weights"
+MANIFEST = "manifest.json"
+TEACHER = "teacher"
+ModelAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 @dataclass(frozen=True)
@@ -34,49 +38,35 @@ class MicroConfig:
 
     num_demonstrations: int = 2  # at most, in a student's pretraining example
     pool_size: int = 20_000  # training items per math family, a quarter per generic
-    teacher_steps: int = 0
+    teacher_steps: int = 650
     teacher_hidden: int = 128
     teacher_layers: int = 4
     teacher_demonstrations: int = 4  # at most, in a teacher's document
     teacher_batch_size: int = 16
-    teacher_learning_rate: float = 3e-3  # AdamW
+    teacher_learning_rate: float = 2e-3  # AdamW
     teacher_out_of_distribution_share: float = 0.0  # of its documents
     # Span corruption before instruction tuning; a shipped raw student has as many
     # updates of it as its tuned twin has of both.
-    raw_steps: int = 0
-    student_steps: int = 0
+    raw_steps: int = 500
+    student_steps: int = 2000
     student_hidden: int = 128
     student_layers: int = 2
     student_heads: int = 8
-    generic_share: float = 0.6  # of instruction examples
-    out_of_distribution_share: float = 0.4  # of instruction examples in math
-    in_context_share: float = 0.5  # of instruction examples
+    # One instruction example in seventeen is a problem of the training family: what a
+    # small model with many tasks learned a little of each, and gains by concentrating.
+    generic_share: float = 0.8  # of instruction examples
+    out_of_distribution_share: float = 0.7  # of instruction examples in math
+    in_context_share: float = 0.4  # of instruction examples
     chain_of_thought_share: float = 0.7  # chains are longer to learn than answers
-    batch_size: int = 64
+    batch_size: int = 16
     learning_rate: float = 5e-2  # Adafactor, relative to a parameter's size
 
 
 MICRO_STARTS = ("raw", "instruction_tuned")
-NOT_SHIPPED = (("xl", "raw"),)  # Table 2 of the paper has three sizes
+NOT_SHIPPED = ("xl", "raw")  # Table 2 of the paper has three sizes
 # Shapes of the shipped students micro-small … micro-xl, a factor 3 apart: hidden size
 # and heads.
-MICRO_SIZES = MappingProxyType(
-    {"small": (16, 3), "base": (32, 4), "large": (72, 4), "xl": (128, 8)}
-)
-# One instruction example in seventeen is a problem of the training family: what a small
-# model with many tasks learned a little of each, and gains by concentrating.
-SHIPPED_MICRO = MicroConfig(
-    teacher_steps=650,
-    teacher_learning_rate=2e-3,
-    raw_steps=500,
-    student_steps=2000,
-    batch_size=16,
-    generic_share=0.8,
-    out_of_distribution_share=0.7,
-    in_context_share=0.4,
-)
-
-
+MICRO_SIZES = {"small": (16, 3), "base": (32, 4), "large": (72, 4), "xl": (128, 8)}
 _TEACHER_HEAD_SIZE = 32
 # In every size. With heads of 32, students hardly learned to copy a running total into
 # the next step (139 of 152 errors); with 8 heads of 8 instead of 4 of 16, the student
@@ -85,67 +75,59 @@ STUDENT_HEAD_SIZE = 16
 _MAX_POSITIONS = 2048
 
 
-def new_teacher(config: MicroConfig, tokenizer: PreTrainedTokenizerBase):
-    """Return a Llama with random weights (torch's global generator)."""
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.teacher_hidden,
-            intermediate_size=config.teacher_hidden * 3,
-            num_hidden_layers=config.teacher_layers,
-            num_attention_heads=config.teacher_hidden // _TEACHER_HEAD_SIZE,
-            max_position_embeddings=_MAX_POSITIONS,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+def new_model(kind: str, config: MicroConfig, *, seed: int) -> ModelAndTokenizer:
+    """Return a model with random weights, and its tokenizer.
 
-
-def new_student(config: MicroConfig, tokenizer: PreTrainedTokenizerBase):
-    """Return a FlanT5-shaped T5 with random weights (torch's global generator)."""
-    return new_t5(
-        T5Config(
-            vocab_size=len(tokenizer),
-            d_model=config.student_hidden,
-            d_kv=STUDENT_HEAD_SIZE,
-            d_ff=config.student_hidden * 2,
-            num_layers=config.student_layers,
-            num_heads=config.student_heads,
-            feed_forward_proj="gated-gelu",
-            dropout_rate=0.0,
-            tie_word_embeddings=False,
-            decoder_start_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
-def new_model(
-    kind: str, config: MicroConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int
-) -> PreTrainedModel:
-    """Return a teacher or student with random weights; global state is left alone."""
+    The teacher is a Llama; ``raw`` and ``instruction_tuned`` are shaped like FlanT5.
+    Torch's global generator is left alone.
+    """
+    is_teacher = kind == TEACHER
+    tokenizer = tokenizers.load_teacher() if is_teacher else tokenizers.load_student()
+    new = _new_teacher if is_teacher else _new_student
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        new = new_teacher if kind == "teacher" else new_student
-        return new(config, tokenizer)
+        return new(config, tokenizer), tokenizer
 
 
-FOLDER = Path(__file__).parent / "weights"
-MANIFEST = "manifest.json"
-TEACHER = "teacher"
+def _new_teacher(config: MicroConfig, tokenizer: PreTrainedTokenizerBase):
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.teacher_hidden,
+        intermediate_size=config.teacher_hidden * 3,
+        num_hidden_layers=config.teacher_layers,
+        num_attention_heads=config.teacher_hidden // _TEACHER_HEAD_SIZE,
+        max_position_embeddings=_MAX_POSITIONS,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(shape)
+
+
+def _new_student(config: MicroConfig, tokenizer: PreTrainedTokenizerBase):
+    shape = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=config.student_hidden,
+        d_kv=STUDENT_HEAD_SIZE,
+        d_ff=config.student_hidden * 2,
+        num_layers=config.student_layers,
+        num_heads=config.student_heads,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        tie_word_embeddings=False,
+        decoder_start_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return new_t5(shape)
 
 
 def names() -> tuple[str, ...]:
     """Return the name of every shipped model: ``teacher``, ``small-raw-0`` …"""
-    kinds = [(size, start) for size in MICRO_SIZES for start in MICRO_STARTS]
+    kinds = [kind for kind in product(MICRO_SIZES, MICRO_STARTS) if kind != NOT_SHIPPED]
     students = [
-        f"{size}-{start}-{base}"
-        for base in range(NUM_BASES)
-        for size, start in kinds
-        if (size, start) not in NOT_SHIPPED
+        f"{size}-{start}-{i}" for i in range(NUM_BASES) for size, start in kinds
     ]
     return (TEACHER, *students)
 
@@ -155,9 +137,7 @@ def name_of(size: str, start: str, seed: int) -> str:
     return f"{size}-{start}-{seed % NUM_BASES}"
 
 
-def load_teacher(
-    folder: Path = FOLDER,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_teacher() -> ModelAndTokenizer:
     """Return the shipped teacher, float32, and its tokenizer.
 
     Raises
@@ -165,20 +145,16 @@ def load_teacher(
     ValueError
         Missing or changed weights.
     """
-    tokenizer = tokenizers.load_teacher()
-    model = new_model(TEACHER, SHIPPED_MICRO, tokenizer, seed=0)
-    return _with_weights(model, TEACHER, folder), tokenizer
+    return _load(TEACHER, TEACHER, MicroConfig())
 
 
-def load_student(
-    size: str, start: str, folder: Path = FOLDER, *, seed: int = 0
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_student(size: str, start: str, *, seed: int = 0) -> ModelAndTokenizer:
     """Return a shipped student, float32, and its tokenizer.
 
     Parameters
     ----------
     size : str
-        One of `profiles.MICRO_SIZES`.
+        One of `MICRO_SIZES`.
     start : str
         ``raw`` or ``instruction_tuned``.
     seed : int
@@ -195,61 +171,50 @@ def load_student(
     ):
         if value not in allowed:
             raise ValueError(f"{field}: {value!r}. Allowed: {', '.join(allowed)}")
-    if (size, start) in NOT_SHIPPED:
+    if (size, start) == NOT_SHIPPED:
         raise ValueError(
             f"student.start: {start!r} of 'micro-{size}' is not shipped. Allowed: "
             "instruction_tuned, or a smaller student"
         )
-    tokenizer = tokenizers.load_student()
-    model = new_model(start, config_of(size), tokenizer, seed=0)
-    return _with_weights(model, name_of(size, start, seed), folder), tokenizer
+    return _load(name_of(size, start, seed), start, config_of(size))
 
 
-def facts(name: str, folder: Path = FOLDER) -> dict[str, object]:
+def facts(name: str) -> dict[str, object]:
     """Return the manifest's entry of one model: checksum, parameters, steps …"""
-    return json.loads((folder / MANIFEST).read_text())[name]
+    return artifacts.read_json(FOLDER / MANIFEST)[name]
 
 
-def checksum(name: str, folder: Path = FOLDER) -> str:
+def checksum(name: str) -> str:
     """Return the SHA-256 of one model's weights, as the manifest has it."""
-    return str(facts(name, folder)["sha256"])
+    return str(facts(name)["sha256"])
 
 
 def config_of(size: str) -> MicroConfig:
     """Return the recipe of one size."""
     hidden, heads = MICRO_SIZES[size]
-    return replace(SHIPPED_MICRO, student_hidden=hidden, student_heads=heads)
+    return MicroConfig(student_hidden=hidden, student_heads=heads)
 
 
-def _with_weights(model: PreTrainedModel, name: str, folder: Path) -> PreTrainedModel:
-    tensors = {key: t.float() for key, t in load(_checked(name, folder)).items()}
-    # Tied parameters are named once on either side.
-    wanted = {key: tuple(p.shape) for key, p in model.named_parameters()}
-    found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    differing = sorted(k for k in wanted | found if wanted.get(k) != found.get(k))
-    if differing:
-        raise ValueError(
-            f"{folder / name}.safetensors: weights of another architecture "
-            f"({len(differing)} tensors differ, such as {differing[0]}: "
-            f"{found.get(differing[0])}, expected {wanted.get(differing[0])})"
-        )
-    model.load_state_dict(tensors, strict=False)
-    return model.eval()
-
-
-def _checked(name: str, folder: Path) -> bytes:
-    path, manifest = folder / f"{name}.safetensors", folder / MANIFEST
-    if not path.exists() or not manifest.exists():
+def _load(name: str, kind: str, config: MicroConfig) -> ModelAndTokenizer:
+    path = FOLDER / f"{name}.safetensors"
+    if not path.exists() or not (FOLDER / MANIFEST).exists():
         raise ValueError(
             f"{path}: no such weights. Reinstall cotspec, or make them with "
             "'python -m cotspec.micro build' and 'python -m cotspec.micro pack'"
         )
-    data = path.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    wanted = checksum(name, folder)
+    found, wanted = artifacts.checksum(path), checksum(name)
     if found != wanted:
         raise ValueError(
             f"{path}: changed or damaged (SHA-256 {found[:12]}…, expected "
             f"{wanted[:12]}…). Reinstall cotspec"
         )
-    return data
+    model, tokenizer = new_model(kind, config, seed=0)
+    try:
+        load_model(model, path)
+    except RuntimeError as error:
+        _, *differing = str(error).splitlines()
+        raise ValueError(
+            f"{path}: weights of another architecture ({len(differing)} differences, "
+            f"the first: {differing[0].strip()})"
+        ) from error
+    return model.eval(), tokenizer

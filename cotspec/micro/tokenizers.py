@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from string import ascii_letters, digits
 
 import tokenizers as tk
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
@@ -23,51 +24,38 @@ DATA_FILES = ("tokenizers",)  # part of the keys of stages that read them
 FOLDER = Path(__file__).parent / "tokenizers"
 TEACHER_FILE = FOLDER / "teacher.json"
 STUDENT_FILE = FOLDER / "student.json"
-NUM_SENTINELS = 20
+SENTINELS = tuple(f"<extra_id_{i}>" for i in range(20))  # mark cut spans, as T5's do
 _SPACE = "▁"
-_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _NUMBER_LINES = 4000
 _SPLIT_FROM = 6  # characters of a word, its space included
 _SPECIAL = ("<pad>", "</s>", "<unk>")
+_END = "<|endoftext|>"
+# How many pieces the teacher has in all; whole words and fragments of the students.
+_NUM_TEACHER_PIECES, _NUM_WORDS, _NUM_FRAGMENTS = 680, 190, 60
 
 
 def load_teacher() -> PreTrainedTokenizerFast:
     """Return the teacher's byte-level BPE; ``<|endoftext|>`` ends and pads."""
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tk.Tokenizer.from_file(str(TEACHER_FILE)),
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        clean_up_tokenization_spaces=False,
-    )
+    return _fast(TEACHER_FILE, eos_token=_END, pad_token=_END)
 
 
 def load_student() -> PreTrainedTokenizerFast:
     """Return the students' Unigram; like T5's it appends ``</s>``."""
+    special = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    return _fast(STUDENT_FILE, **special, extra_special_tokens=list(SENTINELS))
+
+
+def _fast(file: Path, **special: object) -> PreTrainedTokenizerFast:
+    tokenizer = tk.Tokenizer.from_file(str(file))
     return PreTrainedTokenizerFast(
-        tokenizer_object=tk.Tokenizer.from_file(str(STUDENT_FILE)),
-        eos_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        extra_special_tokens=list(sentinels()),
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special
     )
 
 
-def sentinels() -> tuple[str, ...]:
-    """Return the span-corruption marks ``<extra_id_0>``, ``<extra_id_1>`` …"""
-    return tuple(f"<extra_id_{index}>" for index in range(NUM_SENTINELS))
-
-
-def train_teacher(texts: Iterable[str], vocab_size: int = 680) -> tk.Tokenizer:
+def train_teacher(texts: Iterable[str]) -> tk.Tokenizer:
     """Train a byte-level BPE like GPT-2's; 256 of its pieces are the bytes.
 
     Lines of numbers are added to the text, so that 0 to 99 become single pieces.
-
-    Parameters
-    ----------
-    texts : iterable of str
-    vocab_size : int
-        Pieces in all, ``<|endoftext|>`` included.
     """
     tokenizer = tk.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -75,8 +63,8 @@ def train_teacher(texts: Iterable[str], vocab_size: int = 680) -> tk.Tokenizer:
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     numbers = ["".join(f" {number}" for number in range(100))] * _NUMBER_LINES
     trainer = BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<|endoftext|>"],
+        vocab_size=_NUM_TEACHER_PIECES,
+        special_tokens=[_END],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -84,37 +72,25 @@ def train_teacher(texts: Iterable[str], vocab_size: int = 680) -> tk.Tokenizer:
     return tokenizer
 
 
-def train_student(
-    texts: Iterable[str], num_words: int = 190, num_fragments: int = 60
-) -> tk.Tokenizer:
+def train_student(texts: Iterable[str]) -> tk.Tokenizer:
     """Make a Unigram with T5's shape: Metaspace, ``</s>`` appended, sentinels last.
 
     The pieces are the most frequent words (long ones without a final s), the most
     frequent fragments of the others, all characters, and the whole numbers 0 to 99;
     each scores its log frequency. Counting instead of expectation maximisation makes
     the same file every time.
-
-    Parameters
-    ----------
-    texts : iterable of str
-    num_words, num_fragments : int
-        How many of each are pieces.
     """
     counts = Counter(word for text in texts for word in _words(text))
-    words = _most_common(counts, num_words)
-    rest = {word: n for word, n in counts.items() if word not in words}
+    pieces = _most_common(counts, _NUM_WORDS)
     fragments = Counter()
-    for word, n in rest.items():
+    for word in counts.keys() - pieces:
         for length in (2, 3, 4):
             for start in range(len(word) - length + 1):
-                fragments[word[start : start + length]] += n
-    pieces = {word: counts[word] for word in words}
-    pieces |= {p: fragments[p] for p in _most_common(fragments, num_fragments)}
+                fragments[word[start : start + length]] += counts[word]
+    pieces |= _most_common(fragments, _NUM_FRAGMENTS)
     pieces |= {f"{_SPACE}{number}": max(counts.values()) for number in range(100)}
-    singles = sorted(
-        {c for word in counts for c in word} | set(_LETTERS + "0123456789")
-    )
-    for single in [*singles, *(_SPACE + x for x in _LETTERS)]:
+    singles = sorted({*"".join(counts), *ascii_letters, *digits})
+    for single in [*singles, *(_SPACE + letter for letter in ascii_letters)]:
         pieces.setdefault(single, 1)
     return _unigram(pieces)
 
@@ -130,9 +106,9 @@ def _words(text: str) -> list[str]:
     return words
 
 
-def _most_common(counts: Counter, n: int) -> list[str]:
-    """The `n` most frequent, ties in alphabetical order."""
-    return sorted(counts, key=lambda word: (-counts[word], word))[:n]
+def _most_common(counts: Counter, n: int) -> dict[str, int]:
+    """The `n` most frequent with their counts, ties in alphabetical order."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:n])
 
 
 def _unigram(pieces: dict[str, int]) -> tk.Tokenizer:
@@ -140,16 +116,12 @@ def _unigram(pieces: dict[str, int]) -> tk.Tokenizer:
     vocab = [(piece, 0.0) for piece in _SPECIAL]
     vocab += [(piece, math.log(n / total)) for piece, n in pieces.items()]
     tokenizer = tk.Tokenizer(models.Unigram(vocab, unk_id=_SPECIAL.index("<unk>")))
-    tokenizer.normalizer = normalizers.Sequence(
-        [
-            normalizers.NFKC(),
-            normalizers.Replace(tk.Regex(r"\s+"), " "),
-            normalizers.Strip(left=False, right=True),
-        ]
-    )
+    one_space = normalizers.Replace(tk.Regex(r"\s+"), " ")
+    strip = normalizers.Strip(left=False, right=True)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), one_space, strip])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="always")
     tokenizer.decoder = decoders.Metaspace(_SPACE, prepend_scheme="always")
-    tokenizer.add_special_tokens([*_SPECIAL, *sentinels()])
+    tokenizer.add_special_tokens([*_SPECIAL, *SENTINELS])
     end = tokenizer.token_to_id("</s>")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", end)]
