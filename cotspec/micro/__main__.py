@@ -27,9 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.command == "card":
             print(card.write())
         else:
-            folder = options.out or tokenizers.FOLDER
-            tokenizers.save(build.tokenizer_texts(), folder)
-            print(folder)
+            tokenizers.save(build.tokenizer_texts(), options.out)
+            print(options.out)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -42,10 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     build = commands.add_parser("build", help="train the shipped models; resumes")
     pack = commands.add_parser("pack", help="write built models into the package")
     commands.add_parser("card", help="measure the weights, write MODEL_CARD.md")
-    make = commands.add_parser("tokenizers", help="make the tokenizer files again")
-    for command in (build, pack):
+    make = commands.add_parser("tokenizers", help="make two tokenizer files anew")
+    for command in (build, pack, make):
         command.add_argument("--out", type=Path, default=Path("runs/micro_build"))
-    make.add_argument("--out", type=Path, help="default: the package's own folder")
     name = "teacher, small-raw-0, …"
     build.add_argument("--only", action="append", metavar="NAME", help=name)
     return parser
