@@ -143,7 +143,7 @@ def demonstrations(
 
     BBH: the three published ones, chains as they are. Math tasks, GSM8K's and all
     others: the first four GSM8K training problems with their published solutions.
-    Micro-world: fixed ones from a split of their own (three; four for math).
+    Micro-world: fixed ones from a split of their own (two; four for math).
 
     Raises
     ------
