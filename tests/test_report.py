@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cotspec import profiles, report
 from cotspec.profiles import NUM_BASES, DataConfig
-from cotspec.report import claims, findings
+from cotspec.report import claims, document, findings
 from cotspec.report.pairing import MATH_MODE, pair
 
 DATA = DataConfig(
@@ -395,6 +395,17 @@ def test_the_report_says_the_verdicts_the_rules_and_is_the_same_each_time(tables
     assert "8 reproduced" in text and "## Table 2" in text and "nan" not in text
     page = report.report_page(text, title="x")
     assert "<table>" in page and "http" not in page.split("</style>")[0]
+
+
+def test_the_report_says_what_was_run_not_what_it_is_called():
+    rows = {"task": ["gsm8k", "svamp", "all of them"], "n": [6.0, 30.0, 36.0]}
+    main = pd.DataFrame({"model": "google/flan-t5-small", "size": 1_000, **rows})
+    assert document._was_run(main) == (
+        "**What was run:** google/flan-t5-small (1,000 parameters); 6 to 30 problems a "
+        "set. Not of the published size: google/flan-t5-small (76,961,152)."
+    )
+    whole = document._was_run(main.assign(size=76_961_152))
+    assert whole.endswith("6 to 30 problems a set.")
 
 
 @pytest.mark.parametrize("name", profiles.PROFILES)

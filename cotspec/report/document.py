@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from cotspec import sizing
 from cotspec.artifacts import markdown_table
 from cotspec.report.claims import RULES_DATE, VERDICTS, rules_table
 from cotspec.report.tables import our_rows, percent, scorer_rows, summary_rows
@@ -85,8 +86,8 @@ def scale_of(profile_name: str) -> Scale:
     size = profile_name.removeprefix("flan-t5-")
     return Scale(
         name=f"FlanT5-{size}",
-        proves=f"the paper's experiment up to google/flan-t5-{size} on its own test "
-        "sets; the numbers may stand beside the paper's.",
+        proves="the paper's experiment with the students, updates and problems named "
+        "here. The numbers may stand beside the paper's where these are the paper's.",
         cannot="more than the sizes that notebook 10 trained; a teacher other than "
         "code-davinci-002, which is retired, is a difference from the paper.",
         is_paper=True,
@@ -136,6 +137,7 @@ def report_text(
     sections = [
         f"# Paper and reproduction: profile `{profile_name}`",
         "\n".join(f"- {name}: {value}" for name, value in (facts or {}).items()),
+        _was_run(main),
         f"**What this run proves:** {scale.proves}",
         f"**What it cannot prove:** {scale.cannot}",
         _claims_section(claims),
@@ -147,6 +149,24 @@ def report_text(
         _details_section(main),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _was_run(main: pd.DataFrame) -> str:
+    """Name students by what they are, not by what they are called."""
+    students, others = [], []
+    for model, size in (
+        main[["model", "size"]].drop_duplicates().itertuples(index=False)
+    ):
+        students.append(f"{model} ({int(size):,} parameters)")
+        shape = sizing.shape_of(model)
+        if shape and shape.parameters != size:
+            others.append(f"{model} ({shape.parameters:,})")
+    counts = main.loc[~main["task"].str.startswith("all "), "n"].astype(int)
+    text = f"**What was run:** {', '.join(students)}; {counts.min():,} "
+    text += f"to {counts.max():,} problems a set."
+    if others:
+        text += f" Not of the published size: {', '.join(others)}."
+    return text
 
 
 def _claims_section(claims: pd.DataFrame) -> str:
