@@ -615,14 +615,19 @@ class Stage:
     def _repr_html_(self) -> str:
         used = ", ".join(f"<code>{s}</code>" for s in self.notebook.sections) or "none"
         reads = ", ".join(f"<code>{r}</code>" for r in self.notebook.reads) or "none"
-        return (
+        shown = (
             f"<b>{self.notebook.name}</b> · profile <b>{self.profile.name}</b> · "
             f"seed {self.seed}<br>settings used: {used} · artifacts read: {reads}"
-        ) + "".join(
-            f"<br><b>OVERRIDES: {dotted} changes nothing in this notebook</b>; it is "
-            f"read by {', '.join(readers) or 'none'}"
-            for dotted, readers in self.unused.items()
         )
+        if self.unused:
+            # Numbers are enough, and `--set` gives every notebook all overrides.
+            unread = (
+                f"<code>{dotted}</code> (read by {', '.join(readers) or 'none'})"
+                for dotted, readers in self.unused.items()
+            )
+            shown += "<br><b>OVERRIDES that change nothing in this notebook:</b> "
+            shown += ", ".join(unread)
+        return shown
 
 
 def _store(target: Path, value: object) -> Path:
@@ -791,7 +796,11 @@ def open_stage(name: str, profile: str, seed: int, overrides: dict) -> Stage:
 def _unused(stage: Stage, overrides: Mapping[str, object]) -> dict[str, list[str]]:
     """Overrides that this notebook does not read, and the notebooks that do."""
     return {
-        dotted: [n.name for n in stage._series if dotted.split(".")[0] in n.sections]
+        dotted: [
+            notebook.name.split("_")[0]
+            for notebook in stage._series
+            if dotted.split(".")[0] in notebook.sections
+        ]
         for dotted in overrides
         if dotted.split(".")[0] not in stage.notebook.sections
     }
