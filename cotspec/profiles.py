@@ -397,9 +397,9 @@ def _smollm2() -> Profile:
             out_of_distribution_tasks=("multiarith", "asdiv", "svamp"),
             generic_tasks=_BBH_SAMPLE[::2],
             num_train=400,
-            num_validation=12,
-            num_test_math=20,
-            num_test_generic=6,
+            num_validation=8,
+            num_test_math=16,
+            num_test_generic=4,
         ),
         teacher=TeacherConfig(
             backend="dataset", num_samples=1, study_questions=8, study_samples=1
@@ -410,7 +410,7 @@ def _smollm2() -> Profile:
         loss=LossConfig(name="sample_matching"),
         training=TrainingConfig(
             learning_rate=1e-4,
-            max_steps=60,
+            max_steps=40,
             batch_tokens=2048,
             num_frozen_layers=20,
             num_checkpoints=2,
@@ -422,7 +422,7 @@ def _smollm2() -> Profile:
             ),
             num_demonstrations=1,
             max_input_tokens=1024,
-            max_new_tokens=128,
+            max_new_tokens=100,
             batch_tokens=32768,
         ),
         experiments=ExperimentsConfig(seeds=(0,), students=("smollm2",), num_workers=2),
