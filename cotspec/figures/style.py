@@ -11,16 +11,17 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from cotspec import artifacts
 
@@ -39,71 +40,83 @@ class Style:
 
     label: str
     colour: str
-    marker: str
+    marker: str = ""
     hatch: str = ""
     line: str = "-"
 
 
 # Hue says in-context (blue) or zero-shot (red); the darker of the two reasons aloud.
-FORMAT_STYLES = MappingProxyType(
-    {
-        "in_context_chain_of_thought": Style("in-context CoT", BLUE, "o"),
-        "in_context_answer_only": Style(
-            "in-context answer-only", SKY_BLUE, "s", "///", "--"
-        ),
-        "zero_shot_chain_of_thought": Style(
-            "zero-shot CoT", VERMILLION, "^", "...", "-."
-        ),
-        "zero_shot_answer_only": Style(
-            "zero-shot answer-only", ORANGE, "D", "xxx", ":"
-        ),
-    }
-)
-
+FORMAT_STYLES = {
+    "in_context_chain_of_thought": Style("in-context CoT", BLUE, "o"),
+    "in_context_answer_only": Style(
+        "in-context answer-only", SKY_BLUE, "s", "///", "--"
+    ),
+    "zero_shot_chain_of_thought": Style("zero-shot CoT", VERMILLION, "^", "...", "-."),
+    "zero_shot_answer_only": Style("zero-shot answer-only", ORANGE, "D", "xxx", ":"),
+}
 # Generic tasks are asked with their three demonstrations: the in-context styles.
-PROMPT_STYLES = MappingProxyType(
-    dict(FORMAT_STYLES)
-    | {
-        "chain_of_thought": FORMAT_STYLES["in_context_chain_of_thought"],
-        "answer_only": FORMAT_STYLES["in_context_answer_only"],
-    }
-)
-
-MODEL_STYLES = MappingProxyType(
-    {
-        "teacher": Style("teacher", BLACK, "*"),
-        "instruction_tuned": Style("instruction-tuned start", GREEN, "o"),
-        "raw": Style("raw start", PURPLE, "s", "///", "--"),
-        "untouched": Style("before specialization", LIGHT_GREY, "v", "", ":"),
-        "specialized": Style("after specialization", GREEN, "o"),
-    }
-)
-
-LOSS_STYLES = MappingProxyType(
-    {
-        "distribution_matching": Style("distribution matching", BLUE, "o"),
-        "sample_matching": Style("sample matching", ORANGE, "s", "///", "--"),
-    }
-)
-
-SPLIT_STYLES = MappingProxyType(
-    {
-        "train": Style("training", BLACK, "."),
-        "validation": Style("validation", VERMILLION, "^", "", "--"),
-    }
-)
-
+PROMPT_STYLES = FORMAT_STYLES | {
+    "chain_of_thought": FORMAT_STYLES["in_context_chain_of_thought"],
+    "answer_only": FORMAT_STYLES["in_context_answer_only"],
+}
+LOSS_STYLES = {
+    "distribution_matching": Style("distribution matching", BLUE, "o"),
+    "sample_matching": Style("sample matching", ORANGE, "s", "///", "--"),
+}
+SPLIT_STYLES = {
+    "train": Style("training", BLACK, "."),
+    "validation": Style("validation", VERMILLION, "^", "", "--"),
+}
+# By the options of `losses.distribution_matching`.
+OBJECTIVE_STYLES = {
+    "sample_matching": Style("sample matching", ORANGE, "s", "", "--"),
+    "bucket": Style("matching, tail in a bucket", BLUE, "o"),
+    "renormalized": Style("matching, renormalized", SKY_BLUE, "D", "", "-."),
+    "paper": Style("matching, as published", VERMILLION, "^", "", ":"),
+    "reverse_kl": Style("reverse KL", PURPLE, "X", "", "--"),
+    "jensen_shannon": Style("Jensen–Shannon", GREEN, "P", "", "-."),
+}
 # `alignment.Rule` by name; the last two leave the target one-hot.
-RULE_STYLES = MappingProxyType(
-    {
-        "identical": Style("identical token", GREEN, ""),
-        "same_span": Style("same text, spelled otherwise", SKY_BLUE, "", "...."),
-        "starts_together": Style("starts together", ORANGE, "", "////"),
-        "inside": Style("inside (one-hot)", LIGHT_GREY, "", "||||"),
-        "not_one_to_one": Style("not one-to-one (one-hot)", PURPLE, "", "xxxx"),
-    }
-)
-
+RULE_STYLES = {
+    "identical": Style("identical token", GREEN),
+    "same_span": Style("same text, spelled otherwise", SKY_BLUE, hatch="...."),
+    "starts_together": Style("starts together", ORANGE, hatch="////"),
+    "inside": Style("inside (one-hot)", LIGHT_GREY, hatch="||||"),
+    "not_one_to_one": Style("not one-to-one (one-hot)", PURPLE, hatch="xxxx"),
+}
+# The parts of an example: what the student reads, and what it must write.
+PART_STYLES = {
+    "demonstrations": Style("demonstrations", LIGHT_GREY),
+    "question": Style("question", SKY_BLUE),
+    "rationale": Style("rationale (target)", YELLOW),
+    "answer": Style("answer (target)", ORANGE),
+}
+# `teacher.studies.KINDS`; what is right is plain, what fails is hatched.
+KIND_STYLES = {
+    "right": Style("right", GREEN),
+    "wrong arithmetic": Style("wrong arithmetic: a false sum", VERMILLION, "", "///"),
+    "wrong plan": Style("wrong plan: true sums, wrong ones", ORANGE, "", "\\\\\\"),
+    "unsupported answer": Style("true sums, another answer", YELLOW, "", "++"),
+    "no equation": Style("wrong, no equation to check", SKY_BLUE, "", "..."),
+    "no answer": Style("no answer", PURPLE, "", "xxx"),
+    "cut off": Style("cut off at the limit", LIGHT_GREY, "", "|||"),
+}
+# Series of curves: each looks the same wherever it is drawn.
+CURVE_STYLES = {
+    "in-distribution": Style("", BLUE, "o"),
+    "out of distribution": Style("", VERMILLION, "^", "", "--"),
+    "generic, CoT": Style("", GREEN, "s"),
+    "generic, answer-only": Style("", ORANGE, "D", "", "--"),
+    "asked in context": Style("", BLUE, "o"),
+    "asked zero-shot": Style("", VERMILLION, "^", "", "--"),
+    "distribution matching": Style("", BLUE),
+    "sample matching": Style("", ORANGE, "", "", "--"),
+    "teacher": Style("", BLACK, "*", "", "none"),
+    "instruction-tuned": Style("", GREEN, "o"),
+    "raw": Style("", PURPLE, "s", "", "--"),
+    "before": Style("", GREY, "v", "", ":"),
+    "after": Style("", GREEN, "o"),
+}
 # For series without a fixed look of their own (tasks, samplers), in order.
 SERIES_STYLES = (
     Style("", GREEN, "P"),
@@ -111,16 +124,12 @@ SERIES_STYLES = (
     Style("", BLACK, "*", "", ":"),
     Style("", VERMILLION, "v", "", "-."),
 )
-
-# The parts of an example: what the student reads, and what it must write.
-PART_STYLES = MappingProxyType(
-    {
-        "demonstrations": Style("demonstrations", LIGHT_GREY, ""),
-        "question": Style("question", SKY_BLUE, ""),
-        "rationale": Style("rationale (target)", YELLOW, ""),
-        "answer": Style("answer (target)", ORANGE, ""),
-    }
-)
+STATUS_STYLES = {
+    "met": Style("holds", GREEN, "o"),
+    "open": Style("open", GREY, "d"),
+    "excluded": Style("an effect of interest is excluded", ORANGE, "s"),
+    "opposite": Style("the other way", VERMILLION, "X"),
+}
 
 # A user's own matplotlibrc must neither change a picture nor ask for LaTeX.
 _NOT_LOOKS = ("backend", "interactive", "toolbar", "timezone", "webagg", "date.epoch")
@@ -133,7 +142,6 @@ RC = {
     **DEFAULTS,
     **seaborn.axes_style("ticks"),
     "font.family": ["DejaVu Sans"],
-    "font.monospace": ["DejaVu Sans Mono"],
     "font.size": 8,
     "axes.titlesize": 8.5,
     "axes.labelsize": 8,
@@ -141,8 +149,6 @@ RC = {
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.unicode_minus": True,
-    "axes.grid": False,
     "grid.color": "#E5E5E5",
     "grid.linewidth": 0.6,
     "xtick.labelsize": 7,
@@ -171,41 +177,56 @@ class Chart(Figure):
         return buffer.getvalue()
 
 
-def new_chart(width: float, height: float, *, layout: str | None = "constrained"):
-    """Return an empty white `Chart`, `width` by `height` inches."""
-    return Chart(figsize=(width, height), layout=layout, facecolor="white")
+def new_chart(
+    height: float, width: float = FULL_WIDTH, **grid: object
+) -> tuple[Chart, Axes]:
+    """Return a chart of so many inches and its axes; `grid` as `subplots` takes it."""
+    chart = Chart(figsize=(width, height), layout="constrained")
+    return chart, chart.subplots(**grid)
 
 
-def require_columns(frame: pd.DataFrame, columns: tuple[str, ...], chart: str) -> None:
-    """Refuse a frame a chart cannot draw.
+def require_columns(frame: pd.DataFrame, columns: str, chart: str) -> None:
+    """Refuse a frame a chart cannot draw; `columns` are separated by spaces.
 
     Raises
     ------
     ValueError
         A column is missing, or there is no row; the message names chart and columns.
     """
-    missing = [column for column in columns if column not in frame.columns]
+    needed = columns.split()
+    missing = [column for column in needed if column not in frame]
     if missing:
         raise ValueError(
-            f"{chart}: missing columns {missing}; it needs {list(columns)}, "
+            f"{chart}: missing columns {missing}; it needs {needed}, "
             f"got {list(frame.columns)}"
         )
     if frame.empty:
-        raise ValueError(f"{chart}: no rows to draw; it needs {list(columns)}")
+        raise ValueError(f"{chart}: no rows to draw; it needs {needed}")
+
+
+def distances(frame: pd.DataFrame, value: str) -> np.ndarray:
+    """Return how far the interval lies below and above: (2, n), for `Axes.errorbar`."""
+    ends = [frame[value] - frame["ci_low"], frame["ci_high"] - frame[value]]
+    return np.clip(ends, 0, None)
+
+
+def patch_legend(chart: Chart, styles: Iterable[Style], **place: object) -> None:
+    """Explain filled areas below a canvas; `place` as `Figure.legend` takes it."""
+    edge = {"ec": BLACK, "lw": 0.4}
+    handles = [Patch(fc=s.colour, hatch=s.hatch, label=s.label, **edge) for s in styles]
+    chart.legend(handles=handles, loc="lower center", **place)
 
 
 MONO_ADVANCE = 0.602  # width of a DejaVu Sans Mono character, in font sizes
 POINTS_PER_INCH = 72
-_SHOWN = ((" ", "␣"), ("\n", "↵"), ("\t", "⇥"), ("▁", "␣"))
+_SHOWN = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥", "▁": "␣"})
 
 
 def printable(token: bytes | str) -> str:
     """Return a token as visible text: space, newline and stray bytes are shown."""
     if isinstance(token, bytes):
         token = token.decode("utf-8", errors="backslashreplace")
-    for hidden, shown in _SHOWN:
-        token = token.replace(hidden, shown)
-    return token
+    return token.translate(_SHOWN)
 
 
 def text_width(text: str, fontsize: float) -> float:
@@ -213,32 +234,30 @@ def text_width(text: str, fontsize: float) -> float:
     return len(text) * MONO_ADVANCE * fontsize / POINTS_PER_INCH
 
 
-def canvas(width: float, height: float) -> tuple[Chart, Axes]:
+def canvas(height: float) -> tuple[Chart, Axes]:
     """Return a chart and axes that cover it, counting inches from the top left."""
-    chart = new_chart(width, height, layout=None)
+    chart = Chart(figsize=(FULL_WIDTH, height))
     axes = chart.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.set(xlim=(0, FULL_WIDTH), ylim=(height, 0))
     axes.axis("off")
     return chart, axes
 
 
-def write(axes: Axes, x: float, y: float, text: str, **style: object) -> None:
-    """Write literal text at `x`, `y` inches; `style` as `Axes.text` takes it."""
-    look = {"va": "center", "ha": "left", "fontsize": 6.5, "color": BLACK} | style
+def write(axes: Axes, x: float, y: float, text: str, **look: object) -> None:
+    """Write literal text at `x`, `y` inches; `look` as `Axes.text` takes it."""
+    look = {"va": "center", "ha": "left", "fontsize": 6.5, "color": BLACK} | look
     axes.text(x, y, text, parse_math=False, **look)
 
 
 def write_token(
-    axes: Axes, x: float, y: float, text: str, *, room: float, **style: object
+    axes: Axes, x: float, y: float, text: str, room: float, fontsize: float, **look
 ) -> None:
     """Write monospaced text in at most `room` inches; under 5 points it is cut."""
-    fontsize = float(style.pop("fontsize", 7))
-    shrunk = min(
-        fontsize, max(5.0, fontsize * room / text_width(text or " ", fontsize))
-    )
+    needed = text_width(text or " ", fontsize)
+    shrunk = min(fontsize, max(5.0, fontsize * room / needed))
     fits = max(int(room / text_width(" ", shrunk) + 1e-6), 1)
     shown = text if len(text) <= fits else text[: fits - 1] + "…"
-    write(axes, x, y, shown, fontsize=shrunk, family="monospace", **style)
+    write(axes, x, y, shown, fontsize=shrunk, family="monospace", **look)
 
 
 PNG_DPI = 200
@@ -287,19 +306,25 @@ def save_figure(
         )
     if not caption.strip():
         raise ValueError(f"caption: empty for figure {name!r}; say what it shows")
-    folder = Path(folder)
+    numbers = data.to_csv(index=False, lineterminator="\n", float_format="%.6g")
+    description = {
+        "name": name,
+        "caption": " ".join(caption.split()),
+        "columns": list(data.columns),
+        "rows": len(data),
+        "provenance": dict(provenance or {}),
+    }
+    text = json.dumps(description, indent=2, sort_keys=True, ensure_ascii=False)
     contents = {
         "png": _rendered(figure, name, "png"),
-        "svg": _rendered(figure, name, "svg"),
-        "csv": data.to_csv(
-            index=False, lineterminator="\n", float_format="%.6g"
-        ).encode(),
-        "json": _described(name, caption, data, provenance),
+        "svg": _numbered(_rendered(figure, name, "svg"), name),
+        "csv": numbers.encode(),
+        "json": f"{text}\n".encode(),
     }
-    paths = {suffix: folder / f"{name}.{suffix}" for suffix in contents}
-    for suffix, content in contents.items():
-        artifacts.write_bytes(paths[suffix], content)
-    return paths
+    return {
+        suffix: artifacts.write_bytes(Path(folder) / f"{name}.{suffix}", content)
+        for suffix, content in contents.items()
+    }
 
 
 def _rendered(figure: Figure, name: str, suffix: str) -> bytes:
@@ -309,8 +334,7 @@ def _rendered(figure: Figure, name: str, suffix: str) -> bytes:
     look = DEFAULTS | {"svg.hashsalt": name, "svg.fonttype": "path"}
     with matplotlib.rc_context(look):
         figure.savefig(buffer, format=suffix, dpi=PNG_DPI, metadata=metadata[suffix])
-    content = buffer.getvalue()
-    return _numbered(content, name) if suffix == "svg" else content
+    return buffer.getvalue()
 
 
 def _numbered(svg: bytes, name: str) -> bytes:
@@ -328,20 +352,3 @@ def _numbered(svg: bytes, name: str) -> bytes:
         lambda found: numbered.get(found[0], found[0]),
         svg,
     )
-
-
-def _described(
-    name: str,
-    caption: str,
-    data: pd.DataFrame,
-    provenance: Mapping[str, object] | None,
-) -> bytes:
-    description = {
-        "name": name,
-        "caption": " ".join(caption.split()),
-        "columns": list(data.columns),
-        "rows": len(data),
-        "provenance": dict(provenance or {}),
-    }
-    text = json.dumps(description, indent=2, sort_keys=True, ensure_ascii=False)
-    return (text + "\n").encode()
