@@ -87,14 +87,13 @@ def claims_table(claims: pd.DataFrame) -> HTML:
     """
     needed = "claim statement ours condition effect verdict former_verdict"
     require_columns(claims, needed, "claims_table")
+    tested = claims.apply(_effect, axis=1)
     marked = [f"{_VERDICT_MARKS.get(v, '')} {v}".strip() for v in claims["verdict"]]
     columns = {
         "claim": claims["claim"],
         "the paper says": claims["statement"],
         "as it measured it, here": claims["ours"],
-        "under test, the weakest condition [95% interval]": claims.apply(
-            _effect, axis=1
-        ),
+        "under test, the weakest condition [95% interval]": tested,
         "verdict": marked,
         "by the former rule": claims["former_verdict"],
     }

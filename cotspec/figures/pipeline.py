@@ -39,9 +39,8 @@ def funnel(stages: pd.DataFrame) -> Chart:
     axes.barh(rows, counts, color=style.BLUE, height=0.62)
     dropped = {"color": style.LIGHT_GREY, "hatch": "////", "edgecolor": "white"}
     axes.barh(rows, lost, left=counts, height=0.62, **dropped)
-    for row, count, gone, reason in zip(
-        rows, counts, lost, stages["reason"], strict=True
-    ):
+    bars = zip(counts, lost, stages["reason"], strict=True)
+    for row, (count, gone, reason) in enumerate(bars):
         label = f"{count:,} ({count / total:.0%})"
         label += f"   −{gone:,} {reason}" if gone else ""
         x = count + gone + total * 0.012
@@ -129,7 +128,7 @@ def _stack(
 
 @style.themed
 def loss_curves(
-    metrics: pd.DataFrame, *, styles: Mapping[str, Style] = style.SPLIT_STYLES
+    metrics: pd.DataFrame, *, styles: Mapping[str, Style] = style.LOSS_STYLES
 ) -> Chart:
     """Draw the training loss and the learning rate against the update.
 
@@ -137,16 +136,16 @@ def loss_curves(
     ----------
     metrics : DataFrame
         ``step`` (updates), ``loss`` (nats per token), ``learning_rate``; an optional
-        ``series`` (training and validation, or two losses) makes one curve each.
+        ``series`` (losses, data formats) makes one curve each.
     styles : mapping, optional
-        Look of each series (`LOSS_STYLES`, `FORMAT_STYLES`…).
+        Look of each series (`LOSS_STYLES`, `FORMAT_STYLES`); others are black.
     """
     style.require_columns(metrics, "step loss learning_rate", "loss_curves")
     chart, (left, right) = style.new_chart(2.3, ncols=2, width_ratios=(2, 1))
     if "series" not in metrics:
-        metrics = metrics.assign(series="train")
+        metrics = metrics.assign(series="training")
     for name, series in metrics.groupby("series", sort=False):
-        look = styles.get(name, Style(str(name), style.GREY, "."))
+        look = styles.get(name, Style(str(name), style.BLACK, "."))
         _draw_loss(left, series.dropna(subset=["loss"]), look)
         rates = series.dropna(subset=["learning_rate"])
         right.plot(rates["step"], rates["learning_rate"], look.line, c=look.colour)

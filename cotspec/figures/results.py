@@ -115,11 +115,9 @@ def _draw_series(
     height = picked["accuracy"].fillna(0)
     axes.bar(x, height, bar * 0.88, ec=look.colour, lw=0.8, **fill)
     marker = {"fmt": look.marker, "mfc": look.colour, "mec": "white", "mew": 0.4}
-    interval = {"ecolor": style.BLACK if side else style.GREY, "elinewidth": 0.9}
+    line = {"ecolor": style.BLACK if side else style.GREY, "elinewidth": 0.9}
     error = style.distances(picked, "accuracy")
-    axes.errorbar(
-        x, picked["accuracy"], error, ms=4, clip_on=False, **marker, **interval
-    )
+    axes.errorbar(x, picked["accuracy"], error, ms=4, clip_on=False, **marker, **line)
 
 
 def _explain_bars(chart: Chart, modes: set[str]) -> None:
@@ -146,9 +144,8 @@ def pass_at_k(curves: pd.DataFrame) -> Chart:
     style.require_columns(curves, "series k accuracy ci_low ci_high", "pass_at_k")
     chart, axes = style.new_chart(2.4, style.COLUMN_WIDTH)
     looks = itertools.cycle(style.SERIES_STYLES)
-    for (name, curve), look in zip(
-        curves.groupby("series", sort=False), looks, strict=False
-    ):
+    series = curves.groupby("series", sort=False)
+    for (name, curve), look in zip(series, looks, strict=False):
         curve = curve.sort_values("k")
         x = curve["k"]
         line = {"c": look.colour, "marker": look.marker, "ls": look.line}

@@ -36,23 +36,21 @@ COLUMN_WIDTH, FULL_WIDTH = 3.3, 6.9  # inches: one column, and the page
 
 @dataclass(frozen=True)
 class Style:
-    """Fixed look of one thing: its label, colour, marker, hatch and line style."""
+    """Fixed look of one thing: its label, colour, and marker and line, or hatch."""
 
     label: str
     colour: str
     marker: str = ""
-    hatch: str = ""
     line: str = "-"
+    hatch: str = ""
 
 
 # Hue says in-context (blue) or zero-shot (red); the darker of the two reasons aloud.
 FORMAT_STYLES = {
     "in_context_chain_of_thought": Style("in-context CoT", BLUE, "o"),
-    "in_context_answer_only": Style(
-        "in-context answer-only", SKY_BLUE, "s", "///", "--"
-    ),
-    "zero_shot_chain_of_thought": Style("zero-shot CoT", VERMILLION, "^", "...", "-."),
-    "zero_shot_answer_only": Style("zero-shot answer-only", ORANGE, "D", "xxx", ":"),
+    "in_context_answer_only": Style("in-context answer-only", SKY_BLUE, "s", "--"),
+    "zero_shot_chain_of_thought": Style("zero-shot CoT", VERMILLION, "^", "-."),
+    "zero_shot_answer_only": Style("zero-shot answer-only", ORANGE, "D", ":"),
 }
 # Generic tasks are asked with their three demonstrations: the in-context styles.
 PROMPT_STYLES = FORMAT_STYLES | {
@@ -61,20 +59,16 @@ PROMPT_STYLES = FORMAT_STYLES | {
 }
 LOSS_STYLES = {
     "distribution_matching": Style("distribution matching", BLUE, "o"),
-    "sample_matching": Style("sample matching", ORANGE, "s", "///", "--"),
-}
-SPLIT_STYLES = {
-    "train": Style("training", BLACK, "."),
-    "validation": Style("validation", VERMILLION, "^", "", "--"),
+    "sample_matching": Style("sample matching", ORANGE, "s", "--"),
 }
 # By the options of `losses.distribution_matching`.
 OBJECTIVE_STYLES = {
-    "sample_matching": Style("sample matching", ORANGE, "s", "", "--"),
+    "sample_matching": Style("sample matching", ORANGE, "s", "--"),
     "bucket": Style("matching, tail in a bucket", BLUE, "o"),
-    "renormalized": Style("matching, renormalized", SKY_BLUE, "D", "", "-."),
-    "paper": Style("matching, as published", VERMILLION, "^", "", ":"),
-    "reverse_kl": Style("reverse KL", PURPLE, "X", "", "--"),
-    "jensen_shannon": Style("Jensen–Shannon", GREEN, "P", "", "-."),
+    "renormalized": Style("matching, renormalized", SKY_BLUE, "D", "-."),
+    "paper": Style("matching, as published", VERMILLION, "^", ":"),
+    "reverse_kl": Style("reverse KL", PURPLE, "X", "--"),
+    "jensen_shannon": Style("Jensen–Shannon", GREEN, "P", "-."),
 }
 # `alignment.Rule` by name; the last two leave the target one-hot.
 RULE_STYLES = {
@@ -94,35 +88,35 @@ PART_STYLES = {
 # `teacher.studies.KINDS`; what is right is plain, what fails is hatched.
 KIND_STYLES = {
     "right": Style("right", GREEN),
-    "wrong arithmetic": Style("wrong arithmetic: a false sum", VERMILLION, "", "///"),
-    "wrong plan": Style("wrong plan: true sums, wrong ones", ORANGE, "", "\\\\\\"),
-    "unsupported answer": Style("true sums, another answer", YELLOW, "", "++"),
-    "no equation": Style("wrong, no equation to check", SKY_BLUE, "", "..."),
-    "no answer": Style("no answer", PURPLE, "", "xxx"),
-    "cut off": Style("cut off at the limit", LIGHT_GREY, "", "|||"),
+    "wrong arithmetic": Style("wrong arithmetic: a false sum", VERMILLION, hatch="///"),
+    "wrong plan": Style("wrong plan: true sums, wrong ones", ORANGE, hatch="\\\\\\"),
+    "unsupported answer": Style("true sums, another answer", YELLOW, hatch="++"),
+    "no equation": Style("wrong, no equation to check", SKY_BLUE, hatch="..."),
+    "no answer": Style("no answer", PURPLE, hatch="xxx"),
+    "cut off": Style("cut off at the limit", LIGHT_GREY, hatch="|||"),
 }
 # Series of curves: each looks the same wherever it is drawn.
 CURVE_STYLES = {
     "in-distribution": Style("", BLUE, "o"),
-    "out of distribution": Style("", VERMILLION, "^", "", "--"),
+    "out of distribution": Style("", VERMILLION, "^", "--"),
     "generic, CoT": Style("", GREEN, "s"),
-    "generic, answer-only": Style("", ORANGE, "D", "", "--"),
+    "generic, answer-only": Style("", ORANGE, "D", "--"),
     "asked in context": Style("", BLUE, "o"),
-    "asked zero-shot": Style("", VERMILLION, "^", "", "--"),
+    "asked zero-shot": Style("", VERMILLION, "^", "--"),
     "distribution matching": Style("", BLUE),
-    "sample matching": Style("", ORANGE, "", "", "--"),
-    "teacher": Style("", BLACK, "*", "", "none"),
+    "sample matching": Style("", ORANGE, "", "--"),
+    "teacher": Style("", BLACK, "*", "none"),
     "instruction-tuned": Style("", GREEN, "o"),
-    "raw": Style("", PURPLE, "s", "", "--"),
-    "before": Style("", GREY, "v", "", ":"),
+    "raw": Style("", PURPLE, "s", "--"),
+    "before": Style("", GREY, "v", ":"),
     "after": Style("", GREEN, "o"),
 }
 # For series without a fixed look of their own (tasks, samplers), in order.
 SERIES_STYLES = (
     Style("", GREEN, "P"),
-    Style("", PURPLE, "X", "", "--"),
-    Style("", BLACK, "*", "", ":"),
-    Style("", VERMILLION, "v", "", "-."),
+    Style("", PURPLE, "X", "--"),
+    Style("", BLACK, "*", ":"),
+    Style("", VERMILLION, "v", "-."),
 )
 STATUS_STYLES = {
     "met": Style("holds", GREEN, "o"),

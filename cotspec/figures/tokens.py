@@ -6,6 +6,7 @@ frames that they draw.
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -144,34 +145,31 @@ def token_alignment(spans: pd.DataFrame) -> Chart:
     has_gap = student["start"] > student["end"].shift(fill_value=0)
     student = student.assign(start=student["start"] - has_gap)
     spans = pd.concat([spans[spans["side"] == "teacher"], student])
-    rows = _wrapped(spans, int((FULL_WIDTH - 2 * MARGIN - _LABEL) / _CHARACTER))
+    starts = _row_starts(spans, int((FULL_WIDTH - 2 * MARGIN - _LABEL) / _CHARACTER))
     rules = set(student["rule"])
     looks = [look for rule, look in style.RULE_STYLES.items() if rule in rules]
     legend = 0.16 * math.ceil(len(looks) / _RULES_A_LINE)
-    chart, axes = style.canvas(len(rows) * _ROW + 2 * MARGIN + legend)
-    for index, (first, last) in enumerate(rows):
-        inside = spans[(spans["start"] >= first) & (spans["start"] < last)]
-        _draw_row(axes, inside, first, MARGIN + index * _ROW)
+    chart, axes = style.canvas(len(starts) * _ROW + 2 * MARGIN + legend)
+    rows = np.searchsorted(starts, spans["start"], side="right") - 1
+    for row, inside in spans.groupby(rows):
+        _draw_row(axes, inside, starts[row], MARGIN + row * _ROW)
     shape = {"ncols": _RULES_A_LINE, "handlelength": 1.5, "columnspacing": 1.2}
     style.patch_legend(chart, looks, bbox_to_anchor=(0.5, 0.0), **shape)
     return chart
 
 
-def _wrapped(spans: pd.DataFrame, room: int) -> list[tuple[int, int]]:
+def _row_starts(spans: pd.DataFrame, room: int) -> list[int]:
     """Cut the text where both sides have a boundary, `room` characters at most."""
-    covers = set()
+    covered = set()
     for start, end in zip(spans["start"], spans["end"], strict=True):
-        covers.update(range(start + 1, end))
-    end = int(spans["end"].max())
-    cuts = [offset for offset in range(1, end + 1) if offset not in covers]
-    rows, first = [], int(spans["start"].min())
-    while first < end:
-        fitting = [cut for cut in cuts if first < cut <= first + room]
-        last = fitting[-1] if fitting else next(cut for cut in cuts if cut > first)
-        rows.append((first, last))
-        first = last
-    # A token without text of its own may stand at the very end.
-    return rows[:-1] + [(rows[-1][0], rows[-1][1] + 1)]
+        covered.update(range(start + 1, end))
+    first, last = int(spans["start"].min()), int(spans["end"].max())
+    cuts = [offset for offset in range(first + 1, last + 1) if offset not in covered]
+    starts = [first]
+    for cut, following in itertools.pairwise(cuts):
+        if following > starts[-1] + room:
+            starts.append(cut)
+    return starts
 
 
 def _draw_row(axes: Axes, inside: pd.DataFrame, first: int, top: float) -> None:
@@ -299,9 +297,8 @@ def four_formats(parts: pd.DataFrame) -> Chart:
     names = [name for name in style.FORMAT_STYLES if name in present]
     panels = [(n, _panel_lines(parts[parts["data_format"] == n])) for n in names]
     grid = [panels[i : i + 2] for i in range(0, len(panels), 2)]
-    heights = [
-        _TITLE + LINE * max(len(lines) for _, lines in row) + 0.12 for row in grid
-    ]
+    longest = [max(len(lines) for _, lines in row) for row in grid]
+    heights = [_TITLE + LINE * lines + 0.12 for lines in longest]
     chart, axes = style.canvas(sum(heights) + 2 * MARGIN + 0.32)
     top = MARGIN
     for row, height in zip(grid, heights, strict=True):
@@ -380,10 +377,8 @@ def logit_pushes(pushes: pd.DataFrame) -> Chart:
 
 def _draw_pushes(axes: Axes, tokens: pd.Series, push: np.ndarray) -> None:
     place = np.arange(len(push))
-    for chosen, colour, hatch in (
-        (push > 0, style.BLUE, ""),
-        (push <= 0, style.VERMILLION, "////"),
-    ):
+    up, down = (push > 0, style.BLUE, ""), (push <= 0, style.VERMILLION, "////")
+    for chosen, colour, hatch in (up, down):
         look = {"color": colour, "hatch": hatch, "edgecolor": "white"}
         axes.bar(place[chosen], push[chosen], width=0.7, **look)
     axes.axhline(0, color=style.BLACK, lw=0.7)
