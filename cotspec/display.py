@@ -32,9 +32,7 @@ def table(frame: pd.DataFrame) -> HTML:
     return HTML(frame.to_html(float_format="{:.3f}".format, **_PLAIN))
 
 
-def confidence_text(
-    tokens: Sequence[bytes | str], probabilities: Sequence[float]
-) -> HTML:
+def confidence_text(tokens: Sequence, probabilities: Sequence[float]) -> HTML:
     """Show a text whose tokens are shaded by how unsure the model was of them.
 
     Parameters

@@ -43,9 +43,8 @@ def write_pages(run: Path, series: list[stages.Notebook]) -> Path:
     folder = run / "html"
     done = [n for n in series if _executed(run, n).exists()]
     report = run / "report" / "REPORT.html"
-    for before, notebook, after in zip(
-        [None, *done], done, [*done[1:], None], strict=False
-    ):
+    neighbours = zip([None, *done], done, [*done[1:], None], strict=False)
+    for before, notebook, after in neighbours:
         links = _links(before, after, report.exists())
         page = _page(_title(notebook), _body(run, notebook), links)
         artifacts.write_bytes(folder / f"{notebook.name}.html", page.encode())
@@ -117,10 +116,8 @@ def _style() -> str:
 
     ours = Path(__file__).with_name("pages.css").read_text("utf-8")
     code = HtmlFormatter(nobackground=True).get_style_defs(".highlight")
-    return (
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{code}\n{ours}</style>"
-    )
+    viewport = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    return f"{viewport}<style>{code}\n{ours}</style>"
 
 
 def _links(
@@ -207,17 +204,15 @@ def _describe_figures(cell: dict, run: Path, notebook: stages.Notebook) -> None:
             name = next(names, "")
             caption = _caption(run, name) if name else ""
             alt = caption or f"Picture of notebook {_title(notebook)}"
-            shown = _figure("".join(picture.split()), alt, caption, name)
-            output.data = {"text/html": shown}
+            picture = "".join(picture.split())
+            output.data = {"text/html": _figure(picture, alt, caption, name)}
 
 
 def _figure(picture: str, alt: str, caption: str, name: str = "") -> str:
     anchor = f' id="{name}"' if name else ""
     below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    return (
-        f'<figure{anchor}><img alt="{html.escape(alt)}" '
-        f'src="{_PNG}{picture}">{below}</figure>'
-    )
+    image = f'<img alt="{html.escape(alt)}" src="{_PNG}{picture}">'
+    return f"<figure{anchor}>{image}{below}</figure>"
 
 
 def _caption(run: Path, name: str) -> str:

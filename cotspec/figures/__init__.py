@@ -1,4 +1,4 @@
-"""Figures that teach: palette, chart functions and `save_figure`.
+"""Figures that teach: chart functions and `save_figure`.
 
 Enters: tidy frames (or one trace, or examples). Leaves: a `matplotlib` figure without
 pyplot's global state, and with `save_figure` its PNG, SVG, CSV and caption.
@@ -18,7 +18,7 @@ from cotspec.figures.results import (
     curve_panels,
     pass_at_k,
 )
-from cotspec.figures.style import FORMAT_STYLES, LOSS_STYLES, save_figure
+from cotspec.figures.style import LOSS_STYLES, save_figure
 from cotspec.figures.tokens import (
     cost_matrix,
     example_parts,
@@ -31,7 +31,6 @@ from cotspec.figures.tokens import (
 )
 
 __all__ = [
-    "FORMAT_STYLES",
     "LOSS_STYLES",
     "accuracy_bars",
     "claim_effects",

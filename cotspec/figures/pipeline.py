@@ -19,7 +19,7 @@ from cotspec.figures import style
 from cotspec.figures.style import Chart, Style
 
 
-@style.themed
+@style.draws("stage count reason")
 def funnel(stages: pd.DataFrame) -> Chart:
     """Draw what filtering leaves: one bar a stage, with counts, shares and losses.
 
@@ -30,7 +30,6 @@ def funnel(stages: pd.DataFrame) -> Chart:
         (solutions left after it) and ``reason`` (why the missing ones were dropped, ""
         for the first).
     """
-    style.require_columns(stages, "stage count reason", "funnel")
     counts = stages["count"].to_numpy()
     lost = -np.diff(counts, prepend=counts[0])
     total = max(int(counts[0]), 1)
@@ -55,7 +54,7 @@ def funnel(stages: pd.DataFrame) -> Chart:
     return chart
 
 
-@style.themed
+@style.draws("method rule share")
 def rule_shares(shares: pd.DataFrame) -> Chart:
     """Draw the share of student tokens by alignment rule, one bar a method.
 
@@ -65,7 +64,6 @@ def rule_shares(shares: pd.DataFrame) -> Chart:
         ``method``, ``rule`` (a key of `RULE_STYLES`), ``share`` (fraction of the
         method's student tokens, 0 to 1).
     """
-    style.require_columns(shares, "method rule share", "rule_shares")
     wide = _wide(shares, "method", "rule")
     chart, axes = style.new_chart(0.34 * len(wide) + 1.05)
     _stack(axes, wide, style.RULE_STYLES, edgecolor=style.BLACK, lw=0.5)
@@ -74,7 +72,7 @@ def rule_shares(shares: pd.DataFrame) -> Chart:
     return chart
 
 
-@style.themed
+@style.draws("steps kind count share num_questions")
 def failures_by_steps(shares: pd.DataFrame) -> Chart:
     """Draw how solutions end, one bar for each number of steps a question takes.
 
@@ -84,8 +82,6 @@ def failures_by_steps(shares: pd.DataFrame) -> Chart:
         ``steps, kind`` (a key of `KIND_STYLES`), ``count, share`` (of the bar's
         solutions, 0 to 1), ``num_questions``; from `teacher.studies.shares_by_steps`.
     """
-    columns = "steps kind count share num_questions"
-    style.require_columns(shares, columns, "failures_by_steps")
     bars = shares.groupby("steps", sort=False)
     bars = bars.agg({"num_questions": "first", "count": "sum"})
     labels = [f"{n}  ({q:,} q., {s:,} sol.)" for n, q, s in bars.itertuples()]
@@ -103,9 +99,7 @@ def _wide(shares: pd.DataFrame, bar: str, part: str) -> pd.DataFrame:
     return wide.reindex(shares[bar].unique()).fillna(0)
 
 
-def _stack(
-    axes: Axes, wide: pd.DataFrame, styles: Mapping[str, Style], **edge: object
-) -> None:
+def _stack(axes: Axes, wide: pd.DataFrame, styles: Mapping, **edge: object) -> None:
     """Draw each row as a bar; shares stand in their parts where there is room."""
     box = {"fc": "white", "ec": "none", "pad": 0.8, "alpha": 0.85}
     rows, left = range(len(wide)), np.zeros(len(wide))
@@ -126,10 +120,8 @@ def _stack(
     axes.xaxis.set_major_formatter("{x:.0%}")
 
 
-@style.themed
-def loss_curves(
-    metrics: pd.DataFrame, *, styles: Mapping[str, Style] = style.LOSS_STYLES
-) -> Chart:
+@style.draws("step loss learning_rate")
+def loss_curves(metrics: pd.DataFrame, *, styles: Mapping = style.LOSS_STYLES) -> Chart:
     """Draw the training loss and the learning rate against the update.
 
     Parameters
@@ -137,10 +129,9 @@ def loss_curves(
     metrics : DataFrame
         ``step`` (updates), ``loss`` (nats per token), ``learning_rate``; an optional
         ``series`` (losses, data formats) makes one curve each.
-    styles : mapping, optional
+    styles : mapping of str to Style, optional
         Look of each series (`LOSS_STYLES`, `FORMAT_STYLES`); others are black.
     """
-    style.require_columns(metrics, "step loss learning_rate", "loss_curves")
     chart, (left, right) = style.new_chart(2.3, ncols=2, width_ratios=(2, 1))
     if "series" not in metrics:
         metrics = metrics.assign(series="training")
@@ -171,7 +162,7 @@ def _draw_loss(axes: Axes, series: pd.DataFrame, look: Style) -> None:
     axes.plot(series["step"], smooth, look.line, c=look.colour, label=label, **spread)
 
 
-@style.themed
+@style.draws("kind length")
 def length_histogram(lengths: pd.DataFrame, *, limit: int | None = None) -> Chart:
     """Draw how many tokens texts take, one outline per kind.
 
@@ -182,7 +173,6 @@ def length_histogram(lengths: pd.DataFrame, *, limit: int | None = None) -> Char
     limit : int, optional
         A dashed line: where texts are cut.
     """
-    style.require_columns(lengths, "kind length", "length_histogram")
     kinds = lengths.groupby("kind", sort=False)["length"]
     bins = np.histogram_bin_edges(lengths["length"], bins=30)
     spare = itertools.cycle(style.SERIES_STYLES)
@@ -209,7 +199,7 @@ _PANELS = {
 _APART = 0.008  # of the axis, between the intervals of two measures
 
 
-@style.themed
+@style.draws("temperature group measure value ci_low ci_high")
 def temperature_study(study: pd.DataFrame, *, used: float | None = None) -> Chart:
     """Draw accuracy, and beside it diversity, against the sampling temperature.
 
@@ -221,15 +211,12 @@ def temperature_study(study: pd.DataFrame, *, used: float | None = None) -> Char
     used : float, optional
         The temperature of the run, marked by a dotted line.
     """
-    columns = "temperature group measure value ci_low ci_high"
-    style.require_columns(study, columns, "temperature_study")
     chart, panels = style.new_chart(2.6, ncols=2)
     for axes, (group, (label, colours)) in zip(panels, _PANELS.items(), strict=True):
         _draw_measures(axes, study[study["group"] == group], colours)
         axes.set_xticks(study["temperature"].unique())
         if used is not None:
-            line = {"color": style.GREY, "ls": ":", "lw": 1}
-            axes.axvline(used, label=f"this run: {used:g}", **line)
+            axes.axvline(used, c=style.GREY, ls=":", lw=1, label=f"this run: {used:g}")
         axes.set(xlabel="temperature", ylabel=label, ylim=(0, 1.02))
         axes.yaxis.set_major_formatter("{x:.0%}")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2)

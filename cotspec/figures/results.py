@@ -26,7 +26,7 @@ PANEL_MARGIN = 0.2  # around a panel's groups of bars, in groups
 BEFORE_HATCH = "/////"
 
 
-@style.themed
+@style.draws("task prompt_mode step accuracy ci_low ci_high")
 def accuracy_bars(results: pd.DataFrame, groups: Mapping[str, Sequence[str]]) -> Chart:
     """Draw accuracy before and after specialization, per task and prompt mode.
 
@@ -44,19 +44,17 @@ def accuracy_bars(results: pd.DataFrame, groups: Mapping[str, Sequence[str]]) ->
     ValueError
         No task of the groups has a result.
     """
-    columns = "task prompt_mode step accuracy ci_low ci_high"
-    style.require_columns(results, columns, "accuracy_bars")
     rows = _rows_of_panels(set(results["task"]), groups)
     figsize = (style.FULL_WIDTH, 1.85 * len(rows) + 0.4)
     chart = Chart(figsize=figsize, layout="constrained")
     top = min(1.0, max(0.05, float(results["ci_high"].max())) * 1.08)
-    widths = [[len(tasks) + PANEL_MARGIN for _, tasks in row] for row in rows]
+    widths = [[len(tasks) + PANEL_MARGIN for tasks in row.values()] for row in rows]
     widest = max(map(sum, widths))
     subfigures = np.atleast_1d(chart.subfigures(len(rows)))
     for figure, row, ratios in zip(subfigures, rows, widths, strict=True):
         ratios.append(widest - sum(ratios) + 1e-3)  # left empty; no ratio may be 0
         grid = figure.add_gridspec(1, len(ratios), width_ratios=ratios)
-        for index, (title, tasks) in enumerate(row):
+        for index, (title, tasks) in enumerate(row.items()):
             axes = figure.add_subplot(grid[index])
             _draw_bars(axes, results[results["task"].isin(tasks)], tasks)
             axes.set(title=title, ylim=(0, top))
@@ -68,21 +66,18 @@ def accuracy_bars(results: pd.DataFrame, groups: Mapping[str, Sequence[str]]) ->
     return chart
 
 
-def _rows_of_panels(
-    present: set[str], groups: Mapping[str, Sequence[str]]
-) -> list[list[tuple[str, list[str]]]]:
-    """Split long groups evenly into panels (title, tasks); put panels into rows."""
-    rows: list[list[tuple[str, list[str]]]] = [[]]
+def _rows_of_panels(present: set[str], groups: Mapping) -> list[dict[str, list]]:
+    """Split long groups evenly into panels (title: tasks); put panels into rows."""
+    rows: list[dict[str, list]] = [{}]
     for title, tasks in groups.items():
         tasks = [task for task in tasks if task in present]
         num_panels = math.ceil(len(tasks) / TASKS_PER_ROW)
-        parts = np.array_split(tasks, num_panels) if tasks else []
-        for number, part in enumerate(parts):
-            taken = sum(len(others) for _, others in rows[-1])
-            if rows[-1] and taken + len(part) > TASKS_PER_ROW // 2 + 1:
-                rows.append([])
-            more = " (continued)" if number else ""
-            rows[-1].append((title + more, part.tolist()))
+        for number in range(num_panels):
+            part = np.array_split(tasks, num_panels)[number].tolist()
+            taken = sum(map(len, rows[-1].values()))
+            if taken and taken + len(part) > TASKS_PER_ROW // 2 + 1:
+                rows.append({})
+            rows[-1][title + (" (continued)" if number else "")] = part
     if not rows[0]:
         raise ValueError(
             f"groups: no task of {dict(groups)} is in the results {sorted(present)}"
@@ -132,7 +127,7 @@ def _explain_bars(chart: Chart, modes: set[str]) -> None:
     chart.legend(handles.values(), handles.keys(), **place)
 
 
-@style.themed
+@style.draws("series k accuracy ci_low ci_high")
 def pass_at_k(curves: pd.DataFrame) -> Chart:
     """Draw the share of questions that k sampled solutions solve (some, or most).
 
@@ -141,7 +136,6 @@ def pass_at_k(curves: pd.DataFrame) -> Chart:
     curves : DataFrame
         ``series`` ("pass@k", "majority@k"), ``k, accuracy, ci_low, ci_high``.
     """
-    style.require_columns(curves, "series k accuracy ci_low ci_high", "pass_at_k")
     chart, axes = style.new_chart(2.4, style.COLUMN_WIDTH)
     looks = itertools.cycle(style.SERIES_STYLES)
     series = curves.groupby("series", sort=False)
@@ -170,7 +164,7 @@ def _is_power_of_two(k: pd.Series) -> pd.Series:
 MAX_TICKS = 7  # fewer steps or sizes are marked one by one
 
 
-@style.themed
+@style.draws("panel series x value low high")
 def curve_panels(
     curves: pd.DataFrame,
     *,
@@ -192,17 +186,13 @@ def curve_panels(
     chance : float, optional
         A dotted line where guessing would be.
     """
-    style.require_columns(curves, "panel series x value low high", "curve_panels")
     groups = curves.groupby("panel", sort=False)
     grid = {"ncols": len(groups), "sharey": True, "squeeze": False}
-    chart, ((*panels,),) = style.new_chart(2.6, **grid)
-    spare = itertools.cycle(style.SERIES_STYLES)
-    looks = {
-        name: style.CURVE_STYLES.get(name) or next(spare)
-        for name in curves["series"].unique()
-    }
+    chart, panels = style.new_chart(2.6, **grid)
+    names, spare = curves["series"].unique(), itertools.cycle(style.SERIES_STYLES)
+    looks = {name: style.CURVE_STYLES.get(name) or next(spare) for name in names}
     handles = {}
-    for axes, (title, panel) in zip(panels, groups, strict=True):
+    for axes, (title, panel) in zip(panels.flat, groups, strict=True):
         for name, series in panel.groupby("series", sort=False):
             _draw_curve(axes, series.sort_values("x"), name, looks[name])
         if chance is not None:
@@ -212,7 +202,7 @@ def curve_panels(
         _mark_x(axes, sorted(panel["x"].unique()), is_log)
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    first = panels[0]
+    first = panels[0, 0]
     first.set(ylabel=ylabel, ylim=(0, float(curves["high"].max()) * 1.08 + 1e-3))
     first.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     if ylabel == "accuracy":
@@ -255,7 +245,7 @@ def _in_units(size: float) -> str:
     return f"{size:.0f}"
 
 
-@style.themed
+@style.draws("claim condition effect ci_low ci_high unit status")
 def claim_effects(conditions: pd.DataFrame) -> Chart:
     """Draw every condition of every claim with its 95% interval, in points.
 
@@ -265,8 +255,6 @@ def claim_effects(conditions: pd.DataFrame) -> Chart:
         From `report.conditions_table`; those in another unit than points (losses,
         shares) are named and not drawn.
     """
-    columns = "claim condition effect ci_low ci_high unit status"
-    style.require_columns(conditions, columns, "claim_effects")
     chart, axes = style.new_chart(0.2 * len(conditions) + 0.9)
     axes.axvline(0, color=style.GREY, lw=0.8, zorder=0)
     marker = {"mec": style.BLACK, "mew": 0.5, "ls": "none"}

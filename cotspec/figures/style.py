@@ -8,10 +8,11 @@ in grey; and PNG, SVG, CSV and caption with the same bytes for the same figure.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 from cotspec import artifacts
 
@@ -154,9 +155,6 @@ RC = {
     "hatch.linewidth": 0.6,
 }
 
-# Decorates a chart function: our look inside it, the caller's settings restored after.
-themed = matplotlib.rc_context(RC)
-
 
 class Chart(Figure):
     """A figure without pyplot's global state that a notebook shows as a picture.
@@ -169,14 +167,6 @@ class Chart(Figure):
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=140)
         return buffer.getvalue()
-
-
-def new_chart(
-    height: float, width: float = FULL_WIDTH, **grid: object
-) -> tuple[Chart, Axes]:
-    """Return a chart of so many inches and its axes; `grid` as `subplots` takes it."""
-    chart = Chart(figsize=(width, height), layout="constrained")
-    return chart, chart.subplots(**grid)
 
 
 def require_columns(frame: pd.DataFrame, columns: str, chart: str) -> None:
@@ -196,6 +186,31 @@ def require_columns(frame: pd.DataFrame, columns: str, chart: str) -> None:
         )
     if frame.empty:
         raise ValueError(f"{chart}: no rows to draw; it needs {needed}")
+
+
+def draws(columns: str) -> Callable:
+    """Decorate a chart function that draws these columns of its first argument.
+
+    They are required before it is called; our look holds while it draws, and the
+    caller's settings are restored after it.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def checked(frame: pd.DataFrame, *arguments: object, **options: object):
+            require_columns(frame, columns, function.__name__)
+            with matplotlib.rc_context(RC):
+                return function(frame, *arguments, **options)
+
+        return checked
+
+    return decorate
+
+
+def new_chart(height: float, width: float = FULL_WIDTH, **grid: object):
+    """Return a `Chart` of so many inches and its axes; `grid` as for `subplots`."""
+    chart = Chart(figsize=(width, height), layout="constrained")
+    return chart, chart.subplots(**grid)
 
 
 def distances(frame: pd.DataFrame, value: str) -> np.ndarray:
@@ -235,6 +250,11 @@ def canvas(height: float) -> tuple[Chart, Axes]:
     axes.set(xlim=(0, FULL_WIDTH), ylim=(height, 0))
     axes.axis("off")
     return chart, axes
+
+
+def box(axes: Axes, x: float, y: float, width: float, height: float, **look) -> None:
+    """Draw a rectangle from its upper left corner, in inches; borderless by default."""
+    axes.add_patch(Rectangle((x, y), width, height, **{"ec": "none"} | look))
 
 
 def write(axes: Axes, x: float, y: float, text: str, **look: object) -> None:
@@ -341,8 +361,5 @@ def _numbered(svg: bytes, name: str) -> bytes:
         old: b"%s-%s-%d" % (old[:-10], name.encode(), number)
         for number, old in enumerate(dict.fromkeys(hashed))
     }
-    return re.sub(
-        rb'(?<=["#])[a-z]+[0-9a-f]{10}(?=["\)])',
-        lambda found: numbered.get(found[0], found[0]),
-        svg,
-    )
+    uses = rb'(?<=["#])[a-z]+[0-9a-f]{10}(?=["\)])'
+    return re.sub(uses, lambda found: numbered.get(found[0], found[0]), svg)

@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
 
 from cotspec import prompts
 from cotspec.figures import style
-from cotspec.figures.style import FULL_WIDTH, Chart, Style, write, write_token
+from cotspec.figures.style import FULL_WIDTH, Chart, Style, box, write, write_token
 
 MARGIN = 0.08  # inches, of every canvas
 LINE = 0.118  # inches, from one line of small text to the next
@@ -52,7 +51,8 @@ def top_alternatives(trace: Mapping[str, object]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns.split(), "is_sampled"])
 
 
-_COLUMNS, _HEAD, _GAP = 9, 0.2, 0.12  # tokens a row; inches
+_COLUMNS = 9  # tokens a row
+_CELL, _HEAD, _GAP = (FULL_WIDTH - 2 * MARGIN) / _COLUMNS, 0.2, 0.12  # inches
 _BAR, _TRACK = "#9CCDEB", "#F2F2F2"  # SKY_BLUE lightened, so that text stays readable
 _LEGEND = (
     "bold: sampled token;  bar and number: probability, 0 to 1;  "
@@ -60,7 +60,7 @@ _LEGEND = (
 )
 
 
-@style.themed
+@style.draws("position sampled rank alternative probability is_sampled")
 def probability_strip(alternatives: pd.DataFrame) -> Chart:
     """Draw a teacher's solution with its top alternatives, one column per token.
 
@@ -76,35 +76,27 @@ def probability_strip(alternatives: pd.DataFrame) -> Chart:
         its probability as a number and as the length of its bar, the sampled one
         outlined.
     """
-    columns = "position sampled rank alternative probability is_sampled"
-    style.require_columns(alternatives, columns, "probability_strip")
     steps = alternatives.groupby("position", sort=True)
     row_height = _HEAD + int(alternatives["rank"].max()) * LINE + _GAP
     bottom = math.ceil(len(steps) / _COLUMNS) * row_height
     chart, axes = style.canvas(bottom + 2 * MARGIN + 0.12)
-    cell = (FULL_WIDTH - 2 * MARGIN) / _COLUMNS
     for index, (_, step) in enumerate(steps):
         row, column = divmod(index, _COLUMNS)
-        left, top = MARGIN + column * cell, MARGIN + row * row_height
-        _draw_step(axes, step, left, top, cell - 0.06)
+        _draw_step(axes, step, MARGIN + column * _CELL, MARGIN + row * row_height)
     write(axes, MARGIN, bottom + MARGIN + 0.06, _LEGEND, color=style.GREY)
     return chart
 
 
-def _draw_step(
-    axes: Axes, step: pd.DataFrame, left: float, top: float, room: float
-) -> None:
+def _draw_step(axes: Axes, step: pd.DataFrame, left: float, top: float) -> None:
+    room, height = _CELL - 0.06, LINE - 0.016
     sampled = str(step["sampled"].iloc[0])
     write_token(axes, left, top + _HEAD / 2, sampled, room, 8, weight="bold")
-    height = LINE - 0.016
     for row in step.itertuples():
         y = top + _HEAD + (row.rank - 1) * LINE
-        bar = room * min(row.probability, 1.0)
-        axes.add_patch(Rectangle((left, y), room, height, fc=_TRACK, ec="none"))
-        axes.add_patch(Rectangle((left, y), bar, height, fc=_BAR, ec="none"))
+        box(axes, left, y, room, height, fc=_TRACK)
+        box(axes, left, y, room * min(row.probability, 1.0), height, fc=_BAR)
         if row.is_sampled:
-            outline = {"fc": "none", "ec": style.BLACK}
-            axes.add_patch(Rectangle((left, y), room, height, **outline))
+            box(axes, left, y, room, height, fc="none", ec=style.BLACK)
         middle = y + height / 2
         number = _short_probability(row.probability)
         write(axes, left + room - 0.02, middle, number, ha="right", fontsize=6)
@@ -124,7 +116,7 @@ _LABEL, _ROW, _BOX, _DROP = 0.52, 0.86, 0.17, 0.46  # inches
 _RULES_A_LINE = 4
 
 
-@style.themed
+@style.draws("side token start end rule")
 def token_alignment(spans: pd.DataFrame) -> Chart:
     """Draw how teacher tokens became student targets.
 
@@ -139,7 +131,6 @@ def token_alignment(spans: pd.DataFrame) -> Chart:
     Chart
         A line joins each student token to every teacher token it shares letters with.
     """
-    style.require_columns(spans, "side token start end rule", "token_alignment")
     student = spans[spans["side"] == "student"]
     # A word's mark (``▁``) stands over the whitespace that its span leaves out.
     has_gap = student["start"] > student["end"].shift(fill_value=0)
@@ -188,10 +179,8 @@ def _draw_row(axes: Axes, inside: pd.DataFrame, first: int, top: float) -> None:
                 x = [place((s.start + _end(s)) / 2) for s in (above, below)]
                 line = {"color": style.RULE_STYLES[below.rule].colour, "lw": 1.3}
                 axes.plot(x, [top + _BOX, top + _DROP], zorder=0, **line)
-    plain = Style("", style.LIGHT_GREY)
     for span in upper + lower:
-        look = style.RULE_STYLES[span.rule] if span.side == "student" else plain
-        _draw_token(axes, span, look, place, tops[span.side])
+        _draw_token(axes, span, place, tops[span.side])
 
 
 def _share_letters(above: object, below: object) -> bool:
@@ -206,23 +195,22 @@ def _end(span: object) -> float:
     return max(span.end, span.start + 0.5)
 
 
-def _draw_token(
-    axes: Axes, span: object, look: Style, place: Callable[[float], float], top: float
-) -> None:
+def _draw_token(axes: Axes, span: object, place: Callable, top: float) -> None:
     left = place(span.start) + 0.006
     room = place(_end(span)) - 0.006 - left
+    is_student = span.side == "student"
+    look = style.RULE_STYLES[span.rule] if is_student else Style("", style.LIGHT_GREY)
     fill = {"fc": look.colour, "ec": style.BLACK}
-    axes.add_patch(Rectangle((left, top), room, _BOX, alpha=0.45, lw=0.5, **fill))
-    if span.side == "student":
+    box(axes, left, top, room, _BOX, alpha=0.45, lw=0.5, **fill)
+    if is_student:
         # The hatch stands in a strip under the text, where it does not cover it.
-        strip = {"lw": 0.3, "hatch": look.hatch} | fill
-        axes.add_patch(Rectangle((left, top + _BOX), room, 0.07, **strip))
+        box(axes, left, top + _BOX, room, 0.07, lw=0.3, hatch=look.hatch, **fill)
     middle = left + room / 2, top + _BOX / 2
     text = style.printable(span.token)
     write_token(axes, *middle, text, room + 0.02, _TOKEN_FONT, ha="center")
 
 
-@style.themed
+@style.draws("")
 def cost_matrix(matrix: pd.DataFrame, path: Sequence[tuple[int, int]]) -> Chart:
     """Draw the edit distances of two token sequences and a path through them.
 
@@ -237,9 +225,8 @@ def cost_matrix(matrix: pd.DataFrame, path: Sequence[tuple[int, int]]) -> Chart:
     chart, axes = style.new_chart(0.26 * rows + 0.9, 0.34 * columns + 1.1)
     axes.imshow(matrix.to_numpy(), cmap="Greys_r", aspect="auto", alpha=0.6)
     axes.plot([j for _, j in path], [i for i, _ in path], c=style.BLUE, marker="o")
-    teacher, student = (
-        [style.printable(str(name)) for name in side] for side in matrix.axes
-    )
+    teacher = matrix.index.map(str).map(style.printable)
+    student = matrix.columns.map(str).map(style.printable)
     axes.set_xticks(range(columns), student, rotation=90, family="monospace")
     axes.set_yticks(range(rows), teacher, family="monospace")
     axes.set(xlabel="student", ylabel="teacher")
@@ -282,7 +269,7 @@ _CHARACTERS = int((_PANEL - _TAB - 0.08) / (style.text_width(" ", _FONT) * 1.02)
 _SHOWN_LINES = 12  # of the demonstrations
 
 
-@style.themed
+@style.draws("data_format part text")
 def four_formats(parts: pd.DataFrame) -> Chart:
     """Draw one example of each data format, two by two, in colour.
 
@@ -292,7 +279,6 @@ def four_formats(parts: pd.DataFrame) -> Chart:
         From `example_parts`, one example per format. Of the demonstrations the last
         lines are shown; how many are hidden is said.
     """
-    style.require_columns(parts, "data_format part text", "four_formats")
     present = set(parts["data_format"])
     names = [name for name in style.FORMAT_STYLES if name in present]
     panels = [(n, _panel_lines(parts[parts["data_format"] == n])) for n in names]
@@ -316,11 +302,9 @@ def _panel_lines(parts: pd.DataFrame) -> list[tuple[str, str]]:
     """Return (part, line) pairs, wrapped; demonstrations are cut at their start."""
     lines = []
     for row in parts.itertuples():
-        wrapped = [
-            piece
-            for line in row.text.rstrip("\n").split("\n")
-            for piece in textwrap.wrap(line, _CHARACTERS) or [""]
-        ]
+        wrapped = []
+        for line in row.text.rstrip("\n").split("\n"):
+            wrapped += textwrap.wrap(line, _CHARACTERS) or [""]
         hidden = len(wrapped) - _SHOWN_LINES
         if row.part == "demonstrations" and hidden > 0:
             wrapped = [f"… {hidden + 1} more lines …", *wrapped[hidden + 1 :]]
@@ -328,19 +312,16 @@ def _panel_lines(parts: pd.DataFrame) -> list[tuple[str, str]]:
     return lines
 
 
-def _draw_panel(
-    axes: Axes, look: Style, lines: list[tuple[str, str]], left: float, top: float
-) -> None:
+def _draw_panel(axes: Axes, look: Style, lines: list, left: float, top: float) -> None:
     y = top + _TITLE / 2 - 0.02
     axes.plot(left + 0.06, y, look.marker, color=look.colour, ms=6)
     write(axes, left + 0.16, y, look.label, fontsize=8.5, weight="bold")
     num_read = sum(part in ("demonstrations", "question") for part, _ in lines)
     for index, (part, line) in enumerate(lines):
         y = top + _TITLE + index * LINE + (0.05 if index >= num_read else 0)
-        fill = {"fc": style.PART_STYLES[part].colour, "ec": "none", "lw": 0}
-        axes.add_patch(Rectangle((left, y), _TAB, LINE, **fill))
-        body = (left + _TAB, y), _PANEL - _TAB, LINE
-        axes.add_patch(Rectangle(*body, alpha=0.35, **fill))
+        fill = {"fc": style.PART_STYLES[part].colour, "lw": 0}
+        box(axes, left, y, _TAB, LINE, **fill)
+        box(axes, left + _TAB, y, _PANEL - _TAB, LINE, alpha=0.35, **fill)
         text = {"fontsize": _FONT, "family": "monospace"}
         write(axes, left + _TAB + 0.04, y + LINE / 2, line, **text)
     y = top + _TITLE + num_read * LINE + 0.025
@@ -351,7 +332,7 @@ _LOSSES_A_ROW = 3
 _HIGHEST = 2.0  # nats; above it a curve leaves the chart
 
 
-@style.themed
+@style.draws("loss token push")
 def logit_pushes(pushes: pd.DataFrame) -> Chart:
     """Draw where one step of gradient descent moves each token, one panel a loss.
 
@@ -361,7 +342,6 @@ def logit_pushes(pushes: pd.DataFrame) -> Chart:
         ``loss`` (a key of `OBJECTIVE_STYLES`), ``token``, ``push`` (minus the gradient
         of the loss by the token's logit; positive: more probable).
     """
-    style.require_columns(pushes, "loss token push", "logit_pushes")
     losses = pushes.groupby("loss", sort=False)
     num_rows = math.ceil(len(losses) / _LOSSES_A_ROW)
     grid = {"nrows": num_rows, "ncols": _LOSSES_A_ROW, "squeeze": False}
@@ -386,7 +366,7 @@ def _draw_pushes(axes: Axes, tokens: pd.Series, push: np.ndarray) -> None:
     axes.tick_params(axis="x", length=0)
 
 
-@style.themed
+@style.draws("loss probability nats")
 def loss_shapes(shapes: pd.DataFrame, *, teacher: float) -> Chart:
     """Draw each loss against the student's probability of one token.
 
@@ -402,7 +382,6 @@ def loss_shapes(shapes: pd.DataFrame, *, teacher: float) -> Chart:
     Chart
         The marker on a curve is its lowest point.
     """
-    style.require_columns(shapes, "loss probability nats", "loss_shapes")
     chart, axes = style.new_chart(2.7)
     axes.axhline(0, color=style.GREY, lw=0.6)
     axes.axvline(teacher, color=style.BLACK, ls=":", lw=1, label="the teacher")
