@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 import pandas as pd
 import seaborn
@@ -126,15 +126,9 @@ STATUS_STYLES = {
     "opposite": Style("the other way", VERMILLION, "X"),
 }
 
-# A user's own matplotlibrc must neither change a picture nor ask for LaTeX.
-_NOT_LOOKS = ("backend", "interactive", "toolbar", "timezone", "webagg", "date.epoch")
-DEFAULTS = {
-    name: value
-    for name, value in matplotlib.rcParamsDefault.items()
-    if not name.startswith(_NOT_LOOKS)
-}
-RC = {
-    **DEFAULTS,
+# On top of matplotlib's defaults: a user's own matplotlibrc must neither change a
+# picture nor ask for LaTeX.
+LOOK = {
     **seaborn.axes_style("ticks"),
     "font.family": ["DejaVu Sans"],
     "font.size": 8,
@@ -199,7 +193,7 @@ def draws(columns: str) -> Callable:
         @functools.wraps(function)
         def checked(frame: pd.DataFrame, *arguments: object, **options: object):
             require_columns(frame, columns, function.__name__)
-            with matplotlib.rc_context(RC):
+            with matplotlib.style.context(["default", LOOK]):
                 return function(frame, *arguments, **options)
 
         return checked
@@ -345,8 +339,8 @@ def _rendered(figure: Figure, name: str, suffix: str) -> bytes:
     # Without these, SVG ids are random and both formats carry date or version.
     metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": "cotspec"}}
     buffer = io.BytesIO()
-    look = DEFAULTS | {"svg.hashsalt": name, "svg.fonttype": "path"}
-    with matplotlib.rc_context(look):
+    look = {"svg.hashsalt": name, "svg.fonttype": "path"}
+    with matplotlib.style.context(["default", look]):
         figure.savefig(buffer, format=suffix, dpi=PNG_DPI, metadata=metadata[suffix])
     return buffer.getvalue()
 
