@@ -190,13 +190,18 @@ def test_no_text_of_a_chart_is_smaller_than_five_points(chart):
 @pytest.mark.parametrize("name", CHARTS)
 def test_a_frame_it_cannot_draw_is_an_error_naming_chart_and_column(name):
     draw, frame, options = CHARTS[name]
-    for column in ("rank", "rule", "text", "reason", "loss", "length", "accuracy"):
-        if column in frame:
-            message = rf"{draw.__name__}: missing columns \['{column}'\]; it needs"
-            with pytest.raises(ValueError, match=message):
-                draw(frame.drop(columns=column), **options)
+    column = frame.columns[-1]
+    message = rf"{draw.__name__}: missing columns \['{column}'\]; it needs"
+    with pytest.raises(ValueError, match=message):
+        draw(frame.drop(columns=column), **options)
     with pytest.raises(ValueError, match=f"{draw.__name__}: no rows"):
         draw(frame.head(0), **options)
+
+
+def test_a_chart_function_takes_its_frame_by_name_too():
+    assert figures.loss_shapes(teacher=0.6, shapes=SHAPES).axes
+    with pytest.raises(TypeError, match="'shapes'"):
+        figures.loss_shapes(teacher=0.6)
 
 
 def test_drawing_leaves_the_callers_settings_alone():
