@@ -9,14 +9,15 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
+from matplotlib import colors
 
 from cotspec.figures.style import SKY_BLUE, printable, require_columns
 
 _MONO = "font-family:'DejaVu Sans Mono',monospace;font-size:12px;line-height:1.45"
+_PLAIN = {"index": False, "border": 0, "na_rep": ""}  # for `DataFrame.to_html`
 _VERDICT_MARKS = {
     "reproduced": "✔",
     "not reproduced": "○",
@@ -26,23 +27,12 @@ _VERDICT_MARKS = {
 }
 
 
-def table(frame: pd.DataFrame, *, digits: int = 3) -> HTML:
+def table(frame: pd.DataFrame) -> HTML:
     """Show a table without its index; text is escaped, so that ``<unk>`` is seen."""
-    markup = frame.to_html(
-        index=False, border=0, na_rep="", float_format=f"{{:.{digits}f}}".format
-    )
-    return HTML(markup)
+    return HTML(frame.to_html(float_format="{:.3f}".format, **_PLAIN))
 
 
-def _tint(colour: str, strength: float) -> str:
-    """Mix `colour` with white; `strength` 0 is white, 1 the colour."""
-    mixed = 1 - strength * (1 - np.array(matplotlib.colors.to_rgb(colour)))
-    return matplotlib.colors.to_hex(mixed)
-
-
-def confidence_text(
-    tokens: Sequence[bytes | str], probabilities: Sequence[float]
-) -> HTML:
+def confidence_text(tokens: Sequence, probabilities: Sequence[float]) -> HTML:
     """Show a text whose tokens are shaded by how unsure the model was of them.
 
     Parameters
@@ -62,23 +52,23 @@ def confidence_text(
             f"probabilities: {len(probabilities)} for {len(tokens)} tokens; "
             "one for each token is needed"
         )
-    pieces = [
-        _shaded(token, float(probability))
-        for token, probability in zip(tokens, probabilities, strict=True)
-    ]
+    text = "".join(map(_shaded, tokens, probabilities))
     scale = " ".join(_shaded(f"{p:.2f}", p) for p in (1.0, 0.75, 0.5, 0.25, 0.0))
     box = f"{_MONO};white-space:pre-wrap;color:#000;background:#fff;padding:6px"
     return HTML(
-        f'<div style="{box}">{"".join(pieces)}</div>'
+        f'<div style="{box}">{text}</div>'
         f'<p style="font-size:12px">probability of the token: {scale}</p>'
     )
 
 
 def _shaded(token: bytes | str, probability: float) -> str:
+    probability = float(probability)
     if not 0 <= probability <= 1 + 1e-6:
         raise ValueError(f"probabilities: {probability!r} must be from 0 to 1")
     text = token.decode("utf-8", "backslashreplace") if type(token) is bytes else token
-    colour = _tint(SKY_BLUE, 1 - min(probability, 1.0))
+    doubt = 1 - min(probability, 1.0)
+    # The less probable, the less white is in the colour.
+    colour = colors.to_hex(1 - doubt * (1 - np.array(colors.to_rgb(SKY_BLUE))))
     underline = ";border-bottom:2px solid #000" if probability < 0.5 else ""
     title = html.escape(f"{printable(text)} {probability:.3f}", quote=True)
     look = f"background:{colour};color:#000{underline}"
@@ -94,28 +84,23 @@ def claims_table(claims: pd.DataFrame) -> HTML:
         From `report.claims_table`; effects are fractions, shown in points.
     """
     needed = "claim statement ours condition effect verdict former_verdict"
-    require_columns(claims, needed.split(), "claims_table")
-    shown = pd.DataFrame(
-        {
-            "claim": claims["claim"],
-            "the paper says": claims["statement"],
-            "as it measured it, here": claims["ours"],
-            "under test, the weakest condition [95% interval]": [
-                _effect(row) for row in claims.itertuples()
-            ],
-            "verdict": [
-                f"{_VERDICT_MARKS.get(verdict, '')} {verdict}".strip()
-                for verdict in claims["verdict"]
-            ],
-            "by the former rule": claims["former_verdict"],
-        }
-    )
-    markup = shown.to_html(index=False, na_rep="", border=0, justify="left")
+    require_columns(claims, needed, "claims_table")
+    tested = claims.apply(_effect, axis=1)
+    marked = [f"{_VERDICT_MARKS.get(v, '')} {v}".strip() for v in claims["verdict"]]
+    columns = {
+        "claim": claims["claim"],
+        "the paper says": claims["statement"],
+        "as it measured it, here": claims["ours"],
+        "under test, the weakest condition [95% interval]": tested,
+        "verdict": marked,
+        "by the former rule": claims["former_verdict"],
+    }
+    markup = pd.DataFrame(columns).to_html(justify="left", **_PLAIN)
     left = '<td style="text-align:left;vertical-align:top">'
     return HTML(markup.replace("<td>", left))
 
 
-def _effect(row: object) -> str:
+def _effect(row: pd.Series) -> str:
     if pd.isna(row.effect):
         return ""
     scale, digits = (100, 1) if row.unit == "points" else (1, 3)

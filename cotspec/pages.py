@@ -17,6 +17,8 @@ from cotspec import artifacts, stages
 
 WORDS_A_MINUTE, CODE_LINES_A_MINUTE = 200, 20
 _FIGURE = re.compile(r"""stage\.figure\(\s*["']([A-Za-z0-9_-]+)["']""")
+_QUESTION = re.compile(r"\*\*Question\.\*\*\s*(.+?)(?:\n\n|\Z)", re.DOTALL)
+_PNG = "data:image/png;base64,"
 # Code first, so that a dollar inside it is left alone; then display, then inline math.
 _MATH = re.compile(
     r"(?P<code>```.*?```|(?P<tick>`+).+?(?P=tick)|\\\$)|\$\$(?P<block>.+?)\$\$"
@@ -41,27 +43,24 @@ def write_pages(run: Path, series: list[stages.Notebook]) -> Path:
     folder = run / "html"
     done = [n for n in series if _executed(run, n).exists()]
     report = run / "report" / "REPORT.html"
-    for number, notebook in enumerate(done):
-        before = done[number - 1] if number else None
-        after = done[number + 1] if number + 1 < len(done) else None
-        page = _page(
-            f"{notebook.title or notebook.name} · cotspec",
-            _body(run, notebook),
-            _links(before, after, report.exists()),
-        )
+    neighbours = zip([None, *done], done, [*done[1:], None], strict=False)
+    for before, notebook, after in neighbours:
+        links = _links(before, after, report.exists())
+        page = _page(_title(notebook), _body(run, notebook), links)
         artifacts.write_bytes(folder / f"{notebook.name}.html", page.encode())
+    link = ""
     if report.exists():
         artifacts.write_bytes(folder / report.name, _report(report).encode())
+        link = '<a href="REPORT.html">The report of this run</a>'
     cards = "".join(_card(run, notebook) for notebook in series)
-    link = '<a href="REPORT.html">The report of this run</a>' if report.exists() else ""
+    title = "Chain-of-thought specialization"
     body = (
-        "<h1>Chain-of-thought specialization</h1><p class=lead>What a small language "
+        f"<h1>{title}</h1><p class=lead>What a small language "
         "model gains and loses when it is taught multi-step math, one question a "
         f"notebook. Profile <b>{html.escape(run.name)}</b>. {link}</p>"
         f"<div class=lessons>{cards}</div>"
     )
-    page = _page("Chain-of-thought specialization · cotspec", body, "")
-    return artifacts.write_bytes(folder / "index.html", page.encode())
+    return artifacts.write_bytes(folder / "index.html", _page(title, body).encode())
 
 
 def publish(run: Path, target: Path) -> int:
@@ -97,11 +96,15 @@ def _executed(run: Path, notebook: stages.Notebook) -> Path:
     return run / "notebooks" / f"{notebook.name}.ipynb"
 
 
-def _page(title: str, body: str, links: str) -> str:
+def _title(notebook: stages.Notebook) -> str:
+    return notebook.title or notebook.name
+
+
+def _page(title: str, body: str, links: str = "") -> str:
     navigation = '<nav class="{}" aria-label="Notebooks">{}</nav>' if links else ""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(title)}</title>{_style()}</head><body>"
+        f"<title>{html.escape(title)} · cotspec</title>{_style()}</head><body>"
         f"{navigation.format('top', links)}<main>{body}</main>"
         f"{navigation.format('bottom', links)}</body></html>\n"
     )
@@ -113,25 +116,20 @@ def _style() -> str:
 
     ours = Path(__file__).with_name("pages.css").read_text("utf-8")
     code = HtmlFormatter(nobackground=True).get_style_defs(".highlight")
-    return (
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{code}\n{ours}</style>"
-    )
+    viewport = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    return f"{viewport}<style>{code}\n{ours}</style>"
 
 
 def _links(
     before: stages.Notebook | None, after: stages.Notebook | None, report: bool
 ) -> str:
-    links = ['<a href="index.html">All notebooks</a>']
-    links += ['<a href="REPORT.html">Report</a>'] if report else []
+    links = '<a href="index.html">All notebooks</a>'
+    links += '<a href="REPORT.html">Report</a>' if report else ""
     for notebook, relation, text in ((before, "prev", "← {}"), (after, "next", "{} →")):
         if notebook:
-            title = html.escape(notebook.title or notebook.name)
-            links.append(
-                f'<a rel="{relation}" href="{notebook.name}.html">'
-                f"{text.format(title)}</a>"
-            )
-    return "".join(links)
+            text = text.format(html.escape(_title(notebook)))
+            links += f'<a rel="{relation}" href="{notebook.name}.html">{text}</a>'
+    return links
 
 
 def _body(run: Path, notebook: stages.Notebook) -> str:
@@ -155,11 +153,8 @@ def _body(run: Path, notebook: stages.Notebook) -> str:
                 if "text/markdown" in output.get("data", {}):
                     text = output.data["text/markdown"]
                     output.data["text/markdown"] = _set_aside(text, formulas)
-    exporter = HTMLExporter(
-        template_name="basic",
-        exclude_input_prompt=True,
-        exclude_output_prompt=True,
-    )
+    plain = {"exclude_input_prompt": True, "exclude_output_prompt": True}
+    exporter = HTMLExporter(template_name="basic", **plain)
     body, _ = exporter.from_notebook_node(content)
     body = re.sub(r'(href="[\w./-]*?)\.ipynb(?=[#"])', r"\1.html", body)
     return re.sub("\ue000(\\d+)\ue001", lambda m: formulas[int(m[1])], _tables(body))
@@ -167,11 +162,8 @@ def _body(run: Path, notebook: stages.Notebook) -> str:
 
 def _tables(page: str) -> str:
     """Let tables fit a phone and paper: long labels may break, prose gets room."""
-    page = re.sub(
-        r"(<t[hd]\b[^>]*>)([\w/]*_\w+)(?=</t[hd]>)",
-        lambda found: found[1] + found[2].replace("_", "_<wbr>"),
-        page,
-    )
+    label = r"(<t[hd]\b[^>]*>)([\w/]*_\w+)(?=</t[hd]>)"
+    page = re.sub(label, lambda m: m[1] + m[2].replace("_", "_<wbr>"), page)
     return re.sub(r"<td(?=[^>]*>[^<]{50,})", "<td data-prose", page)
 
 
@@ -198,9 +190,8 @@ def _mathml(latex: str, display: str) -> str:
         mathml = converter.convert(latex, display=display)
     except Exception:  # its errors share no class; a typo must not cost the page
         return f"<code>{html.escape(latex)}</code>"
-    mathml = re.sub(
-        "<mi>(log|exp|max|min)</mi>", r'\g<0><mspace width="0.17em"/>', mathml
-    )
+    space = r'\g<0><mspace width="0.17em"/>'
+    mathml = re.sub("<mi>(log|exp|max|min)</mi>", space, mathml)
     return mathml.replace("<math ", f'<math alttext="{html.escape(latex)}" ', 1)
 
 
@@ -212,23 +203,26 @@ def _describe_figures(cell: dict, run: Path, notebook: stages.Notebook) -> None:
         if picture:
             name = next(names, "")
             caption = _caption(run, name) if name else ""
-            alt = caption or f"Picture of notebook {notebook.title or notebook.name}"
+            alt = caption or f"Picture of notebook {_title(notebook)}"
+            picture = "".join(picture.split())
             output.data = {"text/html": _figure(picture, alt, caption, name)}
 
 
-def _figure(picture: str, alt: str, caption: str, name: str) -> str:
+def _figure(picture: str, alt: str, caption: str, name: str = "") -> str:
     anchor = f' id="{name}"' if name else ""
     below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    return (
-        f'<figure{anchor}><img alt="{html.escape(alt)}" '
-        f'src="data:image/png;base64,{"".join(picture.split())}">{below}</figure>'
-    )
+    image = f'<img alt="{html.escape(alt)}" src="{_PNG}{picture}">'
+    return f"<figure{anchor}>{image}{below}</figure>"
 
 
 def _caption(run: Path, name: str) -> str:
     sidecar = run / "figures" / f"{name}.json"
     caption = artifacts.read_json(sidecar).get("caption") if sidecar.exists() else None
     return caption or name.replace("_", " ")
+
+
+def _base64(picture: Path) -> str:
+    return base64.b64encode(picture.read_bytes()).decode()
 
 
 def _report(report: Path) -> str:
@@ -239,52 +233,35 @@ def _report(report: Path) -> str:
 
     def embedded(found: re.Match) -> str:
         picture = report.parent / found[1]
-        if not picture.exists():
-            return found[0]
-        content = base64.b64encode(picture.read_bytes()).decode()
-        return f'src="data:image/png;base64,{content}"'
+        return f'src="{_PNG}{_base64(picture)}"' if picture.exists() else found[0]
 
     return re.sub(r'src="([^":]+\.png)"', embedded, _tables(page))
 
 
 def _card(run: Path, notebook: stages.Notebook) -> str:
     """Return one notebook of the index: question, reading time, state, main figure."""
+    import nbformat
+
     page = f"{notebook.name}.html"
-    title = html.escape(notebook.title or notebook.name)
+    title = html.escape(_title(notebook))
     if _executed(run, notebook).exists():
         title = f'<a href="{page}">{title}</a>'
     finished = stages.read_marker(run, notebook.name)
     state = "finished" if finished else "<span class=failed>not finished</span>"
-    markdown, code = _texts(notebook.path)
-    minutes = len(markdown.split()) / WORDS_A_MINUTE
-    minutes += len(code.splitlines()) / CODE_LINES_A_MINUTE
-    question = re.search(r"\*\*Question\.\*\*\s*(.+?)(?:\n\n|\Z)", markdown, re.DOTALL)
-    asked = re.sub(r"[*`]|\[(.+?)\]\(.+?\)", r"\1", question[1]) if question else ""
-    names = [n for n in _FIGURE.findall(code) if _picture(run, n).exists()]
-    shown = ""
-    if names:
-        picture = base64.b64encode(_picture(run, names[0]).read_bytes()).decode()
-        caption = _caption(run, names[0])
-        shown = _figure(picture, caption, caption, "")
-    more = " · ".join(
-        f'<a href="{page}#{n}">{n[3:].replace("_", " ")}</a>' for n in names[1:]
-    )
+    texts = {"markdown": "", "code": "", "raw": ""}
+    for cell in nbformat.read(notebook.path, as_version=4).cells:
+        texts[cell.cell_type] += f"{cell.source}\n\n"
+    minutes = len(texts["markdown"].split()) / WORDS_A_MINUTE
+    minutes += len(texts["code"].rstrip("\n").splitlines()) / CODE_LINES_A_MINUTE
+    found = _QUESTION.search(texts["markdown"])
+    question = re.sub(r"[*`]|\[(.+?)\]\(.+?\)", r"\1", found[1]) if found else ""
+    pictures = {n: run / "figures" / f"{n}.png" for n in _FIGURE.findall(texts["code"])}
+    main, *others = [n for n in pictures if pictures[n].exists()] or [""]
+    caption = _caption(run, main)
+    shown = _figure(_base64(pictures[main]), caption, caption) if main else ""
+    links = [f'<a href="{page}#{n}">{n[3:].replace("_", " ")}</a>' for n in others]
+    more = f"<p class=muted>More figures: {' · '.join(links)}</p>" if links else ""
     return (
-        f"<article><h2>{title}</h2><p>{html.escape(asked)}</p><p class=muted>"
-        f"{math.ceil(minutes)} min to read · {state}</p>{shown}"
-        f"{f'<p class=muted>More figures: {more}</p>' if more else ''}</article>"
+        f"<article><h2>{title}</h2><p>{html.escape(question)}</p><p class=muted>"
+        f"{math.ceil(minutes)} min to read · {state}</p>{shown}{more}</article>"
     )
-
-
-def _texts(path: Path) -> tuple[str, str]:
-    import nbformat
-
-    cells = nbformat.read(path, as_version=4).cells
-    kinds = ("markdown", "code")
-    return tuple(
-        "\n\n".join(c.source for c in cells if c.cell_type == k) for k in kinds
-    )
-
-
-def _picture(run: Path, name: str) -> Path:
-    return run / "figures" / f"{name}.png"

@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 
 from cotspec import alignment, figures, models, profiles
 from cotspec.alignment import table as targets
+from cotspec.figures import style
+from cotspec.teacher.studies import KINDS
 
 TRACE = {
     "token_bytes": [b"If", b" $5", b".\n"],
@@ -91,58 +93,88 @@ PANELS = pd.DataFrame(
     columns=["panel", "series", "x", "value", "low", "high"],
 )
 LENGTHS = pd.DataFrame({"kind": ["right", "right", "wrong"], "length": [4, 9, 30]})
-
 ALL_RULES = pd.DataFrame(
     [
         (side, "word", 4 * i, 4 * i + 4, rule if side == "student" else "")
-        for i, rule in enumerate(figures.RULE_STYLES)
+        for i, rule in enumerate(style.RULE_STYLES)
         for side in ("teacher", "student")
     ],
     columns=SPANS.columns,
 )
+STUDY = pd.DataFrame(
+    [
+        (t, group, measure, value, value - 0.1, value + 0.1)
+        for group, measure, values in (
+            ("accuracy", "one sample", (0.7, 0.4)),
+            ("accuracy", "majority of 8", (0.75, 0.6)),
+            ("accuracy", "any of 8", (0.8, 0.9)),
+            ("diversity", "different texts", (0.3, 0.9)),
+            ("diversity", "different answers", (0.2, 0.6)),
+        )
+        for t, value in zip((0.2, 1.0), values, strict=True)
+    ],
+    columns=["temperature", "group", "measure", "value", "ci_low", "ci_high"],
+)
+FAILURES = pd.DataFrame(
+    [(n, kind, 2, 1 / len(KINDS), 7) for n in ("1", "2", "6+", "?") for kind in KINDS],
+    columns=["steps", "kind", "count", "share", "num_questions"],
+)
+PUSHES = pd.DataFrame(
+    [(n, t, p) for n in style.OBJECTIVE_STYLES for t, p in (("a", 0.4), ("b", -1))],
+    columns=["loss", "token", "push"],
+)
+SHAPES = pd.DataFrame(
+    [("bucket", 0.2, 0.5), ("bucket", 0.6, 0.0), ("bucket", 0.9, 0.3)],
+    columns=["loss", "probability", "nats"],
+)
+ALTERNATIVES = figures.top_alternatives(TRACE)
 
+# By what is drawn: the function, what it draws, its options.
 CHARTS = {
-    "probability_strip": lambda: figures.probability_strip(
-        figures.top_alternatives(TRACE)
-    ),
-    "probability_strip in a column": lambda: figures.probability_strip(
-        figures.top_alternatives(TRACE), width=3.3, columns=4
-    ),
-    "token_alignment in a column": lambda: figures.token_alignment(
-        ALL_RULES, width=3.3
-    ),
-    "token_alignment of all rules": lambda: figures.token_alignment(ALL_RULES),
-    "token_alignment": lambda: figures.token_alignment(SPANS),
-    "four_formats": lambda: figures.four_formats(PARTS),
-    "funnel": lambda: figures.funnel(STAGES),
-    "rule_shares": lambda: figures.rule_shares(SHARES),
-    "loss_curves": lambda: figures.loss_curves(METRICS),
-    "length_histogram": lambda: figures.length_histogram(LENGTHS, limit=30),
-    "accuracy_bars": lambda: figures.accuracy_bars(RESULTS, GROUPS),
-    "claim_effects": lambda: figures.claim_effects(CONDITIONS),
-    "curve_panels": lambda: figures.curve_panels(PANELS, chance=0.2),
-    "curve_panels over size": lambda: figures.curve_panels(
-        PANELS.iloc[:4], xlabel="parameters", is_log=True
-    ),
-    "pass_at_k": lambda: figures.pass_at_k(CURVES),
+    "strip": (figures.probability_strip, ALTERNATIVES, {}),
+    "alignment": (figures.token_alignment, SPANS, {}),
+    "all rules": (figures.token_alignment, ALL_RULES, {}),
+    "formats": (figures.four_formats, PARTS, {}),
+    "funnel": (figures.funnel, STAGES, {}),
+    "rule shares": (figures.rule_shares, SHARES, {}),
+    "losses": (figures.loss_curves, METRICS, {}),
+    "lengths": (figures.length_histogram, LENGTHS, {"limit": 30}),
+    "accuracy": (figures.accuracy_bars, RESULTS, {"groups": GROUPS}),
+    "effects": (figures.claim_effects, CONDITIONS, {}),
+    "curves": (figures.curve_panels, PANELS, {"chance": 0.2}),
+    "sizes": (figures.curve_panels, PANELS.iloc[:4], {"is_log": True}),
+    "pass at k": (figures.pass_at_k, CURVES, {}),
+    "temperatures": (figures.temperature_study, STUDY, {"used": 0.5}),
+    "failures": (figures.failures_by_steps, FAILURES, {}),
+    "pushes": (figures.logit_pushes, PUSHES, {}),
+    "shapes": (figures.loss_shapes, SHAPES, {"teacher": 0.6}),
 }
+
+
+@pytest.fixture(params=CHARTS)
+def chart(request):
+    draw, frame, options = CHARTS[request.param]
+    return draw(frame, **options)
 
 
 def texts(chart):
     return [text.get_text() for text in chart.findobj(matplotlib.text.Text)]
 
 
-@pytest.mark.parametrize("name", CHARTS)
-def test_every_chart_renders_at_page_width_without_pyplot_state(name):
-    chart = CHARTS[name]()
+def save(folder, *, name="05_loss", caption="Loss against\n the update.", chart=None):
+    """Save a chart of METRICS with its seed."""
+    chart = chart or figures.loss_curves(METRICS)
+    facts = {"data": METRICS, "caption": caption, "provenance": {"seed": 1}}
+    return figures.save_figure(chart, folder, name, **facts)
+
+
+def test_every_chart_renders_at_page_width_without_pyplot_state(chart):
     assert chart._repr_png_().startswith(b"\x89PNG")
     assert 3.3 <= chart.get_figwidth() <= 6.9
     assert plt.get_fignums() == []
 
 
-@pytest.mark.parametrize("name", CHARTS)
-def test_nothing_of_a_chart_is_cut_at_the_edge(name):
-    chart = CHARTS[name]()
+def test_nothing_of_a_chart_is_cut_at_the_edge(chart):
     renderer = FigureCanvasAgg(chart).get_renderer()
     chart.draw(renderer)
     drawn = chart.get_tightbbox(renderer)  # inches, from the lower left
@@ -150,41 +182,63 @@ def test_nothing_of_a_chart_is_cut_at_the_edge(name):
     assert drawn.y0 >= -0.01 and drawn.y1 <= chart.get_figheight() + 0.01
 
 
+def test_no_text_of_a_chart_is_smaller_than_five_points(chart):
+    written = [t for t in chart.findobj(matplotlib.text.Text) if t.get_text()]
+    assert written and min(text.get_fontsize() for text in written) >= 5
+
+
 @pytest.mark.parametrize("name", CHARTS)
-def test_no_text_of_a_chart_is_smaller_than_five_points(name):
-    sizes = [
-        text.get_fontsize()
-        for text in CHARTS[name]().findobj(matplotlib.text.Text)
-        if text.get_text()
-    ]
-    assert sizes and min(sizes) >= 5
+def test_a_frame_it_cannot_draw_is_an_error_naming_chart_and_column(name):
+    draw, frame, options = CHARTS[name]
+    column = frame.columns[-1]
+    message = rf"{draw.__name__}: missing columns \['{column}'\]; it needs"
+    with pytest.raises(ValueError, match=message):
+        draw(frame.drop(columns=column), **options)
+    with pytest.raises(ValueError, match=f"{draw.__name__}: no rows"):
+        draw(frame.head(0), **options)
+
+
+def test_a_chart_function_takes_its_frame_by_name_too():
+    assert figures.loss_shapes(teacher=0.6, shapes=SHAPES).axes
+    with pytest.raises(TypeError, match="'shapes'"):
+        figures.loss_shapes(teacher=0.6)
 
 
 def test_drawing_leaves_the_callers_settings_alone():
-    before = matplotlib.rcParams["axes.linewidth"], matplotlib.rcParams["font.size"]
+    before = dict(matplotlib.rcParams)
     figures.loss_curves(METRICS)
-    after = matplotlib.rcParams["axes.linewidth"], matplotlib.rcParams["font.size"]
-    assert after == before
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("styles", "names"),
+    [
+        (style.FORMAT_STYLES, profiles.DATA_FORMATS),
+        (style.RULE_STYLES, tuple(rule.name.lower() for rule in alignment.Rule)),
+        (style.KIND_STYLES, KINDS),
+    ],
+)
+def test_every_format_rule_and_kind_has_a_look_of_its_own(styles, names):
+    assert tuple(styles) == names
+    assert len({(look.colour, look.hatch) for look in styles.values()}) == len(names)
 
 
 def test_each_data_format_has_its_own_okabe_ito_colour_and_marker():
-    styles = figures.FORMAT_STYLES
-    assert tuple(styles) == profiles.DATA_FORMATS
-    assert len({style.colour for style in styles.values()}) == 4
-    assert len({style.marker for style in styles.values()}) == 4
-    assert {style.colour for style in styles.values()} <= set(figures.OKABE_ITO)
+    looks = style.FORMAT_STYLES.values()
+    assert len({look.colour for look in looks}) == 4
+    assert len({look.marker for look in looks}) == 4
+    assert {look.colour for look in looks} <= set(style.OKABE_ITO)
 
 
 def test_alternatives_are_ranked_and_the_sampled_one_is_marked():
-    frame = figures.top_alternatives(TRACE)
-    first = frame[frame["position"] == 0]
+    first = ALTERNATIVES[ALTERNATIVES["position"] == 0]
     assert first["alternative"].tolist() == ["Nat", "If"]
     assert first["is_sampled"].tolist() == [False, True]
     assert np.allclose(first["probability"], [0.5, 0.1])
 
 
 def test_the_strip_shows_spaces_newlines_and_dollars_literally():
-    shown = texts(figures.probability_strip(figures.top_alternatives(TRACE)))
+    shown = texts(figures.probability_strip(ALTERNATIVES))
     assert "␣$5" in shown and ".↵" in shown
 
 
@@ -194,10 +248,13 @@ def test_a_token_that_is_half_a_character_is_shown_as_bytes():
 
 
 def test_the_strip_wraps_after_its_columns():
-    frame = figures.top_alternatives(TRACE)
-    one_row = figures.probability_strip(frame, columns=3)
-    three_rows = figures.probability_strip(frame, columns=1)
-    assert three_rows.get_figheight() > 2 * one_row.get_figheight()
+    one_row, two_rows = (
+        figures.probability_strip(
+            figures.top_alternatives({name: n * TRACE[name] for name in TRACE})
+        )
+        for n in (3, 4)
+    )
+    assert two_rows.get_figheight() > 1.5 * one_row.get_figheight()
 
 
 def test_a_student_token_is_joined_to_every_teacher_token_under_it():
@@ -216,12 +273,6 @@ def test_a_long_alignment_wraps_only_where_both_sides_have_a_boundary():
     assert len(axes.lines) == 100  # no pair was torn apart
     right = max(p.get_x() + p.get_width() for p in axes.patches)
     assert right <= chart.get_figwidth()
-
-
-def test_every_alignment_rule_has_a_look_of_its_own():
-    assert list(figures.RULE_STYLES) == [rule.name.lower() for rule in alignment.Rule]
-    looks = {(s.colour, s.hatch) for s in figures.RULE_STYLES.values()}
-    assert len(looks) == len(alignment.Rule)
 
 
 def test_a_student_token_on_folded_whitespace_is_joined_to_the_word_alone():
@@ -272,7 +323,7 @@ def test_example_parts_join_to_the_inputs_and_targets():
 
 def test_long_demonstrations_are_cut_and_the_cut_is_counted():
     long = PARTS.assign(text=PARTS["text"].str.replace("1+1?", "word " * 300))
-    shown = texts(figures.four_formats(long, max_lines=5))
+    shown = texts(figures.four_formats(long))
     assert any("more lines" in text for text in shown)
 
 
@@ -281,22 +332,6 @@ def test_bars_stand_at_the_accuracy_and_errors_at_the_interval():
     assert [round(bar.get_height(), 3) for bar in axes.patches] == [0.1, 0.3]
     low, high = axes.collections[-1].get_segments()[0][:, 1]
     assert (round(low, 3), round(high, 3)) == (0.25, 0.35)
-
-
-def test_published_accuracies_are_hollow_and_ours_are_filled():
-    published = RESULTS.assign(accuracy=0.2).drop(columns=["ci_low", "ci_high"])
-    chart = figures.accuracy_bars(RESULTS, GROUPS, published=published)
-    faces = [
-        (float(line.get_ydata()[0]), line.get_markerfacecolor())
-        for line in chart.axes[0].lines
-        if line.get_marker() == "D"
-    ]
-    assert sorted(faces) == [
-        (0.1, "#E69F00"),
-        (0.2, "white"),
-        (0.2, "white"),
-        (0.3, "#E69F00"),
-    ]
 
 
 def with_generic_tasks(count):
@@ -331,33 +366,14 @@ def test_groups_without_any_result_are_an_error_naming_them():
         figures.accuracy_bars(RESULTS, {"g": ["nowhere"]})
 
 
-def test_a_frame_without_a_column_is_an_error_naming_chart_and_column():
-    with pytest.raises(ValueError, match=r"loss_curves: missing columns \['loss'\]"):
-        figures.loss_curves(METRICS.drop(columns="loss"))
-    with pytest.raises(ValueError, match="funnel: no rows"):
-        figures.funnel(STAGES.head(0))
-
-
 def test_a_saved_figure_is_four_files_with_the_same_bytes_every_time(tmp_path):
     written = []
-    for folder in ("one", "two"):
-        paths = figures.save_figure(
-            figures.loss_curves(METRICS),
-            tmp_path / folder,
-            "05_loss",
-            data=METRICS,
-            caption="Loss against\n the update.",
-            provenance={"seed": 1},
-        )
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        paths = save(folder)
+        assert set(paths) == {"png", "svg", "csv", "json"}
+        assert {p.name for p in folder.iterdir()} == {f"05_loss.{s}" for s in paths}
         written.append({suffix: path.read_bytes() for suffix, path in paths.items()})
-    assert set(written[0]) == {"png", "svg", "csv", "json"}
     assert written[0] == written[1]
-    assert sorted(p.name for p in (tmp_path / "one").iterdir()) == [
-        "05_loss.csv",
-        "05_loss.json",
-        "05_loss.png",
-        "05_loss.svg",
-    ]
 
 
 def test_a_last_bit_of_layout_changes_nothing_in_the_svg(tmp_path):
@@ -367,10 +383,7 @@ def test_a_last_bit_of_layout_changes_nothing_in_the_svg(tmp_path):
         axes = figure.add_axes((left, 0.1, 0.8, 0.8))
         axes.plot([0, 1], [0, 1], marker="o")
         axes.bar([0], [1], hatch="//")
-        paths = figures.save_figure(
-            figure, tmp_path, "bit", data=METRICS, caption="A line."
-        )
-        written.append(paths["svg"].read_text())
+        written.append(save(tmp_path, name="bit", chart=figure)["svg"].read_text())
     assert written[0] == written[1]
     defined = re.findall(r'id="([^"]*)"', written[0])
     used = re.findall(r"(?:url\(|href=\")#([^)\"]*)", written[0])
@@ -380,14 +393,7 @@ def test_a_last_bit_of_layout_changes_nothing_in_the_svg(tmp_path):
 
 
 def test_a_saved_figure_carries_its_numbers_and_its_caption(tmp_path):
-    paths = figures.save_figure(
-        figures.loss_curves(METRICS),
-        tmp_path,
-        "loss",
-        data=METRICS,
-        caption="Loss against\n the update.",
-        provenance={"seed": 1},
-    )
+    paths = save(tmp_path)
     pd.testing.assert_frame_equal(pd.read_csv(paths["csv"]), METRICS)
     described = json.loads(paths["json"].read_text())
     assert described["caption"] == "Loss against the update."
@@ -396,33 +402,73 @@ def test_a_saved_figure_carries_its_numbers_and_its_caption(tmp_path):
 
 def test_the_saved_picture_has_two_hundred_dots_per_inch(tmp_path):
     chart = figures.loss_curves(METRICS)
-    paths = figures.save_figure(chart, tmp_path, "loss", data=METRICS, caption="c")
-    pixels = plt.imread(paths["png"]).shape[1]
+    pixels = plt.imread(save(tmp_path, chart=chart)["png"]).shape[1]
     assert pixels == round(chart.get_figwidth() * 200)
 
 
 def test_a_figure_name_with_a_folder_or_no_caption_is_refused(tmp_path):
-    chart = figures.loss_curves(METRICS)
     with pytest.raises(ValueError, match=r"name: '\.\./loss'"):
-        figures.save_figure(chart, tmp_path, "../loss", data=METRICS, caption="c")
+        save(tmp_path, name="../loss")
     with pytest.raises(ValueError, match="caption: empty"):
-        figures.save_figure(chart, tmp_path, "loss", data=METRICS, caption=" ")
+        save(tmp_path, caption=" ")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_write_leaves_the_old_figure_and_no_rubbish(tmp_path, monkeypatch):
-    chart = figures.loss_curves(METRICS)
-    paths = figures.save_figure(chart, tmp_path, "loss", data=METRICS, caption="old")
-    before = paths["png"].read_bytes()
+    picture = save(tmp_path, caption="old")["png"]
+    before = picture.read_bytes()
 
     def refuse(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr("os.replace", refuse)
     with pytest.raises(OSError, match="disk full"):
-        figures.save_figure(chart, tmp_path, "loss", data=METRICS, caption="new")
-    assert paths["png"].read_bytes() == before
+        save(tmp_path, caption="new")
+    assert picture.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_curves_of_temperatures_pass_through_the_values():
+    accuracy, diversity = figures.temperature_study(STUDY).axes
+    assert [len(axes.containers) for axes in (accuracy, diversity)] == [3, 2]
+    line = accuracy.containers[0].lines[0]
+    assert sorted(line.get_ydata()) == [0.4, 0.7]
+    low, high = accuracy.containers[0].lines[2][0].get_segments()[0][:, 1]
+    assert (low, high) == pytest.approx((0.6, 0.8))
+
+
+def test_the_temperature_of_the_run_is_marked():
+    assert "this run: 0.5" in texts(figures.temperature_study(STUDY, used=0.5))
+    assert not any("this run" in t for t in texts(figures.temperature_study(STUDY)))
+
+
+def test_parts_of_a_bar_add_up_to_the_whole_and_its_label_says_of_how_many():
+    chart = figures.failures_by_steps(FAILURES)
+    widths = [bar.get_width() for bar in chart.axes[0].patches if bar.get_y() < 0]
+    assert len(widths) == len(KINDS) and sum(widths) == pytest.approx(1)
+    assert "6+  (7 q., 14 sol.)" in texts(chart)
+
+
+def test_a_kind_that_never_occurs_is_not_in_the_legend():
+    shares = FAILURES.assign(share=(FAILURES["kind"] == "right").astype(float))
+    shown = texts(figures.failures_by_steps(shares))
+    assert "right" in shown and "no answer" not in shown
+
+
+def test_a_loss_has_a_panel_with_a_bar_per_token():
+    chart = figures.logit_pushes(PUSHES)
+    panels = [axes for axes in chart.axes if axes.get_visible()]
+    titles = [axes.get_title(loc="left") for axes in panels]
+    assert titles == [look.label for look in style.OBJECTIVE_STYLES.values()]
+    for axes in panels:
+        assert sorted(bar.get_height() for bar in axes.patches) == [-1, 0.4]
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b"]
+
+
+def test_a_curve_is_marked_at_its_lowest_point():
+    curve = figures.loss_shapes(SHAPES, teacher=0.6).axes[0].lines[-1]
+    assert curve.get_markevery() == [1]
+    assert list(curve.get_ydata()) == [0.5, 0.0, 0.3]
 
 
 def test_a_real_codex_solution_is_drawn_whole(data_dir):

@@ -9,8 +9,10 @@ import subprocess
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
+from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from cotspec import artifacts, figures, pages, report, stages
@@ -30,49 +32,40 @@ MATH = (
 )
 
 
-class PageChart:
-    """Build the outputs of a cell that shows a saved figure."""
+CAPTION = 'Accuracy <before> & "after", in %.'
 
-    def __init__(self, folder):
-        import pandas as pd
-        from matplotlib.figure import Figure
 
-        chart = Figure(figsize=(6.9, 2))
-        chart.subplots().plot([1, 2])
-        data = pd.DataFrame({"x": [1, 2]})
-        caption = 'Accuracy <before> & "after", in %.'
-        paths = figures.save_figure(
-            chart, folder, "00_chart", data=data, caption=caption
-        )
-        self.caption = caption
-        picture = base64.b64encode(paths["png"].read_bytes()).decode()
-        data = {"image/png": picture, "text/plain": "<Chart>"}
-        self.output = new_output("display_data", data=data)
+def saved_chart(folder):
+    """Save a figure; return the output of the cell that shows it."""
+    chart = Figure(figsize=(6.9, 2))
+    chart.subplots().plot([1, 2])
+    data = pd.DataFrame({"x": [1, 2]})
+    paths = figures.save_figure(chart, folder, "00_chart", data=data, caption=CAPTION)
+    picture = base64.b64encode(paths["png"].read_bytes()).decode()
+    data = {"image/png": picture, "text/plain": "<Chart>"}
+    return new_output("display_data", data=data)
 
 
 @pytest.fixture
 def run(tmp_path):
     """Two notebooks of a run: the first with all that a page must show well."""
     folder = tmp_path / "runs" / "smoke"
-    chart = PageChart(folder / "figures")
+    chart = saved_chart(folder / "figures")
     columns = "".join(f"<th>column_number_{n}</th>" for n in range(30))
     table = f"<table><tr>{columns}</tr></table>"
     progress = new_output("stream", name="stderr", text="training: 100%|███| 480/480")
     parameters = new_code_cell("SEED = 0", metadata={"tags": ["parameters"]})
     injected = new_code_cell("SEED = 7", metadata={"tags": ["injected-parameters"]})
     drawing = 'stage.figure(\n    "00_chart",\n    chart)'
+    question = f"# 0 · What is *x*?\n\n**Question.** Is `x` seen?\n\n{LONG}"
+    shown = [progress, new_output("display_data", data={"text/html": table})]
     first = [
-        new_markdown_cell(
-            f"# 0 · What is *x*?\n\n**Question.** Is `x` seen?\n\n{LONG}"
-        ),
+        new_markdown_cell(question),
         parameters,
         injected,
         new_markdown_cell(MATH),
-        new_code_cell(drawing, outputs=[chart.output]),
-        new_code_cell(
-            f"wide = '{LONG}'",
-            outputs=[progress, new_output("display_data", data={"text/html": table})],
-        ),
+        new_code_cell(drawing, outputs=[chart]),
+        new_code_cell(f"wide = '{LONG}'", outputs=shown),
     ]
     second = [new_markdown_cell("# 1 · Second\n\nText."), parameters]
     for name, cells in (("00_first", first), ("01_second", second)):
@@ -83,15 +76,12 @@ def run(tmp_path):
     text = f"# Report\n\n{LONG}\n\n![chart](../figures/00_chart.png)\n"
     page = report.report_page(text, title="Report")
     artifacts.write_bytes(folder / "report/REPORT.html", page.encode())
+    titles = {"00_first": "0 · What is x?", "01_second": "1 · Second"}
+    titles["02_missing"] = "2 · Not run"
+    sources = {name: tmp_path / "notebooks" / f"{name}.ipynb" for name in titles}
     series = [
-        stages.Notebook(
-            name, tmp_path / "notebooks" / f"{name}.ipynb", title, {}, *[()] * 5, False
-        )
-        for name, title in (
-            ("00_first", "0 · What is x?"),
-            ("01_second", "1 · Second"),
-            ("02_missing", "2 · Not run"),
-        )
+        stages.Notebook(name, sources[name], title, {}, *[()] * 5, False)
+        for name, title in titles.items()
     ]
     shutil.copy(series[1].path, series[2].path)
     pages.write_pages(folder, series)
@@ -144,8 +134,7 @@ def test_pictures_carry_their_caption_as_alt_text_and_below(run):
     for name in ("00_first", "index"):
         page = BeautifulSoup(read(run, name), "html.parser")
         assert page.img["src"].startswith("data:image/png;base64,")
-        assert page.img["alt"] == page.figcaption.text
-        assert page.img["alt"] == 'Accuracy <before> & "after", in %.'
+        assert page.img["alt"] == page.figcaption.text == CAPTION
 
 
 def test_long_labels_of_tables_may_break_and_stay_the_same_text(run):
@@ -155,11 +144,12 @@ def test_long_labels_of_tables_may_break_and_stay_the_same_text(run):
 
 
 def test_only_the_injected_parameters_are_shown(run):
-    text = visible(re.sub("</?(span|pre)[^>]*>", "", read(run, "00_first")))
-    assert "SEED = 7" in text and "SEED = 0" not in text
-    assert "SEED = 0" in visible(
-        re.sub("</?(span|pre)[^>]*>", "", read(run, "01_second"))
+    first, second = (
+        visible(re.sub("</?(span|pre)[^>]*>", "", read(run, name)))
+        for name in ("00_first", "01_second")
     )
+    assert "SEED = 7" in first and "SEED = 0" not in first
+    assert "SEED = 0" in second
 
 
 def test_the_folder_stands_alone_and_every_link_in_it_leads_somewhere(run, tmp_path):
@@ -172,9 +162,8 @@ def test_the_folder_stands_alone_and_every_link_in_it_leads_somewhere(run, tmp_p
             if target.startswith("data:") or not file:
                 continue
             assert "/" not in file and (alone / file).exists(), (path.name, target)
-            assert anchor in ("", "top") or f'id="{anchor}"' in (
-                alone / file
-            ).read_text("utf-8")
+            aim = (alone / file).read_text("utf-8")
+            assert anchor in ("", "top") or f'id="{anchor}"' in aim
 
 
 def test_index_shows_question_time_and_state_and_pages_lead_on_and_back(run):
@@ -204,13 +193,9 @@ addEventListener("load", () => {
 
 
 def browser(*arguments):
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--virtual-time-budget=5000",
-    ]
-    command = [BROWSER, *flags, "--allow-file-access-from-files", *map(str, arguments)]
+    flags = "--headless --no-sandbox --disable-gpu --virtual-time-budget=5000"
+    flags += " --allow-file-access-from-files"
+    command = [BROWSER, *flags.split(), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
 
 

@@ -1,11 +1,10 @@
-"""Figures that teach: palette, chart functions and `save_figure`.
+"""Figures that teach: chart functions and `save_figure`.
 
 Enters: tidy frames (or one trace, or examples). Leaves: a `matplotlib` figure without
 pyplot's global state, and with `save_figure` its PNG, SVG, CSV and caption.
 """
 
 from cotspec.figures.pipeline import (
-    KIND_STYLES,
     failures_by_steps,
     funnel,
     length_histogram,
@@ -14,26 +13,12 @@ from cotspec.figures.pipeline import (
     temperature_study,
 )
 from cotspec.figures.results import (
-    CURVE_STYLES,
-    STATUS_STYLES,
     accuracy_bars,
     claim_effects,
     curve_panels,
     pass_at_k,
 )
-from cotspec.figures.style import (
-    FORMAT_STYLES,
-    LOSS_STYLES,
-    MODEL_STYLES,
-    OKABE_ITO,
-    PART_STYLES,
-    PROMPT_STYLES,
-    RULE_STYLES,
-    SPLIT_STYLES,
-    Chart,
-    Style,
-    save_figure,
-)
+from cotspec.figures.style import LOSS_STYLES, save_figure
 from cotspec.figures.tokens import (
     cost_matrix,
     example_parts,
@@ -46,19 +31,7 @@ from cotspec.figures.tokens import (
 )
 
 __all__ = [
-    "CURVE_STYLES",
-    "FORMAT_STYLES",
-    "KIND_STYLES",
     "LOSS_STYLES",
-    "MODEL_STYLES",
-    "OKABE_ITO",
-    "PART_STYLES",
-    "PROMPT_STYLES",
-    "RULE_STYLES",
-    "SPLIT_STYLES",
-    "STATUS_STYLES",
-    "Chart",
-    "Style",
     "accuracy_bars",
     "claim_effects",
     "cost_matrix",

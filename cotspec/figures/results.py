@@ -6,48 +6,28 @@ Leaves: charts; accuracies are fractions in the frames and percent on the axes.
 
 from __future__ import annotations
 
+import itertools
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, NullLocator
 
-from cotspec.figures.style import (
-    BLACK,
-    BLUE,
-    COLUMN_WIDTH,
-    FULL_WIDTH,
-    GREEN,
-    GREY,
-    ORANGE,
-    PROMPT_STYLES,
-    PURPLE,
-    SERIES_STYLES,
-    VERMILLION,
-    Chart,
-    Style,
-    new_chart,
-    require_columns,
-    themed,
-)
+from cotspec.figures import style
+from cotspec.figures.style import Chart, Style
 
 TASKS_PER_ROW = 9
 PANEL_MARGIN = 0.2  # around a panel's groups of bars, in groups
+BEFORE_HATCH = "/////"
 
 
-@themed
-def accuracy_bars(
-    results: pd.DataFrame,
-    groups: Mapping[str, Sequence[str]],
-    *,
-    published: pd.DataFrame | None = None,
-    width: float = FULL_WIDTH,
-) -> Chart:
+@style.draws("task prompt_mode step accuracy ci_low ci_high")
+def accuracy_bars(results: pd.DataFrame, groups: Mapping[str, Sequence[str]]) -> Chart:
     """Draw accuracy before and after specialization, per task and prompt mode.
 
     Parameters
@@ -58,218 +38,133 @@ def accuracy_bars(
     groups : mapping
         Group title to its tasks, e.g. ``{"in-distribution": ["gsm8k"]}``; long groups
         wrap into rows of equal length. Bars are equally wide in all rows.
-    published : DataFrame, optional
-        ``task, prompt_mode, step, accuracy`` of the paper: hollow markers; only
-        for a student of the paper's size.
-    width : float
-        Inches.
+
+    Raises
+    ------
+    ValueError
+        No task of the groups has a result.
     """
-    needed = ("task", "prompt_mode", "step", "accuracy", "ci_low", "ci_high")
-    require_columns(results, needed, "accuracy_bars")
-    panels = _panels(results, groups)
-    rows = _packed(panels)
-    chart = new_chart(width, 1.85 * len(rows) + 0.4)
+    rows = _rows_of_panels(set(results["task"]), groups)
+    figsize = (style.FULL_WIDTH, 1.85 * len(rows) + 0.4)
+    chart = Chart(figsize=figsize, layout="constrained")
     top = min(1.0, max(0.05, float(results["ci_high"].max())) * 1.08)
-    widest = max(map(_row_width, rows))
-    for figure, row in zip(
-        np.atleast_1d(chart.subfigures(len(rows), 1)), rows, strict=True
-    ):
-        ratios = [len(tasks) + PANEL_MARGIN for _, tasks in row]
+    widths = [[len(tasks) + PANEL_MARGIN for tasks in row.values()] for row in rows]
+    widest = max(map(sum, widths))
+    subfigures = np.atleast_1d(chart.subfigures(len(rows)))
+    for figure, row, ratios in zip(subfigures, rows, widths, strict=True):
         ratios.append(widest - sum(ratios) + 1e-3)  # left empty; no ratio may be 0
         grid = figure.add_gridspec(1, len(ratios), width_ratios=ratios)
-        for index, (title, tasks) in enumerate(row):
+        for index, (title, tasks) in enumerate(row.items()):
             axes = figure.add_subplot(grid[index])
-            _draw_bars(axes, results[results["task"].isin(tasks)], tasks, published)
+            _draw_bars(axes, results[results["task"].isin(tasks)], tasks)
             axes.set(title=title, ylim=(0, top))
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            axes.yaxis.set_major_formatter("{x:.0%}")
             axes.yaxis.set_major_locator(MaxNLocator(4))
             axes.tick_params(labelleft=index == 0)
-            axes.set_ylabel("accuracy" if index == 0 else "")
-    _draw_legend(chart, results["prompt_mode"], published is not None)
+            axes.set_ylabel("" if index else "accuracy")
+    _explain_bars(chart, set(results["prompt_mode"]))
     return chart
 
 
-def _panels(
-    results: pd.DataFrame, groups: Mapping[str, Sequence[str]]
-) -> list[tuple[str, list[str]]]:
-    """Keep groups and tasks with results; split those too long for a row evenly."""
-    present = set(results["task"])
-    panels = []
+def _rows_of_panels(present: set[str], groups: Mapping) -> list[dict[str, list]]:
+    """Split long groups evenly into panels (title: tasks); put panels into rows."""
+    rows: list[dict[str, list]] = [{}]
     for title, tasks in groups.items():
         tasks = [task for task in tasks if task in present]
-        num_rows = -(-len(tasks) // TASKS_PER_ROW)
-        for row, part in enumerate(np.array_split(tasks, max(num_rows, 1))):
-            more = " (continued)" if row else ""
-            if part.size:
-                panels.append((title + more, part.tolist()))
-    if not panels:
+        num_panels = math.ceil(len(tasks) / TASKS_PER_ROW)
+        for number in range(num_panels):
+            part = np.array_split(tasks, num_panels)[number].tolist()
+            taken = sum(map(len, rows[-1].values()))
+            if taken and taken + len(part) > TASKS_PER_ROW // 2 + 1:
+                rows.append({})
+            rows[-1][title + (" (continued)" if number else "")] = part
+    if not rows[0]:
         raise ValueError(
             f"groups: no task of {dict(groups)} is in the results {sorted(present)}"
         )
-    return panels
-
-
-def _packed(
-    panels: list[tuple[str, list[str]]],
-) -> list[list[tuple[str, list[str]]]]:
-    """Put panels into rows of at most `TASKS_PER_ROW` tasks, in order."""
-    rows: list[list[tuple[str, list[str]]]] = [[]]
-    for panel in panels:
-        taken = sum(len(tasks) for _, tasks in rows[-1])
-        if rows[-1] and taken + len(panel[1]) > TASKS_PER_ROW // 2 + 1:
-            rows.append([])
-        rows[-1].append(panel)
     return rows
 
 
-def _row_width(row: list[tuple[str, list[str]]]) -> float:
-    return sum(len(tasks) + PANEL_MARGIN for _, tasks in row)
-
-
-def _draw_bars(
-    axes: Axes,
-    results: pd.DataFrame,
-    tasks: Sequence[str],
-    published: pd.DataFrame | None,
-) -> None:
-    modes = [mode for mode in PROMPT_STYLES if mode in set(results["prompt_mode"])]
+def _draw_bars(axes: Axes, results: pd.DataFrame, tasks: list[str]) -> None:
+    modes = [m for m in style.PROMPT_STYLES if m in set(results["prompt_mode"])]
     before, after = results["step"].min(), results["step"].max()
     bar = 0.84 / (2 * len(modes))
     for index, mode in enumerate(modes):
-        style = PROMPT_STYLES[mode]
         for side, step in enumerate(dict.fromkeys((before, after))):
-            picked = results[
-                (results["prompt_mode"] == mode) & (results["step"] == step)
-            ]
-            picked = picked.set_index("task").reindex(tasks)
+            chosen = (results["prompt_mode"] == mode) & (results["step"] == step)
+            picked = results[chosen].set_index("task").reindex(tasks)
             x = np.arange(len(tasks)) - 0.42 + bar * (2 * index + side + 0.5)
-            _draw_series(axes, x, picked, bar, style, is_after=bool(side))
-            if published is not None:
-                theirs = published[
-                    (published["prompt_mode"] == mode) & (published["step"] == step)
-                ]
-                theirs = theirs.set_index("task")["accuracy"].reindex(tasks)
-                hollow = {"mfc": "white", "mec": BLACK, "ms": 6, "zorder": 5}
-                axes.plot(x, theirs, style.marker, **hollow)
-    labels = [_short_task(task) for task in tasks]
-    axes.set_xticks(np.arange(len(tasks)), labels, fontsize=6.5)
-    side = (1 + PANEL_MARGIN) / 2
-    axes.set_xlim(-side, len(tasks) - 1 + side)
+            _draw_series(axes, x, picked, bar, style.PROMPT_STYLES[mode], side)
+    names = [task.rpartition("/")[2].replace("_", " ") for task in tasks]
+    labels = [textwrap.fill(name, 13, break_long_words=False) for name in names]
+    axes.set_xticks(range(len(tasks)), labels, fontsize=6.5)
+    margin = (1 + PANEL_MARGIN) / 2
+    axes.set_xlim(-margin, len(tasks) - 1 + margin)
 
 
 def _draw_series(
-    axes: Axes,
-    x: np.ndarray,
-    picked: pd.DataFrame,
-    bar: float,
-    style: Style,
-    *,
-    is_after: bool,
+    axes: Axes, x: np.ndarray, picked: pd.DataFrame, bar: float, look: Style, side: int
 ) -> None:
-    """Before: white with a coloured hatch. After: the full colour."""
-    face = style.colour if is_after else "white"
-    hatch = "" if is_after else "/////"
-    look = {"fc": face, "ec": style.colour, "hatch": hatch, "lw": 0.8}
-    accuracy = picked["accuracy"].to_numpy(dtype=float)
-    axes.bar(x, np.nan_to_num(accuracy), bar * 0.88, **look)
-    below = accuracy - picked["ci_low"].to_numpy(dtype=float)
-    above = picked["ci_high"].to_numpy(dtype=float) - accuracy
-    error = np.clip([below, above], 0, None)
-    look = {"mfc": style.colour, "mec": "white", "mew": 0.4, "ms": 4}
-    look["ecolor"] = BLACK if is_after else GREY
-    axes.errorbar(
-        x, accuracy, error, fmt=style.marker, elinewidth=0.9, clip_on=False, **look
-    )
+    """Before (side 0): white with a coloured hatch. After (1): the full colour."""
+    fill = {"fc": look.colour} if side else {"fc": "white", "hatch": BEFORE_HATCH}
+    height = picked["accuracy"].fillna(0)
+    axes.bar(x, height, bar * 0.88, ec=look.colour, lw=0.8, **fill)
+    marker = {"fmt": look.marker, "mfc": look.colour, "mec": "white", "mew": 0.4}
+    line = {"ecolor": style.BLACK if side else style.GREY, "elinewidth": 0.9}
+    error = style.distances(picked, "accuracy")
+    axes.errorbar(x, picked["accuracy"], error, ms=4, clip_on=False, **marker, **line)
 
 
-def _short_task(task: str) -> str:
-    name = task.rpartition("/")[2].replace("_", " ")
-    return textwrap.fill(name, 13, break_long_words=False)
-
-
-def _draw_legend(chart: Chart, modes: pd.Series, has_published: bool) -> None:
-    present = set(modes)
-    styles = [style for mode, style in PROMPT_STYLES.items() if mode in present]
-    handles = {style.label: _format_handle(style) for style in styles}
-    handles["before"] = Patch(fc="white", ec=BLACK, hatch="/////")
-    handles["after (interval: 95%)"] = Patch(fc="#444444", ec=BLACK)
-    if has_published:
-        hollow = {"mfc": "white", "mec": BLACK, "ms": 6, "ls": "none"}
-        handles["paper (hollow)"] = Line2D([], [], marker="o", **hollow)
-    place = {"loc": "outside upper center", "ncols": -(-len(handles) // 2)}
+def _explain_bars(chart: Chart, modes: set[str]) -> None:
+    handles = {}
+    for look in [look for mode, look in style.PROMPT_STYLES.items() if mode in modes]:
+        marker = {"marker": look.marker, "mfc": look.colour, "mec": "white"}
+        marker = Line2D([], [], mew=0.6, ms=5, ls="none", **marker)
+        handles[look.label] = Patch(fc=look.colour), marker
+    handles["before"] = Patch(fc="white", ec=style.BLACK, hatch=BEFORE_HATCH)
+    handles["after (interval: 95%)"] = Patch(fc="#444444", ec=style.BLACK)
+    place = {"loc": "outside upper center", "ncols": math.ceil(len(handles) / 2)}
     chart.legend(handles.values(), handles.keys(), **place)
 
 
-def _format_handle(style: Style) -> tuple[Patch, Line2D]:
-    look = {"mfc": style.colour, "mec": "white", "mew": 0.6, "ms": 5, "ls": "none"}
-    marker = Line2D([], [], marker=style.marker, **look)
-    return Patch(fc=style.colour), marker
-
-
-@themed
-def pass_at_k(curves: pd.DataFrame, *, width: float = COLUMN_WIDTH) -> Chart:
+@style.draws("series k accuracy ci_low ci_high")
+def pass_at_k(curves: pd.DataFrame) -> Chart:
     """Draw the share of questions that k sampled solutions solve (some, or most).
 
     Parameters
     ----------
     curves : DataFrame
         ``series`` ("pass@k", "majority@k"), ``k, accuracy, ci_low, ci_high``.
-    width : float
-        Inches.
     """
-    needed = ("series", "k", "accuracy", "ci_low", "ci_high")
-    require_columns(curves, needed, "pass_at_k")
-    chart = new_chart(width, 2.4)
-    axes = chart.subplots()
-    for index, (name, curve) in enumerate(curves.groupby("series", sort=False)):
-        style, curve = SERIES_STYLES[index % len(SERIES_STYLES)], curve.sort_values("k")
-        look = {"color": style.colour, "marker": style.marker, "ls": style.line}
-        look["markevery"] = list(np.flatnonzero(np.log2(curve["k"]) % 1 == 0))
-        axes.plot(curve["k"], curve["accuracy"], label=str(name), **look)
-        band = {"color": style.colour, "alpha": 0.15, "lw": 0}
-        axes.fill_between(curve["k"], curve["ci_low"], curve["ci_high"], **band)
+    chart, axes = style.new_chart(2.4, style.COLUMN_WIDTH)
+    looks = itertools.cycle(style.SERIES_STYLES)
+    series = curves.groupby("series", sort=False)
+    for (name, curve), look in zip(series, looks, strict=False):
+        curve = curve.sort_values("k")
+        x = curve["k"]
+        line = {"c": look.colour, "marker": look.marker, "ls": look.line}
+        marked = list(np.flatnonzero(_is_power_of_two(x)))
+        axes.plot(x, curve["accuracy"], label=str(name), markevery=marked, **line)
+        band = {"color": look.colour, "alpha": 0.15, "lw": 0}
+        axes.fill_between(x, curve["ci_low"], curve["ci_high"], **band)
     axes.set_xscale("log", base=2)
-    ticks = [k for k in sorted(set(curves["k"])) if np.log2(k) % 1 == 0]
+    ticks = np.unique(curves["k"][_is_power_of_two(curves["k"])])
     axes.set_xticks(ticks, [f"{k:g}" for k in ticks])
     axes.minorticks_off()
-    axes.set(xlabel="k (sampled solutions)", ylabel="questions solved")
-    axes.set_ylim(0, 1)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set(xlabel="k (sampled solutions)", ylabel="questions solved", ylim=(0, 1))
+    axes.yaxis.set_major_formatter("{x:.0%}")
     axes.legend(title="95% interval shaded", title_fontsize=7)
     return chart
 
 
-PANEL_HEIGHT = 2.5  # inches
+def _is_power_of_two(k: pd.Series) -> pd.Series:
+    return np.log2(k) % 1 == 0
+
+
 MAX_TICKS = 7  # fewer steps or sizes are marked one by one
-# Each series looks the same wherever it is drawn.
-CURVE_STYLES = MappingProxyType(
-    {
-        "in-distribution": Style("", BLUE, "o"),
-        "out of distribution": Style("", VERMILLION, "^", "", "--"),
-        "generic, CoT": Style("", GREEN, "s"),
-        "generic, answer-only": Style("", ORANGE, "D", "", "--"),
-        "asked in context": Style("", BLUE, "o"),
-        "asked zero-shot": Style("", VERMILLION, "^", "", "--"),
-        "distribution matching": Style("", BLUE, ""),
-        "sample matching": Style("", ORANGE, "", "", "--"),
-        "teacher": Style("", BLACK, "*", "", ""),
-        "instruction-tuned": Style("", GREEN, "o"),
-        "raw": Style("", PURPLE, "s", "", "--"),
-        "before": Style("", GREY, "v", "", ":"),
-        "after": Style("", GREEN, "o"),
-    }
-)
-STATUS_STYLES = MappingProxyType(
-    {
-        "met": Style("holds", GREEN, "o"),
-        "open": Style("open", GREY, "d"),
-        "excluded": Style("an effect of interest is excluded", ORANGE, "s"),
-        "opposite": Style("the other way", VERMILLION, "X"),
-    }
-)
 
 
-@themed
+@style.draws("panel series x value low high")
 def curve_panels(
     curves: pd.DataFrame,
     *,
@@ -277,7 +172,6 @@ def curve_panels(
     ylabel: str = "accuracy",
     is_log: bool = False,
     chance: float | None = None,
-    width: float = FULL_WIDTH,
 ) -> Chart:
     """Draw curves with their bands, panels side by side on one scale.
 
@@ -291,54 +185,46 @@ def curve_panels(
         A logarithmic x axis (parameters).
     chance : float, optional
         A dotted line where guessing would be.
-    width : float
-        Inches.
     """
-    needed = ("panel", "series", "x", "value", "low", "high")
-    require_columns(curves, needed, "curve_panels")
-    groups = list(curves.groupby("panel", sort=False))
-    chart = new_chart(width, PANEL_HEIGHT + 0.1)
-    panels = np.ravel(chart.subplots(1, len(groups), sharey=True, squeeze=False))
-    spare = iter(SERIES_STYLES * 4)
-    looks = {
-        name: CURVE_STYLES[name] if name in CURVE_STYLES else next(spare)
-        for name in dict.fromkeys(curves["series"])
-    }
-    for axes, (title, panel) in zip(panels, groups, strict=True):
+    groups = curves.groupby("panel", sort=False)
+    grid = {"ncols": len(groups), "sharey": True, "squeeze": False}
+    chart, panels = style.new_chart(2.6, **grid)
+    names, spare = curves["series"].unique(), itertools.cycle(style.SERIES_STYLES)
+    looks = {name: style.CURVE_STYLES.get(name) or next(spare) for name in names}
+    handles = {}
+    for axes, (title, panel) in zip(panels.flat, groups, strict=True):
         for name, series in panel.groupby("series", sort=False):
             _draw_curve(axes, series.sort_values("x"), name, looks[name])
         if chance is not None:
-            axes.axhline(chance, color=GREY, lw=0.8, ls=":", label="chance")
+            axes.axhline(chance, color=style.GREY, lw=0.8, ls=":", label="chance")
         axes.set(title=title, xlabel=xlabel)
         axes.yaxis.grid(True)
-        _mark_x(axes, sorted(panel["x"].unique()), is_log=is_log)
-    panels[0].set_ylabel(ylabel)
-    panels[0].set_ylim(0, float(curves["high"].max()) * 1.08 + 1e-3)
-    panels[0].yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    if ylabel == "accuracy":
-        panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    handles = {}
-    for axes in panels:
+        _mark_x(axes, sorted(panel["x"].unique()), is_log)
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
+    first = panels[0, 0]
+    first.set(ylabel=ylabel, ylim=(0, float(curves["high"].max()) * 1.08 + 1e-3))
+    first.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    if ylabel == "accuracy":
+        first.yaxis.set_major_formatter("{x:.0%}")
     place = {"loc": "outside upper center", "ncols": min(5, len(handles))}
     chart.legend(handles.values(), handles.keys(), **place)
     return chart
 
 
-def _draw_curve(axes: Axes, series: pd.DataFrame, name: str, style: Style) -> None:
-    line = style.line if len(series) > 1 else "none"
-    look = {"c": style.colour, "marker": style.marker or None, "ls": line or "none"}
-    axes.plot(series["x"], series["value"], label=name, clip_on=False, **look)
-    band = {"color": style.colour, "alpha": 0.18, "lw": 0}
-    if len(series) > 1:
-        axes.fill_between(series["x"], series["low"], series["high"], **band)
-        return
-    ends = [series["low"].iloc[0], series["high"].iloc[0]]
-    axes.plot([series["x"].iloc[0]] * 2, ends, color=style.colour, lw=0.9)
+def _draw_curve(axes: Axes, series: pd.DataFrame, name: str, look: Style) -> None:
+    x, is_point = series["x"], len(series) == 1
+    line = {"c": look.colour, "ls": "none" if is_point else look.line}
+    marker = {"marker": look.marker or None, "clip_on": False}
+    axes.plot(x, series["value"], label=name, **line, **marker)
+    if is_point:
+        axes.plot([x, x], series[["low", "high"]].T, color=look.colour, lw=0.9)
+    else:
+        band = {"color": look.colour, "alpha": 0.18, "lw": 0}
+        axes.fill_between(x, series["low"], series["high"], **band)
 
 
-def _mark_x(axes: Axes, places: list[float], *, is_log: bool) -> None:
+def _mark_x(axes: Axes, places: list[float], is_log: bool) -> None:
     if is_log:
         axes.set_xscale("log")
         # Labels of sizes that nearly agree would lie on each other.
@@ -359,8 +245,8 @@ def _in_units(size: float) -> str:
     return f"{size:.0f}"
 
 
-@themed
-def claim_effects(conditions: pd.DataFrame, *, width: float = FULL_WIDTH) -> Chart:
+@style.draws("claim condition effect ci_low ci_high unit status")
+def claim_effects(conditions: pd.DataFrame) -> Chart:
     """Draw every condition of every claim with its 95% interval, in points.
 
     Parameters
@@ -368,32 +254,28 @@ def claim_effects(conditions: pd.DataFrame, *, width: float = FULL_WIDTH) -> Cha
     conditions : DataFrame
         From `report.conditions_table`; those in another unit than points (losses,
         shares) are named and not drawn.
-    width : float
-        Inches.
     """
-    needed = ("claim", "condition", "effect", "ci_low", "ci_high", "unit", "status")
-    require_columns(conditions, needed, "claim_effects")
-    chart = new_chart(width, 0.2 * len(conditions) + 0.9)
-    axes = chart.subplots()
-    axes.axvline(0, color=GREY, lw=0.8, zorder=0)
+    chart, axes = style.new_chart(0.2 * len(conditions) + 0.9)
+    axes.axvline(0, color=style.GREY, lw=0.8, zorder=0)
+    marker = {"mec": style.BLACK, "mew": 0.5, "ls": "none"}
+    labels = []
     for row, one in enumerate(conditions.itertuples()):
-        style = STATUS_STYLES[one.status]
-        look = {"color": style.colour, "ms": 5.5, "mec": BLACK, "mew": 0.5}
-        if one.unit != "points":
+        look = style.STATUS_STYLES[one.status]
+        if one.unit == "points":
+            ends = [100 * one.ci_low, 100 * one.ci_high]
+            axes.plot(ends, [row, row], c=style.BLACK, lw=1.1)
+            point = {"marker": look.marker, "c": look.colour, "ms": 5.5}
+            axes.plot(100 * one.effect, row, **point, **marker)
+        else:
             text = f"{one.effect:+.3f} [{one.ci_low:+.3f}, {one.ci_high:+.3f}]"
-            place = {"va": "center", "fontsize": 6.5, "color": style.colour}
+            place = {"va": "center", "fontsize": 6.5, "color": look.colour}
             axes.text(0, row, f"  {text} {one.unit}", **place)
-            continue
-        axes.plot([100 * one.ci_low, 100 * one.ci_high], [row] * 2, c=BLACK, lw=1.1)
-        axes.plot([100 * one.effect], [row], style.marker, **look)
-    for status, style in STATUS_STYLES.items():
-        if (conditions["status"] == status).any():
-            look = {"color": style.colour, "mec": BLACK, "mew": 0.5, "ls": "none"}
-            axes.plot([], [], marker=style.marker, label=style.label, **look)
-    labels = [
-        textwrap.shorten(f"{one.claim}  {one.condition}", 70, placeholder=" …")
-        for one in conditions.itertuples()
-    ]
+        label = f"{one.claim}  {one.condition}"
+        labels.append(textwrap.shorten(label, 70, placeholder=" …"))
+    for status, look in style.STATUS_STYLES.items():
+        if status in set(conditions["status"]):
+            point = {"marker": look.marker, "c": look.colour, "label": look.label}
+            axes.plot([], [], **point, **marker)
     axes.set_yticks(range(len(conditions)), labels)
     axes.tick_params(axis="y", length=0, labelsize=6.5)
     axes.set_ylim(len(conditions) - 0.4, -0.6)

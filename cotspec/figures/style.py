@@ -8,19 +8,22 @@ in grey; and PNG, SVG, CSV and caption with the same bytes for the same figure.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
-import matplotlib
+import matplotlib.style
+import numpy as np
 import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
 
 from cotspec import artifacts
 
@@ -35,105 +38,100 @@ COLUMN_WIDTH, FULL_WIDTH = 3.3, 6.9  # inches: one column, and the page
 
 @dataclass(frozen=True)
 class Style:
-    """Fixed look of one thing: its label, colour, marker, hatch and line style."""
+    """Fixed look of one thing: its label, colour, and marker and line, or hatch."""
 
     label: str
     colour: str
-    marker: str
-    hatch: str = ""
+    marker: str = ""
     line: str = "-"
+    hatch: str = ""
 
 
 # Hue says in-context (blue) or zero-shot (red); the darker of the two reasons aloud.
-FORMAT_STYLES = MappingProxyType(
-    {
-        "in_context_chain_of_thought": Style("in-context CoT", BLUE, "o"),
-        "in_context_answer_only": Style(
-            "in-context answer-only", SKY_BLUE, "s", "///", "--"
-        ),
-        "zero_shot_chain_of_thought": Style(
-            "zero-shot CoT", VERMILLION, "^", "...", "-."
-        ),
-        "zero_shot_answer_only": Style(
-            "zero-shot answer-only", ORANGE, "D", "xxx", ":"
-        ),
-    }
-)
-
+FORMAT_STYLES = {
+    "in_context_chain_of_thought": Style("in-context CoT", BLUE, "o"),
+    "in_context_answer_only": Style("in-context answer-only", SKY_BLUE, "s", "--"),
+    "zero_shot_chain_of_thought": Style("zero-shot CoT", VERMILLION, "^", "-."),
+    "zero_shot_answer_only": Style("zero-shot answer-only", ORANGE, "D", ":"),
+}
 # Generic tasks are asked with their three demonstrations: the in-context styles.
-PROMPT_STYLES = MappingProxyType(
-    dict(FORMAT_STYLES)
-    | {
-        "chain_of_thought": FORMAT_STYLES["in_context_chain_of_thought"],
-        "answer_only": FORMAT_STYLES["in_context_answer_only"],
-    }
-)
-
-MODEL_STYLES = MappingProxyType(
-    {
-        "teacher": Style("teacher", BLACK, "*"),
-        "instruction_tuned": Style("instruction-tuned start", GREEN, "o"),
-        "raw": Style("raw start", PURPLE, "s", "///", "--"),
-        "untouched": Style("before specialization", LIGHT_GREY, "v", "", ":"),
-        "specialized": Style("after specialization", GREEN, "o"),
-    }
-)
-
-LOSS_STYLES = MappingProxyType(
-    {
-        "distribution_matching": Style("distribution matching", BLUE, "o"),
-        "sample_matching": Style("sample matching", ORANGE, "s", "///", "--"),
-    }
-)
-
-SPLIT_STYLES = MappingProxyType(
-    {
-        "train": Style("training", BLACK, "."),
-        "validation": Style("validation", VERMILLION, "^", "", "--"),
-    }
-)
-
+PROMPT_STYLES = FORMAT_STYLES | {
+    "chain_of_thought": FORMAT_STYLES["in_context_chain_of_thought"],
+    "answer_only": FORMAT_STYLES["in_context_answer_only"],
+}
+LOSS_STYLES = {
+    "distribution_matching": Style("distribution matching", BLUE, "o"),
+    "sample_matching": Style("sample matching", ORANGE, "s", "--"),
+}
+# By the options of `losses.distribution_matching`.
+OBJECTIVE_STYLES = {
+    "sample_matching": Style("sample matching", ORANGE, "s", "--"),
+    "bucket": Style("matching, tail in a bucket", BLUE, "o"),
+    "renormalized": Style("matching, renormalized", SKY_BLUE, "D", "-."),
+    "paper": Style("matching, as published", VERMILLION, "^", ":"),
+    "reverse_kl": Style("reverse KL", PURPLE, "X", "--"),
+    "jensen_shannon": Style("Jensen–Shannon", GREEN, "P", "-."),
+}
 # `alignment.Rule` by name; the last two leave the target one-hot.
-RULE_STYLES = MappingProxyType(
-    {
-        "identical": Style("identical token", GREEN, ""),
-        "same_span": Style("same text, spelled otherwise", SKY_BLUE, "", "...."),
-        "starts_together": Style("starts together", ORANGE, "", "////"),
-        "inside": Style("inside (one-hot)", LIGHT_GREY, "", "||||"),
-        "not_one_to_one": Style("not one-to-one (one-hot)", PURPLE, "", "xxxx"),
-    }
-)
-
+RULE_STYLES = {
+    "identical": Style("identical token", GREEN),
+    "same_span": Style("same text, spelled otherwise", SKY_BLUE, hatch="...."),
+    "starts_together": Style("starts together", ORANGE, hatch="////"),
+    "inside": Style("inside (one-hot)", LIGHT_GREY, hatch="||||"),
+    "not_one_to_one": Style("not one-to-one (one-hot)", PURPLE, hatch="xxxx"),
+}
+# The parts of an example: what the student reads, and what it must write.
+PART_STYLES = {
+    "demonstrations": Style("demonstrations", LIGHT_GREY),
+    "question": Style("question", SKY_BLUE),
+    "rationale": Style("rationale (target)", YELLOW),
+    "answer": Style("answer (target)", ORANGE),
+}
+# `teacher.studies.KINDS`; what is right is plain, what fails is hatched.
+KIND_STYLES = {
+    "right": Style("right", GREEN),
+    "wrong arithmetic": Style("wrong arithmetic: a false sum", VERMILLION, hatch="///"),
+    "wrong plan": Style("wrong plan: true sums, wrong ones", ORANGE, hatch="\\\\\\"),
+    "unsupported answer": Style("true sums, another answer", YELLOW, hatch="++"),
+    "no equation": Style("wrong, no equation to check", SKY_BLUE, hatch="..."),
+    "no answer": Style("no answer", PURPLE, hatch="xxx"),
+    "cut off": Style("cut off at the limit", LIGHT_GREY, hatch="|||"),
+}
+# Series of curves: each looks the same wherever it is drawn.
+CURVE_STYLES = {
+    "in-distribution": Style("", BLUE, "o"),
+    "out of distribution": Style("", VERMILLION, "^", "--"),
+    "generic, CoT": Style("", GREEN, "s"),
+    "generic, answer-only": Style("", ORANGE, "D", "--"),
+    "asked in context": Style("", BLUE, "o"),
+    "asked zero-shot": Style("", VERMILLION, "^", "--"),
+    "distribution matching": Style("", BLUE),
+    "sample matching": Style("", ORANGE, "", "--"),
+    "teacher": Style("", BLACK, "*", "none"),
+    "instruction-tuned": Style("", GREEN, "o"),
+    "raw": Style("", PURPLE, "s", "--"),
+    "before": Style("", GREY, "v", ":"),
+    "after": Style("", GREEN, "o"),
+}
 # For series without a fixed look of their own (tasks, samplers), in order.
 SERIES_STYLES = (
     Style("", GREEN, "P"),
-    Style("", PURPLE, "X", "", "--"),
-    Style("", BLACK, "*", "", ":"),
-    Style("", VERMILLION, "v", "", "-."),
+    Style("", PURPLE, "X", "--"),
+    Style("", BLACK, "*", ":"),
+    Style("", VERMILLION, "v", "-."),
 )
-
-# The parts of an example: what the student reads, and what it must write.
-PART_STYLES = MappingProxyType(
-    {
-        "demonstrations": Style("demonstrations", LIGHT_GREY, ""),
-        "question": Style("question", SKY_BLUE, ""),
-        "rationale": Style("rationale (target)", YELLOW, ""),
-        "answer": Style("answer (target)", ORANGE, ""),
-    }
-)
-
-# A user's own matplotlibrc must neither change a picture nor ask for LaTeX.
-_NOT_LOOKS = ("backend", "interactive", "toolbar", "timezone", "webagg", "date.epoch")
-DEFAULTS = {
-    name: value
-    for name, value in matplotlib.rcParamsDefault.items()
-    if not name.startswith(_NOT_LOOKS)
+STATUS_STYLES = {
+    "met": Style("holds", GREEN, "o"),
+    "open": Style("open", GREY, "d"),
+    "excluded": Style("an effect of interest is excluded", ORANGE, "s"),
+    "opposite": Style("the other way", VERMILLION, "X"),
 }
-RC = {
-    **DEFAULTS,
+
+# On top of matplotlib's defaults: a user's own matplotlibrc must neither change a
+# picture nor ask for LaTeX.
+LOOK = {
     **seaborn.axes_style("ticks"),
     "font.family": ["DejaVu Sans"],
-    "font.monospace": ["DejaVu Sans Mono"],
     "font.size": 8,
     "axes.titlesize": 8.5,
     "axes.labelsize": 8,
@@ -141,8 +139,6 @@ RC = {
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.unicode_minus": True,
-    "axes.grid": False,
     "grid.color": "#E5E5E5",
     "grid.linewidth": 0.6,
     "xtick.labelsize": 7,
@@ -153,9 +149,6 @@ RC = {
     "lines.markersize": 4.5,
     "hatch.linewidth": 0.6,
 }
-
-# Decorates a chart function: our look inside it, the caller's settings restored after.
-themed = matplotlib.rc_context(RC)
 
 
 class Chart(Figure):
@@ -171,41 +164,74 @@ class Chart(Figure):
         return buffer.getvalue()
 
 
-def new_chart(width: float, height: float, *, layout: str | None = "constrained"):
-    """Return an empty white `Chart`, `width` by `height` inches."""
-    return Chart(figsize=(width, height), layout=layout, facecolor="white")
-
-
-def require_columns(frame: pd.DataFrame, columns: tuple[str, ...], chart: str) -> None:
-    """Refuse a frame a chart cannot draw.
+def require_columns(frame: pd.DataFrame, columns: str, chart: str) -> None:
+    """Refuse a frame a chart cannot draw; `columns` are separated by spaces.
 
     Raises
     ------
     ValueError
         A column is missing, or there is no row; the message names chart and columns.
     """
-    missing = [column for column in columns if column not in frame.columns]
+    needed = columns.split()
+    missing = [column for column in needed if column not in frame]
     if missing:
         raise ValueError(
-            f"{chart}: missing columns {missing}; it needs {list(columns)}, "
+            f"{chart}: missing columns {missing}; it needs {needed}, "
             f"got {list(frame.columns)}"
         )
     if frame.empty:
-        raise ValueError(f"{chart}: no rows to draw; it needs {list(columns)}")
+        raise ValueError(f"{chart}: no rows to draw; it needs {needed}")
+
+
+def draws(columns: str) -> Callable:
+    """Decorate a chart function that draws these columns of its first argument.
+
+    They are required before it is called; our look holds while it draws, and the
+    caller's settings are restored after it.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def checked(*args: object, **kwargs: object) -> Chart:
+            given = inspect.signature(function).bind(*args, **kwargs).arguments
+            require_columns(next(iter(given.values())), columns, function.__name__)
+            with matplotlib.style.context(["default", LOOK]):
+                return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+def new_chart(height: float, width: float = FULL_WIDTH, **grid: object):
+    """Return a `Chart` of so many inches and its axes; `grid` as for `subplots`."""
+    chart = Chart(figsize=(width, height), layout="constrained")
+    return chart, chart.subplots(**grid)
+
+
+def distances(frame: pd.DataFrame, value: str) -> np.ndarray:
+    """Return how far the interval lies below and above: (2, n), for `Axes.errorbar`."""
+    ends = [frame[value] - frame["ci_low"], frame["ci_high"] - frame[value]]
+    return np.clip(ends, 0, None)
+
+
+def patch_legend(chart: Chart, styles: Iterable[Style], **place: object) -> None:
+    """Explain filled areas below a canvas; `place` as `Figure.legend` takes it."""
+    edge = {"ec": BLACK, "lw": 0.4}
+    handles = [Patch(fc=s.colour, hatch=s.hatch, label=s.label, **edge) for s in styles]
+    chart.legend(handles=handles, loc="lower center", **place)
 
 
 MONO_ADVANCE = 0.602  # width of a DejaVu Sans Mono character, in font sizes
 POINTS_PER_INCH = 72
-_SHOWN = ((" ", "␣"), ("\n", "↵"), ("\t", "⇥"), ("▁", "␣"))
+_SHOWN = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥", "▁": "␣"})
 
 
 def printable(token: bytes | str) -> str:
     """Return a token as visible text: space, newline and stray bytes are shown."""
     if isinstance(token, bytes):
         token = token.decode("utf-8", errors="backslashreplace")
-    for hidden, shown in _SHOWN:
-        token = token.replace(hidden, shown)
-    return token
+    return token.translate(_SHOWN)
 
 
 def text_width(text: str, fontsize: float) -> float:
@@ -213,32 +239,35 @@ def text_width(text: str, fontsize: float) -> float:
     return len(text) * MONO_ADVANCE * fontsize / POINTS_PER_INCH
 
 
-def canvas(width: float, height: float) -> tuple[Chart, Axes]:
+def canvas(height: float) -> tuple[Chart, Axes]:
     """Return a chart and axes that cover it, counting inches from the top left."""
-    chart = new_chart(width, height, layout=None)
+    chart = Chart(figsize=(FULL_WIDTH, height))
     axes = chart.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.set(xlim=(0, FULL_WIDTH), ylim=(height, 0))
     axes.axis("off")
     return chart, axes
 
 
-def write(axes: Axes, x: float, y: float, text: str, **style: object) -> None:
-    """Write literal text at `x`, `y` inches; `style` as `Axes.text` takes it."""
-    look = {"va": "center", "ha": "left", "fontsize": 6.5, "color": BLACK} | style
+def box(axes: Axes, x: float, y: float, width: float, height: float, **look) -> None:
+    """Draw a rectangle from its upper left corner, in inches; borderless by default."""
+    axes.add_patch(Rectangle((x, y), width, height, **{"ec": "none"} | look))
+
+
+def write(axes: Axes, x: float, y: float, text: str, **look: object) -> None:
+    """Write literal text at `x`, `y` inches; `look` as `Axes.text` takes it."""
+    look = {"va": "center", "ha": "left", "fontsize": 6.5, "color": BLACK} | look
     axes.text(x, y, text, parse_math=False, **look)
 
 
 def write_token(
-    axes: Axes, x: float, y: float, text: str, *, room: float, **style: object
+    axes: Axes, x: float, y: float, text: str, room: float, fontsize: float, **look
 ) -> None:
     """Write monospaced text in at most `room` inches; under 5 points it is cut."""
-    fontsize = float(style.pop("fontsize", 7))
-    shrunk = min(
-        fontsize, max(5.0, fontsize * room / text_width(text or " ", fontsize))
-    )
+    needed = text_width(text or " ", fontsize)
+    shrunk = min(fontsize, max(5.0, fontsize * room / needed))
     fits = max(int(room / text_width(" ", shrunk) + 1e-6), 1)
     shown = text if len(text) <= fits else text[: fits - 1] + "…"
-    write(axes, x, y, shown, fontsize=shrunk, family="monospace", **style)
+    write(axes, x, y, shown, fontsize=shrunk, family="monospace", **look)
 
 
 PNG_DPI = 200
@@ -287,30 +316,35 @@ def save_figure(
         )
     if not caption.strip():
         raise ValueError(f"caption: empty for figure {name!r}; say what it shows")
-    folder = Path(folder)
+    numbers = data.to_csv(index=False, lineterminator="\n", float_format="%.6g")
+    description = {
+        "name": name,
+        "caption": " ".join(caption.split()),
+        "columns": list(data.columns),
+        "rows": len(data),
+        "provenance": dict(provenance or {}),
+    }
+    text = json.dumps(description, indent=2, sort_keys=True, ensure_ascii=False)
     contents = {
         "png": _rendered(figure, name, "png"),
-        "svg": _rendered(figure, name, "svg"),
-        "csv": data.to_csv(
-            index=False, lineterminator="\n", float_format="%.6g"
-        ).encode(),
-        "json": _described(name, caption, data, provenance),
+        "svg": _numbered(_rendered(figure, name, "svg"), name),
+        "csv": numbers.encode(),
+        "json": f"{text}\n".encode(),
     }
-    paths = {suffix: folder / f"{name}.{suffix}" for suffix in contents}
-    for suffix, content in contents.items():
-        artifacts.write_bytes(paths[suffix], content)
-    return paths
+    return {
+        suffix: artifacts.write_bytes(Path(folder) / f"{name}.{suffix}", content)
+        for suffix, content in contents.items()
+    }
 
 
 def _rendered(figure: Figure, name: str, suffix: str) -> bytes:
     # Without these, SVG ids are random and both formats carry date or version.
     metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": "cotspec"}}
     buffer = io.BytesIO()
-    look = DEFAULTS | {"svg.hashsalt": name, "svg.fonttype": "path"}
-    with matplotlib.rc_context(look):
+    look = {"svg.hashsalt": name, "svg.fonttype": "path"}
+    with matplotlib.style.context(["default", look]):
         figure.savefig(buffer, format=suffix, dpi=PNG_DPI, metadata=metadata[suffix])
-    content = buffer.getvalue()
-    return _numbered(content, name) if suffix == "svg" else content
+    return buffer.getvalue()
 
 
 def _numbered(svg: bytes, name: str) -> bytes:
@@ -323,25 +357,5 @@ def _numbered(svg: bytes, name: str) -> bytes:
         old: b"%s-%s-%d" % (old[:-10], name.encode(), number)
         for number, old in enumerate(dict.fromkeys(hashed))
     }
-    return re.sub(
-        rb'(?<=["#])[a-z]+[0-9a-f]{10}(?=["\)])',
-        lambda found: numbered.get(found[0], found[0]),
-        svg,
-    )
-
-
-def _described(
-    name: str,
-    caption: str,
-    data: pd.DataFrame,
-    provenance: Mapping[str, object] | None,
-) -> bytes:
-    description = {
-        "name": name,
-        "caption": " ".join(caption.split()),
-        "columns": list(data.columns),
-        "rows": len(data),
-        "provenance": dict(provenance or {}),
-    }
-    text = json.dumps(description, indent=2, sort_keys=True, ensure_ascii=False)
-    return (text + "\n").encode()
+    uses = rb'(?<=["#])[a-z]+[0-9a-f]{10}(?=["\)])'
+    return re.sub(uses, lambda found: numbered.get(found[0], found[0]), svg)

@@ -6,49 +6,21 @@ frames that they draw.
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.patches import Patch, Rectangle
 
-from cotspec.figures.style import (
-    BLACK,
-    BLUE,
-    FORMAT_STYLES,
-    FULL_WIDTH,
-    GREEN,
-    GREY,
-    LIGHT_GREY,
-    ORANGE,
-    PART_STYLES,
-    PURPLE,
-    RULE_STYLES,
-    SKY_BLUE,
-    VERMILLION,
-    Chart,
-    Style,
-    canvas,
-    new_chart,
-    printable,
-    require_columns,
-    text_width,
-    themed,
-    write,
-    write_token,
-)
+from cotspec import prompts
+from cotspec.figures import style
+from cotspec.figures.style import FULL_WIDTH, Chart, Style, box, write, write_token
 
-_BAR, _TRACK = "#9CCDEB", "#F2F2F2"  # SKY_BLUE lightened, so that text stays readable
-_MARGIN, _HEAD, _LINE, _GAP = 0.08, 0.2, 0.135, 0.12  # inches
-_LEGEND = (
-    "bold: sampled token;  bar and number: probability, 0 to 1;  "
-    "outlined: the alternative that was sampled;  ␣\u00a0space;  ↵\u00a0newline"
-)
-_LEGEND_CHARACTER = 0.052  # inches, a generous mean at 6.5 points
+MARGIN = 0.08  # inches, of every canvas
+LINE = 0.118  # inches, from one line of small text to the next
 
 
 def top_alternatives(trace: Mapping[str, object]) -> pd.DataFrame:
@@ -66,45 +38,36 @@ def top_alternatives(trace: Mapping[str, object]) -> pd.DataFrame:
         ``position, sampled, sampled_probability, rank, alternative, probability,
         is_sampled``; one row per alternative, the likeliest first.
     """
-    steps = zip(
-        trace["token_bytes"],
-        trace["token_logprobs"],
-        trace["topk_bytes"],
-        trace["topk_logprobs"],
-        strict=True,
-    )
+    fields = ("token_bytes", "token_logprobs", "topk_bytes", "topk_logprobs")
+    steps = zip(*(trace[field] for field in fields), strict=True)
     rows = []
     for position, (sampled, sampled_logprob, tokens, logprobs) in enumerate(steps):
+        step = position, style.printable(sampled), math.exp(sampled_logprob)
         ranked = sorted(zip(logprobs, tokens, strict=True), key=lambda pair: -pair[0])
         for rank, (logprob, token) in enumerate(ranked, start=1):
-            rows.append(
-                {
-                    "position": position,
-                    "sampled": printable(sampled),
-                    "sampled_probability": math.exp(sampled_logprob),
-                    "rank": rank,
-                    "alternative": printable(token),
-                    "probability": math.exp(logprob),
-                    "is_sampled": token == sampled,
-                }
-            )
-    return pd.DataFrame(rows)
+            alternative = rank, style.printable(token), math.exp(logprob)
+            rows.append((*step, *alternative, token == sampled))
+    columns = "position sampled sampled_probability rank alternative probability"
+    return pd.DataFrame(rows, columns=[*columns.split(), "is_sampled"])
 
 
-@themed
-def probability_strip(
-    alternatives: pd.DataFrame, *, width: float = FULL_WIDTH, columns: int = 9
-) -> Chart:
+_COLUMNS = 9  # tokens a row
+_CELL, _HEAD, _GAP = (FULL_WIDTH - 2 * MARGIN) / _COLUMNS, 0.2, 0.12  # inches
+_BAR, _TRACK = "#9CCDEB", "#F2F2F2"  # SKY_BLUE lightened, so that text stays readable
+_LEGEND = (
+    "bold: sampled token;  bar and number: probability, 0 to 1;  "
+    "outlined: the alternative that was sampled;  ␣\u00a0space;  ↵\u00a0newline"
+)
+
+
+@style.draws("position sampled rank alternative probability is_sampled")
+def probability_strip(alternatives: pd.DataFrame) -> Chart:
     """Draw a teacher's solution with its top alternatives, one column per token.
 
     Parameters
     ----------
     alternatives : DataFrame
         From `top_alternatives`, or some of its positions.
-    width : float
-        Inches; about 0.75 per column is readable.
-    columns : int
-        Tokens per row before the strip wraps.
 
     Returns
     -------
@@ -113,45 +76,31 @@ def probability_strip(
         its probability as a number and as the length of its bar, the sampled one
         outlined.
     """
-    needed = ("position", "sampled", "rank", "alternative", "probability", "is_sampled")
-    require_columns(alternatives, needed, "probability_strip")
-    steps = [step for _, step in alternatives.groupby("position", sort=True)]
-    row_height = _HEAD + int(alternatives["rank"].max()) * _LINE + _GAP
-    num_rows = -(-len(steps) // columns)
-    legend = textwrap.wrap(_LEGEND, int(width / _LEGEND_CHARACTER))
-    height = num_rows * row_height + 2 * _MARGIN
-    chart, axes = canvas(width, height + 0.12 * len(legend))
-    cell = (width - 2 * _MARGIN) / columns
-    for index, step in enumerate(steps):
-        row, column = divmod(index, columns)
-        left, top = _MARGIN + column * cell, _MARGIN + row * row_height
-        _draw_step(axes, step, left, top, cell - 0.06)
-    for index, line in enumerate(legend):
-        y = num_rows * row_height + _MARGIN + 0.06 + 0.12 * index
-        write(axes, _MARGIN, y, line, color=GREY)
+    steps = alternatives.groupby("position", sort=True)
+    row_height = _HEAD + int(alternatives["rank"].max()) * LINE + _GAP
+    bottom = math.ceil(len(steps) / _COLUMNS) * row_height
+    chart, axes = style.canvas(bottom + 2 * MARGIN + 0.12)
+    for index, (_, step) in enumerate(steps):
+        row, column = divmod(index, _COLUMNS)
+        _draw_step(axes, step, MARGIN + column * _CELL, MARGIN + row * row_height)
+    write(axes, MARGIN, bottom + MARGIN + 0.06, _LEGEND, color=style.GREY)
     return chart
 
 
-def _draw_step(
-    axes: Axes, step: pd.DataFrame, left: float, top: float, room: float
-) -> None:
-    bold = {"fontsize": 8, "weight": "bold"}
+def _draw_step(axes: Axes, step: pd.DataFrame, left: float, top: float) -> None:
+    room, height = _CELL - 0.06, LINE - 0.016
     sampled = str(step["sampled"].iloc[0])
-    write_token(axes, left, top + _HEAD / 2, sampled, room=room, **bold)
+    write_token(axes, left, top + _HEAD / 2, sampled, room, 8, weight="bold")
     for row in step.itertuples():
-        y = top + _HEAD + (row.rank - 1) * _LINE
-        height = _LINE - 0.016
-        axes.add_patch(Rectangle((left, y), room, height, fc=_TRACK, ec="none"))
-        bar = room * min(row.probability, 1.0)
-        axes.add_patch(Rectangle((left, y), bar, height, fc=_BAR, ec="none"))
+        y = top + _HEAD + (row.rank - 1) * LINE
+        box(axes, left, y, room, height, fc=_TRACK)
+        box(axes, left, y, room * min(row.probability, 1.0), height, fc=_BAR)
         if row.is_sampled:
-            axes.add_patch(Rectangle((left, y), room, height, fc="none", ec=BLACK))
+            box(axes, left, y, room, height, fc="none", ec=style.BLACK)
         middle = y + height / 2
         number = _short_probability(row.probability)
         write(axes, left + room - 0.02, middle, number, ha="right", fontsize=6)
-        write_token(
-            axes, left + 0.03, middle, row.alternative, room=room - 0.3, fontsize=6.3
-        )
+        write_token(axes, left + 0.03, middle, row.alternative, room - 0.3, 6.3)
 
 
 def _short_probability(probability: float) -> str:
@@ -161,17 +110,14 @@ def _short_probability(probability: float) -> str:
     return "1.0" if probability >= 0.995 else f"{probability:.2f}"[1:]
 
 
-_MARGIN, _LABEL, _ROW, _BOX, _DROP = 0.08, 0.52, 0.86, 0.17, 0.46  # inches
-_LEGEND_ENTRY = 1.65
+_TOKEN_FONT = 7.5
+_CHARACTER = style.text_width(" ", _TOKEN_FONT) + 0.012
+_LABEL, _ROW, _BOX, _DROP = 0.52, 0.86, 0.17, 0.46  # inches
+_RULES_A_LINE = 4
 
 
-@themed
-def token_alignment(
-    spans: pd.DataFrame,
-    *,
-    width: float = FULL_WIDTH,
-    fontsize: float = 7.5,
-) -> Chart:
+@style.draws("side token start end rule")
+def token_alignment(spans: pd.DataFrame) -> Chart:
     """Draw how teacher tokens became student targets.
 
     Parameters
@@ -179,85 +125,62 @@ def token_alignment(
     spans : DataFrame
         ``side`` ("teacher" or "student"), ``token``, ``start`` and ``end`` (characters
         of the shared text), ``rule`` (a key of `RULE_STYLES`; "" for teacher tokens).
-    width, fontsize : float
-        Inches, points.
 
     Returns
     -------
     Chart
         A line joins each student token to every teacher token it shares letters with.
     """
-    needed = ("side", "token", "start", "end", "rule")
-    require_columns(spans, needed, "token_alignment")
-    teacher = spans[spans["side"] == "teacher"]
-    student = _with_marks(spans[spans["side"] == "student"])
-    spans = pd.concat([teacher, student])
-    character = text_width(" ", fontsize) + 0.012
-    room = int((width - 2 * _MARGIN - _LABEL) / character)
-    rows = _wrapped(spans, room)
-    used = [
-        style for rule, style in RULE_STYLES.items() if rule in set(student["rule"])
-    ]
-    per_line = max(int(width / _LEGEND_ENTRY), 1)
-    legend = 0.16 * -(-len(used) // per_line)
-    chart, axes = canvas(width, len(rows) * _ROW + 2 * _MARGIN + legend)
-    for index, (first, last) in enumerate(rows):
-        top = _MARGIN + index * _ROW
-        inside = spans[(spans["start"] >= first) & (spans["start"] < last)]
-
-        def place(offset: float, first: int = first) -> float:
-            return _MARGIN + _LABEL + (offset - first) * character
-
-        _draw_row(axes, inside, place, top, fontsize)
-    _draw_rules_legend(chart, used, per_line)
+    student = spans[spans["side"] == "student"]
+    # A word's mark (``▁``) stands over the whitespace that its span leaves out.
+    has_gap = student["start"] > student["end"].shift(fill_value=0)
+    student = student.assign(start=student["start"] - has_gap)
+    spans = pd.concat([spans[spans["side"] == "teacher"], student])
+    starts = _row_starts(spans, int((FULL_WIDTH - 2 * MARGIN - _LABEL) / _CHARACTER))
+    rules = set(student["rule"])
+    looks = [look for rule, look in style.RULE_STYLES.items() if rule in rules]
+    legend = 0.16 * math.ceil(len(looks) / _RULES_A_LINE)
+    chart, axes = style.canvas(len(starts) * _ROW + 2 * MARGIN + legend)
+    rows = np.searchsorted(starts, spans["start"], side="right") - 1
+    for row, inside in spans.groupby(rows):
+        _draw_row(axes, inside, starts[row], MARGIN + row * _ROW)
+    shape = {"ncols": _RULES_A_LINE, "handlelength": 1.5, "columnspacing": 1.2}
+    style.patch_legend(chart, looks, bbox_to_anchor=(0.5, 0.0), **shape)
     return chart
 
 
-def _with_marks(student: pd.DataFrame) -> pd.DataFrame:
-    """Let a word's mark (``▁``) stand over the whitespace that its span leaves out."""
-    previous_end = student["end"].shift(fill_value=0)
-    return student.assign(start=student["start"] - (student["start"] > previous_end))
-
-
-def _wrapped(spans: pd.DataFrame, room: int) -> list[tuple[int, int]]:
+def _row_starts(spans: pd.DataFrame, room: int) -> list[int]:
     """Cut the text where both sides have a boundary, `room` characters at most."""
-    covers = set()
+    covered = set()
     for start, end in zip(spans["start"], spans["end"], strict=True):
-        covers.update(range(start + 1, end))
-    end = int(spans["end"].max())
-    cuts = [offset for offset in range(1, end + 1) if offset not in covers]
-    rows, first = [], int(spans["start"].min())
-    while first < end:
-        fitting = [cut for cut in cuts if first < cut <= first + room]
-        last = fitting[-1] if fitting else next(cut for cut in cuts if cut > first)
-        rows.append((first, last))
-        first = last
-    # A token without text of its own may stand at the very end.
-    return rows[:-1] + [(rows[-1][0], rows[-1][1] + 1)]
+        covered.update(range(start + 1, end))
+    first, last = int(spans["start"].min()), int(spans["end"].max())
+    cuts = [offset for offset in range(first + 1, last + 1) if offset not in covered]
+    starts = [first]
+    for cut, following in itertools.pairwise(cuts):
+        if following > starts[-1] + room:
+            starts.append(cut)
+    return starts
 
 
-def _draw_row(
-    axes: Axes,
-    inside: pd.DataFrame,
-    place: Callable[[float], float],
-    top: float,
-    fontsize: float,
-) -> None:
-    upper = list(inside[inside["side"] == "teacher"].itertuples())
-    lower = list(inside[inside["side"] == "student"].itertuples())
-    for name, y in (("teacher", top), ("student", top + _DROP)):
-        write(axes, _MARGIN, y + _BOX / 2, name, color=GREY, fontsize=7)
+def _draw_row(axes: Axes, inside: pd.DataFrame, first: int, top: float) -> None:
+    """Draw the tokens of both sides and their lines, from the `first` character on."""
+
+    def place(offset: float) -> float:
+        return MARGIN + _LABEL + (offset - first) * _CHARACTER
+
+    tops = {"teacher": top, "student": top + _DROP}
+    for name, y in tops.items():
+        write(axes, MARGIN, y + _BOX / 2, name, color=style.GREY, fontsize=7)
+    upper, lower = (list(inside[inside["side"] == s].itertuples()) for s in tops)
     for below in lower:
-        colour = RULE_STYLES[below.rule].colour
         for above in upper:
             if _share_letters(above, below):
-                ends = [_centre(place, above), _centre(place, below)]
-                heights = [top + _BOX, top + _DROP]
-                axes.plot(ends, heights, color=colour, lw=1.3, zorder=0)
-    for above in upper:
-        _draw_box(axes, above, Style("", LIGHT_GREY, ""), place, top, fontsize)
-    for below in lower:
-        _draw_box(axes, below, RULE_STYLES[below.rule], place, top + _DROP, fontsize)
+                x = [place((s.start + _end(s)) / 2) for s in (above, below)]
+                line = {"color": style.RULE_STYLES[below.rule].colour, "lw": 1.3}
+                axes.plot(x, [top + _BOX, top + _DROP], zorder=0, **line)
+    for span in upper + lower:
+        _draw_token(axes, span, place, tops[span.side])
 
 
 def _share_letters(above: object, below: object) -> bool:
@@ -267,55 +190,27 @@ def _share_letters(above: object, below: object) -> bool:
     return last > first and bool(shared.strip() or not below.token.strip(" \n\t▁"))
 
 
-def _centre(place: Callable[[float], float], span: object) -> float:
-    return place((span.start + max(span.end, span.start + 0.5)) / 2)
+def _end(span: object) -> float:
+    """A token without text of its own is drawn half a character wide."""
+    return max(span.end, span.start + 0.5)
 
 
-def _draw_box(
-    axes: Axes,
-    span: object,
-    style: Style,
-    place: Callable[[float], float],
-    top: float,
-    fontsize: float,
-) -> None:
+def _draw_token(axes: Axes, span: object, place: Callable, top: float) -> None:
     left = place(span.start) + 0.006
-    room = place(max(span.end, span.start + 0.5)) - 0.006 - left
-    look = {"fc": style.colour, "ec": BLACK, "lw": 0.5}
-    axes.add_patch(Rectangle((left, top), room, _BOX, alpha=0.45, **look))
-    # The hatch stands in a strip under the text, where it does not cover it.
-    strip = {"fc": style.colour, "ec": BLACK, "lw": 0.3, "hatch": style.hatch}
-    if style.hatch or style.colour != LIGHT_GREY:
-        axes.add_patch(Rectangle((left, top + _BOX), room, 0.07, **strip))
-    middle = left + room / 2
-    text = printable(span.token)
-    write_token(
-        axes,
-        middle,
-        top + _BOX / 2,
-        text,
-        room=room + 0.02,
-        ha="center",
-        fontsize=fontsize,
-    )
+    room = place(_end(span)) - 0.006 - left
+    is_student = span.side == "student"
+    look = style.RULE_STYLES[span.rule] if is_student else Style("", style.LIGHT_GREY)
+    fill = {"fc": look.colour, "ec": style.BLACK}
+    box(axes, left, top, room, _BOX, alpha=0.45, lw=0.5, **fill)
+    if is_student:
+        # The hatch stands in a strip under the text, where it does not cover it.
+        box(axes, left, top + _BOX, room, 0.07, lw=0.3, hatch=look.hatch, **fill)
+    middle = left + room / 2, top + _BOX / 2
+    text = style.printable(span.token)
+    write_token(axes, *middle, text, room + 0.02, _TOKEN_FONT, ha="center")
 
 
-def _draw_rules_legend(chart: Chart, styles: list[Style], per_line: int) -> None:
-    handles = [
-        Patch(fc=style.colour, ec=BLACK, lw=0.4, hatch=style.hatch, label=style.label)
-        for style in styles
-    ]
-    chart.legend(
-        handles=handles,
-        loc="lower center",
-        ncols=per_line,
-        bbox_to_anchor=(0.5, 0.0),
-        handlelength=1.5,
-        columnspacing=1.2,
-    )
-
-
-@themed
+@style.draws("")
 def cost_matrix(matrix: pd.DataFrame, path: Sequence[tuple[int, int]]) -> Chart:
     """Draw the edit distances of two token sequences and a path through them.
 
@@ -327,38 +222,24 @@ def cost_matrix(matrix: pd.DataFrame, path: Sequence[tuple[int, int]]) -> Chart:
         Row and column of each pair, from the start.
     """
     rows, columns = matrix.shape
-    chart = new_chart(0.34 * columns + 1.1, 0.26 * rows + 0.9)
-    axes = chart.subplots()
+    chart, axes = style.new_chart(0.26 * rows + 0.9, 0.34 * columns + 1.1)
     axes.imshow(matrix.to_numpy(), cmap="Greys_r", aspect="auto", alpha=0.6)
-    axes.plot([j for _, j in path], [i for i, _ in path], color=BLUE, marker="o")
-    names = [
-        [printable(str(name)) for name in side]
-        for side in (matrix.columns, matrix.index)
-    ]
-    axes.set_xticks(range(columns), names[0], rotation=90, family="monospace")
-    axes.set_yticks(range(rows), names[1], family="monospace")
+    axes.plot([j for _, j in path], [i for i, _ in path], c=style.BLUE, marker="o")
+    teacher = matrix.index.map(str).map(style.printable)
+    student = matrix.columns.map(str).map(style.printable)
+    axes.set_xticks(range(columns), student, rotation=90, family="monospace")
+    axes.set_yticks(range(rows), teacher, family="monospace")
     axes.set(xlabel="student", ylabel="teacher")
     return chart
 
 
-_FONT, _LINE, _TITLE, _MARGIN, _TAB = 6.2, 0.118, 0.26, 0.08, 0.07
-_TARGET_PARTS = ("rationale", "answer")
-
-
-def example_parts(
-    examples: Iterable[Mapping[str, str]],
-    *,
-    block_start: str = "Q: ",
-    answer_lead: str = "The answer is",
-) -> pd.DataFrame:
+def example_parts(examples: Iterable[Mapping[str, str]]) -> pd.DataFrame:
     """Split training examples into the parts a reader should see.
 
     Parameters
     ----------
     examples : iterable of mapping
         With ``data_format``, ``inputs`` and ``targets``.
-    block_start, answer_lead : str
-        How a block begins, and how the answer sentence does (from `prompts`).
 
     Returns
     -------
@@ -367,142 +248,92 @@ def example_parts(
         texts of a format joined are its inputs, a newline, and its targets.
     """
     rows = []
+    block = prompts.QUESTION_PREFIX
     for example in examples:
-        demonstrations, found, question = example["inputs"].rpartition(
-            f"\n\n{block_start}"
-        )
-        rationale, lead, answer = example["targets"].rpartition(answer_lead)
+        before, found, question = example["inputs"].rpartition(f"\n\n{block}")
+        rationale, lead, answer = example["targets"].rpartition(prompts.ANSWER_PREFIX)
         texts = {
-            "demonstrations": f"{demonstrations}\n\n" if found else "",
-            "question": (block_start if found else "") + question + "\n",
+            "demonstrations": f"{before}\n\n" if found else "",
+            "question": (block if found else "") + question + "\n",
             "rationale": rationale if lead else example["targets"],
             "answer": lead + answer if lead else "",
         }
-        for part, text in texts.items():
-            if text:
-                row = {"data_format": example["data_format"], "part": part}
-                rows.append(row | {"text": text})
+        name = example["data_format"]
+        rows += [(name, part, text) for part, text in texts.items() if text]
     return pd.DataFrame(rows, columns=["data_format", "part", "text"])
 
 
-@themed
-def four_formats(
-    parts: pd.DataFrame, *, width: float = FULL_WIDTH, max_lines: int = 12
-) -> Chart:
+_PANEL = (FULL_WIDTH - 3 * MARGIN) / 2
+_FONT, _TITLE, _TAB = 6.2, 0.26, 0.07
+_CHARACTERS = int((_PANEL - _TAB - 0.08) / (style.text_width(" ", _FONT) * 1.02))
+_SHOWN_LINES = 12  # of the demonstrations
+
+
+@style.draws("data_format part text")
+def four_formats(parts: pd.DataFrame) -> Chart:
     """Draw one example of each data format, two by two, in colour.
 
     Parameters
     ----------
     parts : DataFrame
-        From `example_parts`, one example per format.
-    width : float
-        Inches.
-    max_lines : int
-        Lines shown of the demonstrations, from their end; how many are hidden is said.
+        From `example_parts`, one example per format. Of the demonstrations the last
+        lines are shown; how many are hidden is said.
     """
-    require_columns(parts, ("data_format", "part", "text"), "four_formats")
-    panel = (width - 3 * _MARGIN) / 2
-    characters = int((panel - _TAB - 0.08) / (text_width(" ", _FONT) * 1.02))
-    panels = [
-        (name, _panel_lines(parts[parts["data_format"] == name], characters, max_lines))
-        for name in FORMAT_STYLES
-        if (parts["data_format"] == name).any()
-    ]
+    present = set(parts["data_format"])
+    names = [name for name in style.FORMAT_STYLES if name in present]
+    panels = [(n, _panel_lines(parts[parts["data_format"] == n])) for n in names]
     grid = [panels[i : i + 2] for i in range(0, len(panels), 2)]
-    heights = [
-        _TITLE + _LINE * max(len(lines) for _, lines in row) + 0.12 for row in grid
-    ]
-    chart, axes = canvas(width, sum(heights) + 2 * _MARGIN + 0.32)
-    top = _MARGIN
+    longest = [max(len(lines) for _, lines in row) for row in grid]
+    heights = [_TITLE + LINE * lines + 0.12 for lines in longest]
+    chart, axes = style.canvas(sum(heights) + 2 * MARGIN + 0.32)
+    top = MARGIN
     for row, height in zip(grid, heights, strict=True):
         for column, (name, lines) in enumerate(row):
-            _draw_panel(
-                axes, name, lines, _MARGIN + column * (panel + _MARGIN), top, panel
-            )
+            left = MARGIN + column * (_PANEL + MARGIN)
+            _draw_panel(axes, style.FORMAT_STYLES[name], lines, left, top)
         top += height
-    _draw_legend(chart)
+    title = "above the line: what the student reads; below it: what it must write"
+    looks = style.PART_STYLES.values()
+    style.patch_legend(chart, looks, title=title, title_fontsize=7, ncols=len(looks))
     return chart
 
 
-def _panel_lines(
-    parts: pd.DataFrame, characters: int, max_lines: int
-) -> list[tuple[str, str]]:
+def _panel_lines(parts: pd.DataFrame) -> list[tuple[str, str]]:
     """Return (part, line) pairs, wrapped; demonstrations are cut at their start."""
     lines = []
     for row in parts.itertuples():
-        wrapped = [
-            piece
-            for line in row.text.rstrip("\n").split("\n")
-            for piece in textwrap.wrap(line, characters) or [""]
-        ]
-        hidden = len(wrapped) - max_lines if row.part == "demonstrations" else 0
-        if hidden > 0:
+        wrapped = []
+        for line in row.text.rstrip("\n").split("\n"):
+            wrapped += textwrap.wrap(line, _CHARACTERS) or [""]
+        hidden = len(wrapped) - _SHOWN_LINES
+        if row.part == "demonstrations" and hidden > 0:
             wrapped = [f"… {hidden + 1} more lines …", *wrapped[hidden + 1 :]]
         lines += [(row.part, piece) for piece in wrapped]
     return lines
 
 
-def _draw_panel(
-    axes: Axes,
-    name: str,
-    lines: list[tuple[str, str]],
-    left: float,
-    top: float,
-    panel: float,
-) -> None:
-    style = FORMAT_STYLES[name]
-    axes.plot(
-        [left + 0.06],
-        [top + _TITLE / 2 - 0.02],
-        style.marker,
-        color=style.colour,
-        ms=6,
-    )
-    bold = {"fontsize": 8.5, "weight": "bold"}
-    write(axes, left + 0.16, top + _TITLE / 2 - 0.02, style.label, **bold)
-    first_target = next(
-        (i for i, (part, _) in enumerate(lines) if part in _TARGET_PARTS), len(lines)
-    )
+def _draw_panel(axes: Axes, look: Style, lines: list, left: float, top: float) -> None:
+    y = top + _TITLE / 2 - 0.02
+    axes.plot(left + 0.06, y, look.marker, color=look.colour, ms=6)
+    write(axes, left + 0.16, y, look.label, fontsize=8.5, weight="bold")
+    num_read = sum(part in ("demonstrations", "question") for part, _ in lines)
     for index, (part, line) in enumerate(lines):
-        y = top + _TITLE + index * _LINE + (0.05 if index >= first_target else 0)
-        colour = PART_STYLES[part].colour
-        fill = {"fc": colour, "ec": "none", "lw": 0}
-        axes.add_patch(Rectangle((left, y), _TAB, _LINE, **fill))
-        body = (left + _TAB, y), panel - _TAB, _LINE
-        axes.add_patch(Rectangle(*body, alpha=0.35, **fill))
+        y = top + _TITLE + index * LINE + (0.05 if index >= num_read else 0)
+        fill = {"fc": style.PART_STYLES[part].colour, "lw": 0}
+        box(axes, left, y, _TAB, LINE, **fill)
+        box(axes, left + _TAB, y, _PANEL - _TAB, LINE, alpha=0.35, **fill)
         text = {"fontsize": _FONT, "family": "monospace"}
-        write(axes, left + _TAB + 0.04, y + _LINE / 2, line, **text)
-    middle = top + _TITLE + first_target * _LINE + 0.025
-    axes.plot([left, left + panel], [middle, middle], color=BLACK, lw=1.0)
+        write(axes, left + _TAB + 0.04, y + LINE / 2, line, **text)
+    y = top + _TITLE + num_read * LINE + 0.025
+    axes.plot([left, left + _PANEL], [y, y], color=style.BLACK, lw=1.0)
 
 
-def _draw_legend(chart: Chart) -> None:
-    handles = [
-        Patch(fc=style.colour, ec=BLACK, lw=0.4, label=style.label)
-        for style in PART_STYLES.values()
-    ]
-    title = "above the line: what the student reads; below it: what it must write"
-    look = {"title": title, "title_fontsize": 7, "loc": "lower center"}
-    chart.legend(handles=handles, ncols=len(handles), **look)
-
-
-# By the options of `losses.distribution_matching`.
-OBJECTIVE_STYLES = MappingProxyType(
-    {
-        "sample_matching": Style("sample matching", ORANGE, "s", "", "--"),
-        "bucket": Style("matching, tail in a bucket", BLUE, "o"),
-        "renormalized": Style("matching, renormalized", SKY_BLUE, "D", "", "-."),
-        "paper": Style("matching, as published", VERMILLION, "^", "", ":"),
-        "reverse_kl": Style("reverse KL", PURPLE, "X", "", "--"),
-        "jensen_shannon": Style("Jensen–Shannon", GREEN, "P", "", "-."),
-    }
-)
-_PER_ROW = 3
+_LOSSES_A_ROW = 3
 _HIGHEST = 2.0  # nats; above it a curve leaves the chart
 
 
-@themed
-def logit_pushes(pushes: pd.DataFrame, *, width: float = FULL_WIDTH) -> Chart:
+@style.draws("loss token push")
+def logit_pushes(pushes: pd.DataFrame) -> Chart:
     """Draw where one step of gradient descent moves each token, one panel a loss.
 
     Parameters
@@ -510,38 +341,33 @@ def logit_pushes(pushes: pd.DataFrame, *, width: float = FULL_WIDTH) -> Chart:
     pushes : DataFrame
         ``loss`` (a key of `OBJECTIVE_STYLES`), ``token``, ``push`` (minus the gradient
         of the loss by the token's logit; positive: more probable).
-    width : float
-        Inches.
     """
-    require_columns(pushes, ("loss", "token", "push"), "logit_pushes")
-    names = list(dict.fromkeys(pushes["loss"]))
-    num_rows = -(-len(names) // _PER_ROW)
-    chart = new_chart(width, 1.35 * num_rows + 0.25)
-    panels = chart.subplots(num_rows, _PER_ROW, sharey=True, squeeze=False).flatten()
-    for axes in panels[len(names) :]:
+    losses = pushes.groupby("loss", sort=False)
+    num_rows = math.ceil(len(losses) / _LOSSES_A_ROW)
+    grid = {"nrows": num_rows, "ncols": _LOSSES_A_ROW, "squeeze": False}
+    chart, panels = style.new_chart(1.35 * num_rows + 0.25, sharey=True, **grid)
+    for axes in panels.flat[len(losses) :]:
         axes.set_visible(False)
-    for axes, name in zip(panels, names, strict=False):
-        _draw_pushes(axes, pushes[pushes["loss"] == name])
-        axes.set_title(OBJECTIVE_STYLES[name].label)
+    for axes, (name, picked) in zip(panels.flat, losses, strict=False):
+        _draw_pushes(axes, picked["token"].astype(str), picked["push"].to_numpy())
+        axes.set_title(style.OBJECTIVE_STYLES[name].label)
     chart.supylabel("push on the logit (− gradient)", fontsize=8)
     return chart
 
 
-def _draw_pushes(axes: Axes, picked: pd.DataFrame) -> None:
-    up = picked["push"].to_numpy() > 0
-    place = np.arange(len(picked))
-    for chosen, colour, hatch in ((up, BLUE, ""), (~up, VERMILLION, "////")):
-        look = {"color": colour, "hatch": hatch, "edgecolor": "white", "width": 0.7}
-        axes.bar(place[chosen], picked["push"].to_numpy()[chosen], **look)
-    axes.axhline(0, color=BLACK, lw=0.7)
-    axes.set_xticks(place, [str(token) for token in picked["token"]])
+def _draw_pushes(axes: Axes, tokens: pd.Series, push: np.ndarray) -> None:
+    place = np.arange(len(push))
+    up, down = (push > 0, style.BLUE, ""), (push <= 0, style.VERMILLION, "////")
+    for chosen, colour, hatch in (up, down):
+        look = {"color": colour, "hatch": hatch, "edgecolor": "white"}
+        axes.bar(place[chosen], push[chosen], width=0.7, **look)
+    axes.axhline(0, color=style.BLACK, lw=0.7)
+    axes.set_xticks(place, tokens)
     axes.tick_params(axis="x", length=0)
 
 
-@themed
-def loss_shapes(
-    shapes: pd.DataFrame, *, teacher: float, width: float = FULL_WIDTH
-) -> Chart:
+@style.draws("loss probability nats")
+def loss_shapes(shapes: pd.DataFrame, *, teacher: float) -> Chart:
     """Draw each loss against the student's probability of one token.
 
     Parameters
@@ -550,26 +376,22 @@ def loss_shapes(
         ``loss`` (a key of `OBJECTIVE_STYLES`), ``probability`` (0 to 1), ``nats``.
     teacher : float
         The teacher's probability of that token: a dotted line.
-    width : float
-        Inches.
 
     Returns
     -------
     Chart
         The marker on a curve is its lowest point.
     """
-    require_columns(shapes, ("loss", "probability", "nats"), "loss_shapes")
-    chart = new_chart(width, 2.7)
-    axes = chart.subplots()
-    axes.axhline(0, color=GREY, lw=0.6)
-    axes.axvline(teacher, color=BLACK, ls=":", lw=1, label="the teacher")
-    for name in dict.fromkeys(shapes["loss"]):
-        curve, style = shapes[shapes["loss"] == name], OBJECTIVE_STYLES[name]
-        x, y = curve["probability"].to_numpy(), curve["nats"].to_numpy()
+    chart, axes = style.new_chart(2.7)
+    axes.axhline(0, color=style.GREY, lw=0.6)
+    axes.axvline(teacher, color=style.BLACK, ls=":", lw=1, label="the teacher")
+    for name, curve in shapes.groupby("loss", sort=False):
+        look = style.OBJECTIVE_STYLES[name]
+        line = {"c": look.colour, "ls": look.line, "label": look.label}
         # Hollow: three of them lie at the same point.
-        lowest = {"marker": style.marker, "markevery": [int(y.argmin())]}
+        lowest = {"marker": look.marker, "markevery": [int(curve["nats"].argmin())]}
         lowest |= {"markersize": 8, "mfc": "none", "mew": 1.3}
-        axes.plot(x, y, style.line, c=style.colour, label=style.label, **lowest)
+        axes.plot(curve["probability"], curve["nats"], **line, **lowest)
     axes.set(xlim=(0, 1), ylim=(min(-0.1, shapes["nats"].min() * 1.1), _HIGHEST))
     axes.set_xlabel("student's probability of the sampled token")
     axes.set_ylabel("loss (nats)")
