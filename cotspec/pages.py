@@ -221,6 +221,11 @@ def _caption(run: Path, name: str) -> str:
     return caption or name.replace("_", " ")
 
 
+def _in_words(name: str) -> str:
+    """Say a figure's name: ``04_cost_matrix``, or ``figure1c`` of the paper."""
+    return re.sub(r"^\d\d_", "", name).replace("figure", "figure ").replace("_", " ")
+
+
 def _base64(picture: Path) -> str:
     return base64.b64encode(picture.read_bytes()).decode()
 
@@ -259,7 +264,7 @@ def _card(run: Path, notebook: stages.Notebook) -> str:
     main, *others = [n for n in pictures if pictures[n].exists()] or [""]
     caption = _caption(run, main)
     shown = _figure(_base64(pictures[main]), caption, caption) if main else ""
-    links = [f'<a href="{page}#{n}">{n[3:].replace("_", " ")}</a>' for n in others]
+    links = [f'<a href="{page}#{n}">{_in_words(n)}</a>' for n in others]
     more = f"<p class=muted>More figures: {' · '.join(links)}</p>" if links else ""
     return (
         f"<article><h2>{title}</h2><p>{html.escape(question)}</p><p class=muted>"

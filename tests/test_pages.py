@@ -220,3 +220,8 @@ def test_prints(run, tmp_path):
     page = run / "html" / "00_first.html"
     browser(f"--print-to-pdf={target}", page.as_uri())
     assert target.read_bytes().startswith(b"%PDF")
+
+
+def test_a_figures_name_is_said_in_words():
+    names = ("04_cost_matrix", "figure1c")
+    assert [pages._in_words(n) for n in names] == ["cost matrix", "figure 1c"]
