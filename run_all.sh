@@ -114,6 +114,13 @@ fi
 # glibc gives every freed tensor back to the kernel and takes it again; keeping some
 # made a T5 of 0.9M parameters train 1.07 times as fast. Other systems ignore it.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.trim_threshold=536870912:glibc.malloc.top_pad=67108864:glibc.malloc.mmap_threshold=33554432}"
+# A processor with AVX-512 rounds otherwise than one with AVX2, and after 700 updates the
+# tables differ by tenths of a point. All x86 processors are asked to compute as with
+# AVX2: where there is no more, that changes no bit and no time
+# (tests/benchmarks/same_bits.py).
+if grep -qsw avx2 /proc/cpuinfo; then
+    export ATEN_CPU_CAPABILITY="${ATEN_CPU_CAPABILITY:-avx2}" MKL_CBWR="${MKL_CBWR:-AVX2}"
+fi
 export PATH="$bin:$PATH" JUPYTER_PREFER_ENV_PATH=1 TOKENIZERS_PARALLELISM=false
 unset PYTHONDONTWRITEBYTECODE PYTHONHOME
 
