@@ -114,9 +114,9 @@ fi
 # glibc gives every freed tensor back to the kernel and takes it again; keeping some
 # made a T5 of 0.9M parameters train 1.07 times as fast. Other systems ignore it.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.trim_threshold=536870912:glibc.malloc.top_pad=67108864:glibc.malloc.mmap_threshold=33554432}"
-# A processor with AVX-512 rounds otherwise than one with AVX2, and after 700 updates the
-# tables differ by tenths of a point. All x86 processors are asked to compute as with
-# AVX2: where there is no more, that changes no bit and no time
+# Two machines gave tables that differ by tenths of a point, with the same code: wider
+# vectors round otherwise, we think. All x86 processors are asked to compute as with
+# AVX2: on one that has no more, that changes no bit; on others it is not tried yet
 # (tests/benchmarks/same_bits.py).
 if grep -qsw avx2 /proc/cpuinfo; then
     export ATEN_CPU_CAPABILITY="${ATEN_CPU_CAPABILITY:-avx2}" MKL_CBWR="${MKL_CBWR:-AVX2}"
