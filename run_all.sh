@@ -116,8 +116,9 @@ fi
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.trim_threshold=536870912:glibc.malloc.top_pad=67108864:glibc.malloc.mmap_threshold=33554432}"
 # Two machines gave tables that differ by tenths of a point, with the same code: wider
 # vectors round otherwise, we think. All x86 processors are asked to compute as with
-# AVX2: on one that has no more, that changes no bit; on others it is not tried yet
-# (tests/benchmarks/same_bits.py).
+# AVX2. That changes the last bits of the teacher's probabilities even on a processor
+# that has no more, so that `python -m cotspec.run` without it gives other figures;
+# processors that have more are not tried yet (tests/benchmarks/same_bits.py).
 if grep -qsw avx2 /proc/cpuinfo; then
     export ATEN_CPU_CAPABILITY="${ATEN_CPU_CAPABILITY:-avx2}" MKL_CBWR="${MKL_CBWR:-AVX2}"
 fi
