@@ -14,7 +14,8 @@ import pandas as pd
 from IPython.display import HTML
 from matplotlib import colors
 
-from cotspec.figures.style import SKY_BLUE, printable, require_columns
+from cotspec import report
+from cotspec.figures.style import SKY_BLUE, printable
 
 _MONO = "font-family:'DejaVu Sans Mono',monospace;font-size:12px;line-height:1.45"
 _PLAIN = {"index": False, "border": 0, "na_rep": ""}  # for `DataFrame.to_html`
@@ -81,29 +82,11 @@ def claims_table(claims: pd.DataFrame) -> HTML:
     Parameters
     ----------
     claims : DataFrame
-        From `report.claims_table`; effects are fractions, shown in points.
+        From `report.claims_table`.
     """
-    needed = "claim statement ours condition effect verdict former_verdict"
-    require_columns(claims, needed, "claims_table")
-    tested = claims.apply(_effect, axis=1)
-    marked = [f"{_VERDICT_MARKS.get(v, '')} {v}".strip() for v in claims["verdict"]]
-    columns = {
-        "claim": claims["claim"],
-        "the paper says": claims["statement"],
-        "as it measured it, here": claims["ours"],
-        "under test, the weakest condition [95% interval]": tested,
-        "verdict": marked,
-        "by the former rule": claims["former_verdict"],
-    }
-    markup = pd.DataFrame(columns).to_html(justify="left", **_PLAIN)
+    shown = report.ledger_columns(claims)
+    marks = claims["verdict"].map(_VERDICT_MARKS)
+    shown["verdict"] = marks + " " + claims["verdict"]
+    markup = shown.to_html(justify="left", **_PLAIN)
     left = '<td style="text-align:left;vertical-align:top">'
     return HTML(markup.replace("<td>", left))
-
-
-def _effect(row: pd.Series) -> str:
-    if pd.isna(row.effect):
-        return ""
-    scale, digits = (100, 1) if row.unit == "points" else (1, 3)
-    values = (scale * row.effect, scale * row.ci_low, scale * row.ci_high)
-    text = "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(*values, d=digits)
-    return f"{row.condition}: {text} {row.unit}"

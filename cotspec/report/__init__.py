@@ -23,7 +23,13 @@ from cotspec.report.curves import (
     size_curves,
     what_was_seen,
 )
-from cotspec.report.document import Scale, report_page, report_text, scale_of
+from cotspec.report.document import (
+    Scale,
+    ledger_columns,
+    report_page,
+    report_text,
+    scale_of,
+)
 from cotspec.report.findings import Measured, find, own_trainings
 from cotspec.report.pairing import require_one_setting
 from cotspec.report.paper import load_published, table1, table2, table3
@@ -49,6 +55,7 @@ __all__ = [
     "find",
     "form_rows",
     "format_curves",
+    "ledger_columns",
     "load_published",
     "loss_curves",
     "main_table",

@@ -19,6 +19,7 @@ from cotspec.report.pairing import (
     MATH_MODE,
     at_last_step,
     at_start,
+    by_size,
     independent,
     pick,
     right_answers,
@@ -44,7 +45,7 @@ def abilities(data: DataConfig) -> dict[str, tuple[Sequence[str], str, str]]:
 def ability_curves(predictions: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
     """Return four abilities along the training, a panel a size: figure 3 A."""
     rows = []
-    for model, group in _by_size(predictions):
+    for model, group in by_size(predictions):
         for ability, (tasks, mode, split) in abilities(data).items():
             picked = pick(group, tasks, mode, split=split)
             rows += [
@@ -148,7 +149,7 @@ def chosen_checkpoints(predictions: pd.DataFrame, data: DataConfig) -> pd.DataFr
         ``model, chosen_by`` (an ability), ``seed, step, accuracy`` (of validation).
     """
     rows = []
-    for model, group in _by_size(predictions):
+    for model, group in by_size(predictions):
         for ability in (IN, OUT):
             tasks, mode, _ = abilities(data)[ability]
             picked = pick(group, tasks, mode, split="validation")
@@ -202,10 +203,6 @@ def what_was_seen(curves: pd.DataFrame) -> list[str]:
 def chance_level(problems: pd.DataFrame, data: DataConfig) -> float:
     """Return what always giving the most frequent answer scores on generic tasks."""
     return chance(problems, data.generic_tasks)
-
-
-def _by_size(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    return [(model, g) for (_, model), g in rows.groupby(["size", "model"])]
 
 
 def _mean(rows: pd.DataFrame) -> tuple[float, float, float, int, int]:

@@ -24,14 +24,12 @@ class Scale:
     """Attributes: `name` as tables say it, and sentences for the report.
 
     `withheld` says why no claim may be judged; "" where claims are judged.
-    `is_paper` tells whether published numbers may stand in one table with ours.
     """
 
     name: str
     proves: str
     cannot: str
     withheld: str = ""
-    is_paper: bool = False
 
 
 _SMOKE = Scale(
@@ -90,7 +88,6 @@ def scale_of(profile_name: str) -> Scale:
         "here. The numbers may stand beside the paper's where these are the paper's.",
         cannot="more than the sizes that notebook 10 trained; a teacher other than "
         "code-davinci-002, which is retired, is a difference from the paper.",
-        is_paper=True,
     )
 
 
@@ -172,18 +169,8 @@ def _was_run(main: pd.DataFrame) -> str:
 def _claims_section(claims: pd.DataFrame) -> str:
     counts = claims["verdict"].value_counts()
     summary = ", ".join(f"{counts[v]} {v}" for v in VERDICTS if v in counts)
-    shown = pd.DataFrame(
-        {
-            "claim": claims["claim"],
-            "the paper says": claims["statement"],
-            "as the paper measured it, here": claims["ours"],
-            "under test: the weakest condition": [
-                _effect(row) for row in claims.itertuples()
-            ],
-            "verdict": "**" + claims["verdict"] + "**",
-            "by the former rule": claims["former_verdict"],
-        }
-    )
+    shown = ledger_columns(claims)
+    shown["verdict"] = "**" + shown["verdict"] + "**"
     return (
         f"## The claims\n\n{summary}.\n\n*Reproduced*: every condition of the rule "
         "lies above 0 with its whole 95% interval. *Opposite*: every one lies below. "
@@ -192,6 +179,28 @@ def _claims_section(claims: pd.DataFrame) -> str:
         f"is what the rule before {RULES_DATE} would have said, its intervals twice as "
         "wide; empty where it asked for something that is not measured any more.\n\n"
         + markdown_table(shown)
+    )
+
+
+def ledger_columns(claims: pd.DataFrame) -> pd.DataFrame:
+    """Return the ledger as report and notebook 11 show it.
+
+    Parameters
+    ----------
+    claims : DataFrame
+        From `claims.claims_table`; effects are fractions, shown in points.
+    """
+    return pd.DataFrame(
+        {
+            "claim": claims["claim"],
+            "the paper says": claims["statement"],
+            "as the paper measured it, here": claims["ours"],
+            "under test: the weakest condition": [
+                _effect(row) for row in claims.itertuples()
+            ],
+            "verdict": claims["verdict"],
+            "by the former rule": claims["former_verdict"],
+        }
     )
 
 

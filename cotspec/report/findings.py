@@ -7,7 +7,7 @@ its rule asks about, each with a 95% interval over seeds and problems.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,7 @@ from cotspec.report.pairing import (
     TRAINING,
     at_last_step,
     at_start,
+    by_size,
     independent,
     pair,
     pick,
@@ -110,7 +111,7 @@ def _lifts(
     run: Measured, tasks: Sequence[str], paper: float, paper_largest: float
 ) -> Finding:
     rows = _tuned(pick(run.sizes, tasks, MATH_MODE))
-    groups = list(_by_size(rows))
+    groups = by_size(rows)
     conditions = []
     for number, (model, group) in enumerate(groups, 1):
         known = paper_largest if number == len(groups) else paper
@@ -129,7 +130,7 @@ def generic_price(run: Measured) -> Finding | None:
         ("answer_only", "answer-only", PAPER_ANSWER_FALL),
     ):
         rows = _tuned(pick(run.sizes, run.data.generic_tasks, mode))
-        for model, group in _by_size(rows):
+        for model, group in by_size(rows):
             before, after = pair(at_start(group), at_last_step(group))
             label = f"{model}, generic {name}"
             words.append(_in_words(label, group))
@@ -236,7 +237,7 @@ def smooth_growth(run: Measured) -> Finding:
             f"{name} start after: {100 * slope.estimate:+.1f} points per doubling, "
             f"bend {100 * bend.estimate:+.1f}"
         )
-    for model, group in _by_size(tuned):
+    for model, group in by_size(tuned):
         sides = pair(at_start(group), at_last_step(group))
         conditions.append(condition(f"lift, {model}", *sides, paper=PAPER_LIFT))
     return _finding(words, conditions)
@@ -473,12 +474,6 @@ def _finding(words: Sequence[str], conditions: Sequence[Condition]) -> Finding:
 
 def _tuned(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["start"] != "raw"]
-
-
-def _by_size(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Yield each model's name and rows, smallest first."""
-    for (_, model), group in rows.groupby(["size", "model"]):
-        yield model, group
 
 
 def _in_words(label: str, rows: pd.DataFrame) -> str:

@@ -95,6 +95,11 @@ def at_last_step(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["step"] == steps.transform("max")]
 
 
+def by_size(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Return each model's name and rows, smallest first."""
+    return [(model, g) for (_, model), g in rows.groupby(["size", "model"])]
+
+
 def right_answers(rows: pd.DataFrame) -> pd.DataFrame:
     """Return right (1) or wrong (0), problems down and seeds across, both sorted.
 
