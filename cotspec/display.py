@@ -14,7 +14,6 @@ import pandas as pd
 from IPython.display import HTML
 from matplotlib import colors
 
-from cotspec import report
 from cotspec.figures.style import SKY_BLUE, printable
 
 _MONO = "font-family:'DejaVu Sans Mono',monospace;font-size:12px;line-height:1.45"
@@ -76,17 +75,16 @@ def _shaded(token: bytes | str, probability: float) -> str:
     return f'<span style="{look}" title="{title}">{html.escape(text)}</span>'
 
 
-def claims_table(claims: pd.DataFrame) -> HTML:
+def claims_table(ledger: pd.DataFrame) -> HTML:
     """Show the claims ledger, the verdict marked by a sign.
 
     Parameters
     ----------
-    claims : DataFrame
-        From `report.claims_table`.
+    ledger : DataFrame
+        From `report.ledger_columns`.
     """
-    shown = report.ledger_columns(claims)
-    marks = claims["verdict"].map(_VERDICT_MARKS)
-    shown["verdict"] = marks + " " + claims["verdict"]
+    marked = [f"{_VERDICT_MARKS.get(v, '')} {v}".strip() for v in ledger["verdict"]]
+    shown = ledger.assign(verdict=marked)
     markup = shown.to_html(justify="left", **_PLAIN)
     left = '<td style="text-align:left;vertical-align:top">'
     return HTML(markup.replace("<td>", left))

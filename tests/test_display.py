@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from cotspec import display
+from cotspec import display, report
 
 CLAIMS = pd.DataFrame(
     {
@@ -43,7 +43,7 @@ def test_tokens_and_probabilities_must_match():
 
 
 def test_the_claims_table_marks_verdicts_by_sign_and_leaves_unknown_empty():
-    shown = display.claims_table(CLAIMS).data
+    shown = display.claims_table(report.ledger_columns(CLAIMS)).data
     assert "✔ reproduced" in shown and "– not testable here" in shown
     assert "small: +20.0 [+10.0, +30.0] points" in shown
     assert "nan" not in shown.lower()
