@@ -1,10 +1,11 @@
-"""The project's own rules: layers, pins, notebooks' form, no pickle."""
+"""The project's own rules: layers, pins, notebooks' form, true sentences, no pickle."""
 
 import ast
 import re
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -137,3 +138,36 @@ def test_notebook_follows_the_form_of_the_series(path):
 
 def test_there_are_notebooks():
     assert NOTEBOOKS
+
+
+@pytest.mark.parametrize(
+    ("task", "mode"),
+    [
+        ("micro/math", "in_context_chain_of_thought"),
+        ("all out of distribution", "in_context_chain_of_thought"),
+        ("all generic ability", "chain_of_thought"),
+    ],
+)
+def test_the_readme_has_the_accuracies_of_the_committed_figures(task, mode):
+    table = pd.read_csv(REPOSITORY / "figures/main_table.csv")
+    rows = table[(table["task"] == task) & (table["prompt_mode"] == mode)]
+    rows = rows[rows["start"] == "instruction_tuned"].sort_values("size")
+    before, after = (
+        "{:.1f}, {:.1f}, {:.1f} and {:.1f}%".format(*100 * rows[side])
+        for side in ("before", "after")
+    )
+    said = (REPOSITORY / "README.md").read_text("utf-8")
+    assert re.search(f"from {re.escape(before)} to {re.escape(after)}", said)
+
+
+def test_the_readme_has_verdicts_and_power_of_the_committed_report():
+    said = (REPOSITORY / "README.md").read_text("utf-8")
+    claims = pd.read_csv(REPOSITORY / "figures/claims.csv")
+    for verdict, rows in claims.groupby("verdict"):
+        listed = re.search(rf"\*\*{verdict.capitalize()}\*\*:(.*?\.) [*\[]", said)[1]
+        assert set(re.findall(r"\bC\d", listed)) == set(rows["claim"])
+    report = (REPOSITORY / "figures/REPORT.md").read_text("utf-8")
+    power = re.findall(r"\| (C\d) \| the paper's \| (\d+%) ", report)
+    assert len(power) == len(claims)
+    for claim, share in power:
+        assert re.search(rf"\b{share}( of runs)? for {claim}\b", said), (claim, share)

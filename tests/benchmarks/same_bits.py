@@ -44,7 +44,7 @@ def trained(size: str) -> list[torch.Tensor]:
 
 
 def sampled(teacher: models.Teacher) -> list[torch.Tensor]:
-    """Return the log-probabilities of 200 solutions as notebook 01 samples them."""
+    """Return the log-probabilities of 200 texts, drawn by notebook 01's sampler."""
     head = "Q: Ann has 3 pens. A: The answer is 3. " * 4
     questions = [f"Tom has {n} pens and buys {n + 2}." for n in range(40)]
     requests = [
@@ -52,8 +52,10 @@ def sampled(teacher: models.Teacher) -> list[torch.Tensor]:
         for n, question in enumerate(questions)
     ]
     options = traces.SamplingOptions(5, 1.0, seed=0, max_new_tokens=40, top_k=5)
-    backend = huggingface.HuggingFaceBackend(teacher, max_new_tokens=40)
-    missing = {n: set(range(5)) for n in range(len(requests))}
+    backend = huggingface.HuggingFaceBackend(
+        teacher, max_new_tokens=options.max_new_tokens
+    )
+    missing = {n: set(range(options.num_samples)) for n in range(len(requests))}
     batches = backend.complete(requests, options, missing)
     done = [sample for batch in batches for sample in batch]
     return [torch.tensor(one.token_logprobs) for *_, one in done]
