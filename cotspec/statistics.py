@@ -106,7 +106,12 @@ class _Squares:
             spread = sum(np.square(square) / df for square, df in parts)
             df = np.maximum(1, np.square(total) / np.maximum(spread, 1e-300))
             error = np.sqrt(total / (s * p))
+        # Where all pairs agree the spread is unknown, not 0: what none of p problems
+        # showed has at most this share (Clopper and Pearson; 3/p is the rule of thumb).
+        unseen = 1 - ((1 - confidence) / 2) ** (1 / p)
+        is_spread = np.asarray(error) > 1e-12
         half = stats.t.ppf((1 + confidence) / 2, df) * error
+        half = np.where(is_spread, half, unseen)
         return mean - half, mean + half
 
 
@@ -119,7 +124,8 @@ def paired_difference(
     seeds − rest) / number of answers in mean squares, its degrees of freedom are
     Satterthwaite's. Simulated with 3 and 5 seeds, 300 to 1,000 problems and seeds that
     spread by 0 to 5 points, a 95% interval covers 94 to 97.5%; one seed gives an
-    interval over problems alone.
+    interval over problems alone. Differences that are all equal leave the interval as
+    wide as a share of which none was seen: 20 points either way with 16 problems.
 
     Parameters
     ----------

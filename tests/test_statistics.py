@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from cotspec import statistics
+from cotspec.report import claims
 
 
 def test_wilson_interval_matches_its_formula():
@@ -143,8 +144,29 @@ def test_simulated_runs_vary_as_real_ones_do():
     assert width == pytest.approx((real[:, 2] - real[:, 1]).mean(), rel=0.1)
 
 
-def test_systems_that_answer_alike_differ_by_nothing():
-    found = statistics.paired_difference(np.ones((3, 9)), np.ones((3, 9)))
-    assert (found.estimate, found.ci_low, found.ci_high) == (0, 0, 0)
+@pytest.mark.parametrize(("seeds", "n"), [(1, 9), (3, 9), (1, 16), (5, 300)])
+def test_systems_that_answer_alike_differ_by_a_share_not_yet_seen(seeds, n):
+    found = statistics.paired_difference(np.ones((seeds, n)), np.ones((seeds, n)))
+    unseen = stats.binomtest(0, n).proportion_ci(method="exact").high
+    assert found.estimate == 0
+    assert [-found.ci_low, found.ci_high] == pytest.approx([unseen, unseen], abs=1e-9)
+
+
+def test_sixteen_pairs_that_agree_exclude_no_effect_of_five_points():
+    wrong = np.zeros((1, 16))
+    change = statistics.paired_difference(wrong, wrong)
+    ends = np.array([[change.ci_low, change.ci_high]])
+    one = claims.Condition("a", 0.0, *ends[0], smallest=0.05, num_seeds=1)
+    assert one.status == "open"
+    drawn = statistics.simulate_differences(
+        0.0,
+        statistics.components(wrong, wrong),
+        count=5,
+        generator=np.random.default_rng(0),
+    )
+    assert (drawn[:, 2] > 0.2).all()
+
+
+def test_a_difference_needs_a_second_problem():
     with pytest.raises(ValueError, match="at least two problems"):
         statistics.paired_difference([1], [1])
