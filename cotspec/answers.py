@@ -26,7 +26,7 @@ _NEXT_QUESTION = re.compile(r"(?:\n[ \t]*|(?<=[.!?])[ \t]+)Q:")
 # these end a text only once it has answered.
 _NEXT_TASK = re.compile(
     r"(?:\n[ \t]*|(?<=[.!?])[ \t]+)[#* ]*"
-    r"(?:question|problem|exercise|instruction|human|user)\s*\d*\s*:",
+    r"(?:question|problem|exercise|example|instruction|human|user)\s*\d*\s*:",
     re.IGNORECASE,
 )
 _CONTROL_TOKEN = re.compile(
@@ -130,7 +130,7 @@ def final_number(completion: str) -> tuple[Fraction | None, str]:
         if not matches:
             continue
         statement = text[matches[-1].end() :]
-        if matches[-1][0].casefold().endswith("n't") or _is_open(statement):
+        if _is_denial(matches[-1]) or _is_open(statement):
             return None, "none"
         number = first_number(statement)
         if number is not None:
@@ -166,6 +166,11 @@ def _result(text: str) -> str:
     return text
 
 
+def _is_denial(statement: re.Match[str]) -> bool:
+    """Whether it says what the answer is not."""
+    return statement[0].casefold().rstrip(":").endswith(("n't", "n’t"))
+
+
 def _is_open(statement: str) -> bool:
     """Whether a statement does not say which number it means.
 
@@ -180,14 +185,20 @@ def _is_open(statement: str) -> bool:
     return bool(_DENIED.match(text) or _GOES_ON.match(after))
 
 
-_DENIED = re.compile(r"[^\w-]*(?:not|neither|either|between)\b", re.IGNORECASE)
+_DENIED = re.compile(
+    r"[^\w<>-]*(?:[<>] ?-?\d|(?:not|neither|either|between"
+    r"|(?:more|less|fewer|greater|larger|higher|smaller|lower) than)\b)",
+    re.IGNORECASE,
+)
 # What follows a number and makes it a part of something else.
 _GOES_ON = re.compile(
     r"""
       (?:[ ][a-z]+)?[ ](?:or|to)[ ](?:[a-z]+[ ])?-?\d         # 18 or 19; 5 eggs to 7
     | (?:[ ][a-z]+)?[ ]?[-+*/×÷x][ ]?\d | [ ]\d             # 5 + 3; 5-7; 29 18
-    | [ ]and[ ](?:a[ ](?:half|third|quarter|fourth)\b|-?\d)  # 3 and a half
-    | ,\d | e[-+]?\d | :(?!00\b)\d                         # 1,8; 1.8e3; 3:2, not 5:00
+    | (?:[ ][a-z]+)?[ ](?:plus|times|(?:divided|multiplied)[ ]by)[ ]-?\d
+    | (?:[ ][a-z]+)?[ ]and[ ](?:a[ ](?:half|third|quarter|fourth)\b|-?\d)
+    | [ ](?:hours?|feet|foot|pounds?|r|remainder)[ ]\d       # 5 feet 3 inches
+    | ,\d | \^\d | e[-+]?\d | :(?!00\b)\d                  # 1,8; 2^3; 3:2, not 5:00
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -226,6 +237,9 @@ def _normalise_number_text(text: str) -> str:
     text = re.sub(r"-\((\d+/\d+)\)", r"-\1", text)
     # "is - 3" is a sign apart from its digits; after a number it would subtract.
     text = re.sub(r"(\bis:?|[=(])([ \t]*)-[ \t]+(?=\.?\d)", r"\1\2-", text)
+    text = re.sub(
+        r"\b(?:negative|minus)[ \t]+(?=\.?\d)", "-", text, flags=re.IGNORECASE
+    )
     return re.sub(r"[ \t]+", " ", text)
 
 
@@ -234,7 +248,8 @@ def _fold_unicode_numbers(text: str) -> str:
     text = _GROUPED.sub(lambda match: re.sub(r"\D", "", match[0]), text)
     # NFKC alone would read "2½" as 21/2 and "5²" as 52.
     text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞↉])", " ", text)
-    text = re.sub(r"[²³¹⁰⁴-⁹]", "", text)
+    text = re.sub(r"(?<=\d)(?=[²³])", "^", text)  # a power; after "cm", a unit
+    text = re.sub(r"(?<!\^)[²³¹⁰⁴-⁹]", "", text)
     text = unicodedata.normalize("NFKC", _DASHES.sub("-", text))
     return text.replace("\u2044", "/")
 
@@ -332,6 +347,8 @@ Parser = Callable[[str], "str | None"]
 def _final_answer(completion: str, parse: Parser, prompt_mode: str) -> str | None:
     text = cut_at_next_question(completion)
     statements = list(_ANSWER_IS.finditer(text))
+    if statements and _is_denial(statements[-1]):
+        return None
     said = text[statements[-1].end() :] if statements else text
     lines = [line for line in map(_plain, said.splitlines()) if line]
     if not lines:
@@ -385,7 +402,9 @@ def _letter(line: str) -> str | None:
     if match is None:
         return None
     # A reason may name the others; what is joined to the first by a comma is a list.
-    clause = re.split(r"\.\s|;|,?\s(?:because|since|as)\b", line, maxsplit=1)[0]
+    clause = re.split(
+        r"\.\s|;|,?\s(?:because|since|as|not|rather|instead)\b", line, maxsplit=1
+    )[0]
     named = {(a or b).upper() for a, b in _OPTION.findall(clause)}
     letter = (match[1] or match[2]).upper()
     return f"({letter})" if named == {letter} else None
@@ -410,7 +429,8 @@ def _choice(*allowed: str) -> Parser:
 
 
 def _integer(line: str) -> str | None:
-    number = next(_numbers(_normalise_number_text(line)), None)
+    text = _normalise_number_text(line)
+    number = None if _is_open(text) else first_number(text)
     return str(number) if number is not None and number.denominator == 1 else None
 
 

@@ -213,6 +213,20 @@ def test_what_models_write_is_read_as_it_is_meant(completion, number):
         "18:30.",
         "18 and 19.",
         "18 and a half.",
+        "18 dollars and 50 cents.",
+        "18 hours 30 minutes.",
+        "18 feet 3 inches.",
+        "18 remainder 2.",
+        "18 R 2.",
+        "18 plus 3.",
+        "18 times 2.",
+        "18 eggs divided by 3.",
+        "18^2.",
+        "18\u00b2.",
+        "more than 18.",
+        "fewer than 18.",
+        "> 18.",
+        "<18.",
         ":\n\n18 or 19",
     ],
 )
@@ -227,6 +241,34 @@ def test_a_statement_that_leaves_its_number_open_is_no_answer(statement):
 
 def test_a_denial_is_no_answer():
     assert answers.final_number("The answer isn't 18.") == (None, "none")
+    for task, said in (("navigate", "Yes"), ("snarks", "(B)"), ("word_sorting", "a b")):
+        text = f"So the answer isn't {said}."
+        score = answers.score_bbh(task, text, said, prompt_mode="chain_of_thought")
+        assert score.no_answer
+
+
+@pytest.mark.parametrize("sign", ["negative ", "minus ", "Negative ", "- "])
+def test_a_sign_in_words_is_read(sign):
+    assert answers.final_number(f"The answer is {sign}3.")[0] == -3
+    assert answers.final_number("The answer is 9 minus 3.") == (None, "none")
+
+
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [("12 - 3 = 9", "9"), ("not 9", None), ("9 or 10", None), ("9.5", None)],
+)
+def test_bbh_numbers_are_read_as_math_is(said, number):
+    for task in ("multistep_arithmetic_two", "object_counting"):
+        text = f"So the answer is {said}."
+        score = answers.score_bbh(task, text, "9", prompt_mode="chain_of_thought")
+        assert score.predicted == number
+
+
+@pytest.mark.parametrize("other", [", not (A)", " rather than (A)", " instead of (A)"])
+def test_an_option_that_is_ruled_out_is_no_second_answer(other):
+    text = f"So the answer is (B){other}."
+    score = answers.score_bbh("snarks", text, "(B)", prompt_mode="chain_of_thought")
+    assert score.is_correct
 
 
 @pytest.mark.parametrize(
@@ -243,6 +285,11 @@ def test_a_denial_is_no_answer():
         "-18 + 36 = 18.",
         "36/2.",
         "17 1/1.",
+        "18 cm\u00b2.",
+        "18 eggs and a hen.",
+        "18 after 3 days.",
+        "18 times as many.",
+        "18\n\nExample 2:\nThe answer is 4.",
     ],
 )
 def test_a_statement_with_more_than_its_number_is_an_answer(statement):
