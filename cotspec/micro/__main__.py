@@ -1,7 +1,7 @@
-"""Command line of the micro-world: ``python -m cotspec.micro build|pack|card``.
+"""Command line of the micro-world's models and tokenizers: ``python -m cotspec.micro``.
 
-Enters: a folder. Leaves: trained models, the package's weights, or the two tokenizer
-files.
+Enters: a folder. Leaves: trained models, the package's weights and their card, or the
+two tokenizer files.
 """
 
 from __future__ import annotations
@@ -11,12 +11,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+_COMMANDS = {
+    "build": "train the shipped models; resumes",
+    "pack": "write built models into the package",
+    "card": "measure the weights, write MODEL_CARD.md",
+    "tokenizers": "make two tokenizer files anew",
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status, 2 for what the user got wrong."""
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="python -m cotspec.micro")
+    said = "; ".join(f"{name}: {what}" for name, what in _COMMANDS.items())
+    parser.add_argument("command", choices=_COMMANDS, help=said)
+    parser.add_argument("--out", type=Path, default=Path("runs/micro_build"))
+    name = "of build: teacher, small-raw-0, …"
+    parser.add_argument("--only", action="append", metavar="NAME", help=name)
+    options = parser.parse_args(arguments)
     # Imported here, since it takes seconds that --help need not wait for.
-    from cotspec.micro import build, card, shipped, tokenizers
+    from cotspec.micro import build, shipped, tokenizers
 
     try:
         if options.command == "build":
@@ -25,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.command == "pack":
             print(f"{build.pack(options.out) / 1e6:.1f} MB in {shipped.FOLDER}")
         elif options.command == "card":
-            print(card.write())
+            print(build.write_card())
         else:
             tokenizers.save(build.tokenizer_texts(), options.out)
             print(options.out)
@@ -33,20 +46,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cotspec.micro")
-    commands = parser.add_subparsers(dest="command", required=True)
-    build = commands.add_parser("build", help="train the shipped models; resumes")
-    pack = commands.add_parser("pack", help="write built models into the package")
-    commands.add_parser("card", help="measure the weights, write MODEL_CARD.md")
-    make = commands.add_parser("tokenizers", help="make two tokenizer files anew")
-    for command in (build, pack, make):
-        command.add_argument("--out", type=Path, default=Path("runs/micro_build"))
-    name = "teacher, small-raw-0, …"
-    build.add_argument("--only", action="append", metavar="NAME", help=name)
-    return parser
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Trains the micro-world's teacher and students from nothing.
+"""Trains the micro-world's teacher and students from nothing, and measures them.
 
 Enters: the name of a shipped model. Leaves: a folder that transformers loads, with
-safetensors weights, its tokenizer, the recipe and what it took. Of a build that was
-killed, the models that were done are kept. What the models read is an endless stream of
-batches that depends on the seed alone.
+safetensors weights, its tokenizer, the recipe and what it took; from all of them the
+package's weights, and their card. Of a build that was killed, the models that were done
+are kept. What the models read is an endless stream of batches that depends on the seed
+alone, hence no epochs, checkpoints and batches of `cotspec.training` but its step.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -32,20 +32,31 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from cotspec import artifacts, prompts
+from cotspec import (
+    artifacts,
+    evaluation,
+    models,
+    profiles,
+    prompts,
+    statistics,
+    tasks,
+    teacher,
+)
 from cotspec.losses import IGNORED
-from cotspec.micro import generic, shipped, tokenizers, world
+from cotspec.micro import shipped, tokenizers, world
 from cotspec.micro.shipped import MicroConfig
 from cotspec.prompts import Demonstration
 from cotspec.t5 import IN_PLACE
+from cotspec.teacher import filtering
+from cotspec.teacher.studies import vote_curves
 from cotspec.training.loop import step_optimizer
 
 _POOL_BATCHES = 16  # drawn at once and sorted by length, so that padding is rare
 _CORRUPTED_SHARE = 0.15  # T5's, with spans of three tokens on average
 _MEAN_SPAN = 3
 _WARMUP_STEPS = 50
-_DONE = "done.json"
-FACTS = "facts.json"  # what the training took
+_DONE = "done.json"  # the recipe; written last
+_FACTS = "facts.json"  # what the training took
 
 Problems = dict[str, list[Demonstration]]  # by family
 Example = tuple[list[int], list[int]]  # input ids, label ids
@@ -53,24 +64,20 @@ Example = tuple[list[int], list[int]]  # input ids, label ids
 
 def solved_problems(split: str, size: int, *, seed: int) -> Problems:
     """Return `size` problems of every math family, a quarter of every generic one."""
-    solved = {}
-    for module, num in ((world, size), (generic, size // 4)):
-        for family in module.FAMILIES:
-            items = module.generate(family, split, num, seed=seed)
-            solved[family] = [
-                Demonstration(item["question"], item["rationale"], item["answer"])
-                for item in items
-            ]
-    return solved
+    found = {}
+    for family in world.FAMILIES:
+        num = size if family in world.MATH else size // 4
+        found[family] = world.solved(world.generate(family, split, num, seed=seed))
+    return found
 
 
 def tokenizer_texts() -> list[str]:
     """Return the solved problems that the shipped tokenizers were made from."""
     problems = solved_problems("train", 4000, seed=11)
-    return [_solved(one) for family in problems.values() for one in family]
+    return [_solved_text(one) for family in problems.values() for one in family]
 
 
-def _solved(problem: Demonstration) -> str:
+def _solved_text(problem: Demonstration) -> str:
     return prompts.demonstration_block(problem, chain_of_thought=True)
 
 
@@ -104,8 +111,8 @@ class Corpus:
     def raw(self, rng: Random) -> Example:
         """Draw a solved problem, spans replaced by sentinels (Raffel et al. 2020)."""
         tokenizer = self.tokenizer
-        family = rng.choice([*generic.FAMILIES, *world.FAMILIES * 2])
-        text = _solved(rng.choice(self.problems[family]))
+        family = rng.choice(world.GENERIC + world.MATH * 2)
+        text = _solved_text(rng.choice(self.problems[family]))
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         marks = tokenizer.convert_tokens_to_ids(list(tokenizers.SENTINELS))
         return corrupt_spans(rng, ids, marks, tokenizer.eos_token_id)
@@ -114,7 +121,7 @@ class Corpus:
         """Draw a problem of any family in one of the four data formats."""
         config = self.config
         if rng.random() < config.generic_share:
-            family = rng.choice(generic.FAMILIES)
+            family = rng.choice(world.GENERIC)
         else:
             family = _draw_family(rng, config.out_of_distribution_share)
         is_in_context = rng.random() < config.in_context_share
@@ -131,7 +138,7 @@ class Corpus:
 
 def _draw_family(rng: Random, other_share: float) -> str:
     """Draw the training family, or one of the other three with `other_share`."""
-    first, *others = world.FAMILIES
+    first, *others = world.MATH
     return rng.choice(others) if rng.random() < other_share else first
 
 
@@ -214,7 +221,13 @@ def train_model(
         If `folder` holds a model of another configuration.
     """
     recipe = _recipe(kind, config, seed)
-    if _is_done(folder, recipe):
+    if (folder / _DONE).exists():
+        found = artifacts.read_json(folder / _DONE)
+        if changed := sorted(k for k in recipe if found.get(k) != recipe[k]):
+            raise ValueError(
+                f"{folder}: holds a model of another configuration "
+                f"({', '.join(changed)}). Delete the folder or choose another"
+            )
         return
     model, tokenizer = shipped.new_model(kind, config, seed=seed)
     if base is not None:
@@ -224,26 +237,21 @@ def train_model(
     is_teacher = kind == shipped.TEACHER
     batch_size = config.teacher_batch_size if is_teacher else config.batch_size
     data = batches(draw, tokenizer, batch_size=batch_size, seed=seed)
-    began = time.monotonic()
-    _train(model, data, recipe)
     device = f"{torch.get_num_threads()} CPU threads"
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
+    began = time.monotonic()
+    _train(model, data, recipe)
     facts = {
         "parameters": model.num_parameters(),
         "steps": recipe["steps"],
         "seconds": round(time.monotonic() - began),
         "device": device,
     }
-    # Saved beside its place and renamed, so that a folder is whole or absent.
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    (temporary / _DONE).write_text(json.dumps(recipe, indent=1, sort_keys=True))
-    (temporary / FACTS).write_text(json.dumps(facts, indent=1))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / _FACTS).write_text(json.dumps(facts, indent=1))
+    artifacts.write_json(folder / _DONE, recipe)
 
 
 def _recipe(kind: str, config: MicroConfig, seed: int) -> dict:
@@ -256,19 +264,6 @@ def _recipe(kind: str, config: MicroConfig, seed: int) -> dict:
     fields = {k: v for k, v in asdict(config).items() if not k.startswith(others)}
     steps = fields[f"{role}_steps"]
     return fields | {"kind": kind, "seed": seed, "steps": steps, "peak": rate}
-
-
-def _is_done(folder: Path, recipe: dict) -> bool:
-    if not (folder / _DONE).exists():
-        return False
-    found = artifacts.read_json(folder / _DONE)
-    if found != recipe:
-        changed = sorted(k for k in recipe if found.get(k) != recipe[k])
-        raise ValueError(
-            f"{folder}: holds a model of another configuration ({', '.join(changed)}). "
-            "Delete the folder or choose another"
-        )
-    return True
 
 
 def _train(model: PreTrainedModel, data: Iterator, recipe: dict) -> None:
@@ -287,8 +282,6 @@ def _train(model: PreTrainedModel, data: Iterator, recipe: dict) -> None:
         step_optimizer(
             accelerator, wrapped, optimizer, loss, rate=rate, max_grad_norm=1
         )
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-    model.to("cpu").eval()
 
 
 def _optimizer(model: PreTrainedModel, rate: float) -> torch.optim.Optimizer:
@@ -370,15 +363,111 @@ def pack(out_dir: Path) -> int:
     manifest = {}
     for name in shipped.names():
         built, packed = Path(out_dir) / name, folder / f"{name}.safetensors"
-        if not built.exists() and name in old:
+        if name in old and not (built / _DONE).exists():
             manifest[name] = old[name]  # not built again
             continue
         weights = load_file(built / "model.safetensors")
         save_file({key: tensor.half() for key, tensor in weights.items()}, packed)
         facts = {"sha256": artifacts.checksum(packed), "bytes": packed.stat().st_size}
-        manifest[name] = facts | artifacts.read_json(built / FACTS)
+        manifest[name] = facts | artifacts.read_json(built / _FACTS)
     path.write_text(json.dumps(manifest, indent=1) + "\n")
     for stray in folder.glob("*.safetensors"):
         if stray.stem not in manifest:
             stray.unlink()
     return sum(entry["bytes"] for entry in manifest.values())
+
+
+# --- The model card ---
+
+CHAIN = "in_context_chain_of_thought"
+DECODING = profiles.EvaluationConfig(
+    num_demonstrations=1, max_new_tokens=80, batch_tokens=32768, precision="float32"
+)
+_MATH, _GENERIC = (
+    tuple(f"micro/{family}" for family in families)
+    for families in (world.MATH, world.GENERIC)
+)
+_NUM_MATH, _NUM_GENERIC = 200, 50  # validation problems per task
+_NUM_QUESTIONS, _NUM_SAMPLES = 300, 10  # of the teacher, from the training split
+
+
+def student_row(size: str, start: str, base: int) -> dict[str, str]:
+    """Measure one student on the validation split; fractions as percent, in words."""
+    config = profiles.StudentConfig(model=f"micro-{size}", start=start)
+    student = models.load_student(config, seed=base)
+    counts = dict.fromkeys(_MATH, _NUM_MATH) | dict.fromkeys(_GENERIC, _NUM_GENERIC)
+    modes = dict.fromkeys(_MATH, (CHAIN,))
+    modes |= dict.fromkeys(_GENERIC, ("chain_of_thought", "answer_only"))
+    found = evaluation.evaluate(
+        student,
+        {task: tasks.load(task, "validation", num=n) for task, n in counts.items()},
+        modes,
+        DECODING,
+        demonstrations={task: tasks.demonstrations(task) for task in counts},
+        checkpoint="shipped",
+    ).to_pandas()
+    row = {"model": config.model, "start": start, "base": str(base)}
+    row["parameters"] = f"{student.size:,}"
+    for label, names, mode in (
+        ("math", _MATH[:1], CHAIN),
+        ("OOD", _MATH[1:], CHAIN),
+        ("generic CoT", _GENERIC, "chain_of_thought"),
+        ("generic answer-only", _GENERIC, "answer_only"),
+    ):
+        chosen = found["task"].isin(names) & (found["prompt_mode"] == mode)
+        right, n = found["is_correct"][chosen].sum(), chosen.sum()
+        low, high = statistics.wilson_interval(right, n)
+        row[label] = f"{right / n:.1%} [{low:.1%}, {high:.1%}]"
+    return row
+
+
+def teacher_sentence() -> str:
+    """Measure the teacher: one solution, majority vote, any of the samples."""
+    config = profiles.TeacherConfig(
+        backend="huggingface", model=models.MICRO_TEACHER, max_new_tokens=96
+    )
+    traces = teacher.sample(
+        tasks.load(_MATH[0], "train", num=_NUM_QUESTIONS),
+        teacher.load_backend(config),
+        num_samples=_NUM_SAMPLES,
+        temperature=0.5,
+        seed=0,
+        demonstrations=tasks.demonstrations(_MATH[0]),
+    )
+    curves = vote_curves(filtering.filter_traces(traces, profiles.FilterConfig()))
+    curves = curves.set_index(["series", "k"])["accuracy"]
+    return (
+        f"one solution right {curves['pass@k', 1]:.1%}, "
+        f"majority of {_NUM_SAMPLES} {curves['majority@k', _NUM_SAMPLES]:.1%}, "
+        f"at least one {curves['pass@k', _NUM_SAMPLES]:.1%}"
+    )
+
+
+def write_card() -> Path:
+    """Measure every shipped model and write ``MODEL_CARD.md`` beside the weights."""
+    rows = []
+    for name in shipped.names()[1:]:
+        size, start, base = name.split("-")
+        minutes = {"minutes": f"{shipped.facts(name)['seconds'] / 60:.1f}"}
+        rows.append(student_row(size, start, int(base)) | minutes)
+    config, facts = MicroConfig(), shipped.facts(shipped.TEACHER)
+    math_share = 1 - config.generic_share
+    text = Path(__file__).with_name("card.md").read_text("utf-8")
+    path = shipped.FOLDER / "MODEL_CARD.md"
+    path.write_text(
+        text.format(
+            config=config,
+            facts=facts,
+            shipped=shipped,
+            all_steps=config.raw_steps + config.student_steps,
+            one_in=1 / (math_share * (1 - config.out_of_distribution_share)),
+            num_math=_NUM_MATH,
+            num_generic=_NUM_GENERIC,
+            students=artifacts.markdown_table(pd.DataFrame(rows)),
+            num_questions=_NUM_QUESTIONS,
+            num_samples=_NUM_SAMPLES,
+            teacher=teacher_sentence(),
+            minutes=facts["seconds"] / 60,
+        )
+    )
+    return path
