@@ -1,7 +1,9 @@
-"""Command line of the micro-world's models and tokenizers: ``python -m cotspec.micro``.
+"""Command line of the micro-world's models: ``python -m cotspec.micro COMMAND``.
 
-Enters: a folder. Leaves: trained models, the package's weights and their card, or the
-two tokenizer files.
+build       train the shipped models into --out; resumes
+pack        write the models in --out into the package
+card        measure the package's models, write MODEL_CARD.md beside them
+tokenizers  make the two tokenizer files anew, in --out
 """
 
 from __future__ import annotations
@@ -11,21 +13,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_COMMANDS = {
-    "build": "train the shipped models; resumes",
-    "pack": "write built models into the package",
-    "card": "measure the weights, write MODEL_CARD.md",
-    "tokenizers": "make two tokenizer files anew",
-}
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status, 2 for what the user got wrong."""
-    parser = argparse.ArgumentParser(prog="python -m cotspec.micro")
-    said = "; ".join(f"{name}: {what}" for name, what in _COMMANDS.items())
-    parser.add_argument("command", choices=_COMMANDS, help=said)
+    parser = argparse.ArgumentParser(
+        prog="python -m cotspec.micro",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = ("build", "pack", "card", "tokenizers")
+    parser.add_argument("command", choices=commands)
     parser.add_argument("--out", type=Path, default=Path("runs/micro_build"))
-    name = "of build: teacher, small-raw-0, …"
+    name = "build this one only: teacher, small-raw-0, …; may be repeated"
     parser.add_argument("--only", action="append", metavar="NAME", help=name)
     options = parser.parse_args(arguments)
     # Imported here, since it takes seconds that --help need not wait for.
