@@ -14,7 +14,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
@@ -44,7 +44,7 @@ from cotspec import (
 )
 from cotspec.losses import IGNORED
 from cotspec.micro import shipped, tokenizers, world
-from cotspec.micro.shipped import MicroConfig
+from cotspec.micro.shipped import Recipe
 from cotspec.prompts import Demonstration
 from cotspec.t5 import IN_PLACE
 from cotspec.teacher import filtering
@@ -86,7 +86,7 @@ class Corpus:
     """What examples are drawn from; there is a method for every kind of model."""
 
     problems: Problems
-    config: MicroConfig
+    recipe: Recipe
     tokenizer: PreTrainedTokenizerBase
 
     def teacher(self, rng: Random) -> Example:
@@ -94,8 +94,8 @@ class Corpus:
 
         Learning to write questions would take most of a small model's capacity.
         """
-        family = _draw_family(rng, self.config.teacher_out_of_distribution_share)
-        num = rng.randint(0, self.config.teacher_demonstrations)
+        family = self._math_family(rng)
+        num = rng.randint(0, self.recipe.num_demonstrations)
         *shown, asked = rng.sample(self.problems[family], num + 1)
         text = prompts.teacher_prompt(asked.question, shown)
         text += prompts.solution(asked.rationale, asked.answer)
@@ -119,27 +119,25 @@ class Corpus:
 
     def instruction_tuned(self, rng: Random) -> Example:
         """Draw a problem of any family in one of the four data formats."""
-        config = self.config
-        if rng.random() < config.generic_share:
-            family = rng.choice(world.GENERIC)
-        else:
-            family = _draw_family(rng, config.out_of_distribution_share)
-        is_in_context = rng.random() < config.in_context_share
-        is_chain_of_thought = rng.random() < config.chain_of_thought_share
+        recipe = self.recipe
+        is_generic = rng.random() < recipe.generic_share
+        family = rng.choice(world.GENERIC) if is_generic else self._math_family(rng)
+        is_in_context = rng.random() < recipe.in_context_share
+        is_chain_of_thought = rng.random() < recipe.chain_of_thought_share
         mode = "in_context" if is_in_context else "zero_shot"
         mode += "_chain_of_thought" if is_chain_of_thought else "_answer_only"
-        num = rng.randint(1, config.num_demonstrations) if is_in_context else 0
+        num = rng.randint(1, recipe.num_demonstrations) if is_in_context else 0
         *shown, asked = rng.sample(self.problems[family], num + 1)
         inputs = prompts.build_inputs(asked.question, mode, shown)
         solution = prompts.solution(asked.rationale, asked.answer)
         targets = prompts.build_target(mode, completion=solution, answer=asked.answer)
         return tuple(self.tokenizer([inputs, targets], verbose=False)["input_ids"])
 
-
-def _draw_family(rng: Random, other_share: float) -> str:
-    """Draw the training family, or one of the other three with `other_share`."""
-    first, *others = world.MATH
-    return rng.choice(others) if rng.random() < other_share else first
+    def _math_family(self, rng: Random) -> str:
+        """Draw the training family, or one of the other three."""
+        first, *others = world.MATH
+        is_other = rng.random() < self.recipe.out_of_distribution_share
+        return rng.choice(others) if is_other else first
 
 
 def corrupt_spans(
@@ -199,19 +197,14 @@ def batches(
             yield collate(rows[start : start + batch_size])
 
 
-def train_model(
-    folder: Path, kind: str, *, config: MicroConfig, seed: int, base: Path | None = None
-) -> None:
+def train_model(folder: Path, recipe: Recipe, *, base: Path | None = None) -> None:
     """Train one model, or do nothing if it is done.
 
     Parameters
     ----------
     folder : Path
         Gets weights, tokenizer, the recipe and what it took.
-    kind : str
-        ``teacher``, ``raw`` or ``instruction_tuned``.
-    seed : int
-        Of weights and data.
+    recipe : Recipe
     base : Path, optional
         A folder whose weights the training starts from.
 
@@ -220,23 +213,21 @@ def train_model(
     ValueError
         If `folder` holds a model of another configuration.
     """
-    recipe = _recipe(kind, config, seed)
+    wanted = asdict(recipe)
     if (folder / _DONE).exists():
         found = artifacts.read_json(folder / _DONE)
-        if changed := sorted(k for k in recipe if found.get(k) != recipe[k]):
+        if changed := sorted(k for k in wanted if found.get(k) != wanted[k]):
             raise ValueError(
                 f"{folder}: holds a model of another configuration "
                 f"({', '.join(changed)}). Delete the folder or choose another"
             )
         return
-    model, tokenizer = shipped.new_model(kind, config, seed=seed)
+    model, tokenizer = shipped.new_model(recipe)
     if base is not None:
         model = T5ForConditionalGeneration.from_pretrained(base)
-    problems = solved_problems("pretraining", config.pool_size, seed=seed)
-    draw = getattr(Corpus(problems, config, tokenizer), kind)
-    is_teacher = kind == shipped.TEACHER
-    batch_size = config.teacher_batch_size if is_teacher else config.batch_size
-    data = batches(draw, tokenizer, batch_size=batch_size, seed=seed)
+    problems = solved_problems("pretraining", recipe.pool_size, seed=recipe.seed)
+    draw = getattr(Corpus(problems, recipe, tokenizer), recipe.kind)
+    data = batches(draw, tokenizer, batch_size=recipe.batch_size, seed=recipe.seed)
     device = f"{torch.get_num_threads()} CPU threads"
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
@@ -244,41 +235,29 @@ def train_model(
     _train(model, data, recipe)
     facts = {
         "parameters": model.num_parameters(),
-        "steps": recipe["steps"],
+        "steps": recipe.steps,
         "seconds": round(time.monotonic() - began),
         "device": device,
     }
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / _FACTS).write_text(json.dumps(facts, indent=1))
-    artifacts.write_json(folder / _DONE, recipe)
+    artifacts.write_json(folder / _DONE, wanted)
 
 
-def _recipe(kind: str, config: MicroConfig, seed: int) -> dict:
-    """Everything one model depends on; what differs is trained anew."""
-    others, role, rate = {
-        "teacher": (("student", "raw"), "teacher", config.teacher_learning_rate),
-        "raw": (("teacher", "student_steps"), "raw", config.learning_rate),
-        "instruction_tuned": (("teacher",), "student", config.learning_rate),
-    }[kind]
-    fields = {k: v for k, v in asdict(config).items() if not k.startswith(others)}
-    steps = fields[f"{role}_steps"]
-    return fields | {"kind": kind, "seed": seed, "steps": steps, "peak": rate}
-
-
-def _train(model: PreTrainedModel, data: Iterator, recipe: dict) -> None:
+def _train(model: PreTrainedModel, data: Iterator, recipe: Recipe) -> None:
     """Take the recipe's updates, clip 1, in bfloat16."""
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision="bf16")
     if not torch.cuda.is_available() and model.config.is_encoder_decoder:
         # T5's position bias keeps PyTorch's fused attention off its fast path.
         model.set_attn_implementation(IN_PLACE)
-    optimizer = _optimizer(model, recipe["peak"])
+    optimizer = _optimizer(model, recipe.learning_rate)
     wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
-    for step in trange(recipe["steps"], desc=recipe["kind"]):
+    for step in trange(recipe.steps, desc=recipe.kind):
         batch = {k: v.to(accelerator.device) for k, v in next(data).items()}
         loss = [lambda batch=batch: wrapped(**batch).loss]
-        rate = recipe["peak"] * _schedule(step, recipe)
+        rate = recipe.learning_rate * _schedule(step, recipe)
         step_optimizer(
             accelerator, wrapped, optimizer, loss, rate=rate, max_grad_norm=1
         )
@@ -296,16 +275,16 @@ def _optimizer(model: PreTrainedModel, rate: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(learned, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
 
 
-def _schedule(step: int, recipe: dict) -> float:
+def _schedule(step: int, recipe: Recipe) -> float:
     """Linear warm-up; then constant (teacher) or a cosine to a twentieth (students).
 
     The teacher is stopped while it still errs, which needs no end to be planned for.
     """
-    steps = recipe["steps"]
+    steps = recipe.steps
     warmup = min(_WARMUP_STEPS, max(1, steps // 10))
     if step < warmup:
         return (step + 1) / warmup
-    if recipe["kind"] == shipped.TEACHER:
+    if recipe.kind == shipped.TEACHER:
         return 1.0
     done = (step - warmup) / max(1, steps - warmup)
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
@@ -330,19 +309,11 @@ def make(name: str, out_dir: Path) -> Path:
     """
     if name not in shipped.names():
         raise ValueError(f"name: {name!r}. Allowed: {', '.join(shipped.names())}")
-    folder = Path(out_dir) / name
-    if name == shipped.TEACHER:
-        train_model(folder, name, config=MicroConfig(), seed=0)
-        return folder
-    size, kind, seed = name.split("-")
-    config, base = shipped.config_of(size), None
-    if kind == "raw":
-        updates = config.raw_steps + config.student_steps
-        config = replace(config, raw_steps=updates)
-    else:
-        base = folder.with_name(f"{size}-pretrained-{seed}")
-        train_model(base, "raw", config=config, seed=int(seed))
-    train_model(folder, kind, config=config, seed=int(seed), base=base)
+    folder, base = Path(out_dir) / name, None
+    if "instruction_tuned" in name:
+        base = folder.with_name(name.replace("instruction_tuned", "pretrained"))
+        train_model(base, shipped.recipe_of(base.name))
+    train_model(folder, shipped.recipe_of(name), base=base)
     return folder
 
 
@@ -450,23 +421,26 @@ def write_card() -> Path:
         size, start, base = name.split("-")
         minutes = {"minutes": f"{shipped.facts(name)['seconds'] / 60:.1f}"}
         rows.append(student_row(size, start, int(base)) | minutes)
-    config, facts = MicroConfig(), shipped.facts(shipped.TEACHER)
-    math_share = 1 - config.generic_share
+    tuned = shipped.recipe_of("small-instruction_tuned-0")
+    facts = shipped.facts(shipped.TEACHER)
+    in_distribution = 1 - tuned.out_of_distribution_share
     text = Path(__file__).with_name("card.md").read_text("utf-8")
     path = shipped.FOLDER / "MODEL_CARD.md"
     path.write_text(
         text.format(
-            config=config,
             facts=facts,
             shipped=shipped,
-            all_steps=config.raw_steps + config.student_steps,
-            one_in=1 / (math_share * (1 - config.out_of_distribution_share)),
+            teacher=shipped.recipe_of(shipped.TEACHER),
+            pretrained=shipped.recipe_of("small-pretrained-0"),
+            raw=shipped.recipe_of("small-raw-0"),
+            tuned=tuned,
+            one_in=1 / ((1 - tuned.generic_share) * in_distribution),
             num_math=_NUM_MATH,
             num_generic=_NUM_GENERIC,
             students=artifacts.markdown_table(pd.DataFrame(rows)),
             num_questions=_NUM_QUESTIONS,
             num_samples=_NUM_SAMPLES,
-            teacher=teacher_sentence(),
+            solutions=teacher_sentence(),
             minutes=facts["seconds"] / 60,
         )
     )

@@ -84,7 +84,16 @@ def load(
             count = NUM_MICRO[one] if num is None else min(num, NUM_MICRO[one])
             rows += world.generate(family, one, count, seed=MICRO_SEED)
     else:
-        rows = [row for row in _scorable(name, source) if row["split"] in wanted]
+        published = readers.problems(name, data_folder(source))
+        scored = [row for row in published if not row["reason"]]
+        if num_left_out := len(published) - len(scored):
+            log.info(
+                "%s: %d of %d golds are not one number; tasks.unscorable lists them",
+                name,
+                num_left_out,
+                len(published),
+            )
+        rows = [row for row in scored if row["split"] in wanted]
         if not rows:
             raise ValueError(f"split: {name} has no {split!r} split")
     if num is not None:
@@ -114,20 +123,6 @@ def _table(rows: list[dict], columns: Sequence[str]) -> Dataset:
     table = {column: [row[column] for row in rows] for column in columns}
     features = Features({column: Value("string") for column in columns})
     return Dataset.from_dict(table, features=features)
-
-
-def _scorable(name: str, source: Path | str | None) -> list[dict]:
-    rows = readers.problems(name, data_folder(source))
-    kept = [row for row in rows if not row["reason"]]
-    if len(kept) < len(rows):
-        log.info(
-            "%s: %d of %d problems have one number as gold; tasks.unscorable lists "
-            "the others",
-            name,
-            len(kept),
-            len(rows),
-        )
-    return kept
 
 
 def demonstrations(
@@ -164,23 +159,21 @@ def _check_name(name: str) -> None:
         )
 
 
-def missing(names: Iterable[str], source: Path | str) -> list[str]:
-    """Return what is wrong with a data folder, one sentence a task; seconds.
+def missing(names: Iterable[str]) -> list[str]:
+    """Return what is wrong with ``$COTSPEC_DATA``, one sentence a task; seconds.
 
     Every file the tasks need is read and counted, so a folder with nothing missing
     also loads.
     """
-    folder = Path(source)
-    if not folder.is_dir():
-        return [f"COTSPEC_DATA: no folder {folder}; see README.md for its layout"]
-    found = []
+    found = {}
     for name in names:
         try:
+            folder = data_folder(None)
             readers.problems(name, folder)
             readers.demonstrations(name, folder)
         except ValueError as error:
-            found.append(str(error))
-    return list(dict.fromkeys(found))
+            found[str(error)] = name
+    return list(found)
 
 
 def overlap(
