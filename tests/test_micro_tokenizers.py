@@ -18,9 +18,10 @@ def teacher():
     return tokenizers.load_teacher()
 
 
-def texts():
-    items = world.generate("math", "train", 50, seed=7)
-    return [f"{item['question']} {item['rationale']}" for item in items]
+TEXTS = [
+    f"{item['question']} {item['rationale']}"
+    for item in world.generate("math", "train", 50, seed=7)
+]
 
 
 def test_numbers_up_to_99_are_single_pieces_the_teachers_after_a_space(
@@ -32,7 +33,7 @@ def test_numbers_up_to_99_are_single_pieces_the_teachers_after_a_space(
 
 
 def test_both_round_trip_the_world(student, teacher):
-    for text in texts():
+    for text in TEXTS:
         ids = student(text)["input_ids"]
         assert student.decode(ids, skip_special_tokens=True) == text
         assert teacher.decode(teacher(text)["input_ids"]) == text
@@ -61,7 +62,7 @@ def test_some_student_pieces_span_several_teacher_pieces_and_the_reverse(
     student, teacher
 ):
     extra_student = extra_teacher = 0
-    for text in texts():
+    for text in TEXTS:
         ours, theirs = boundaries(student, text), boundaries(teacher, text)
         extra_student += len(ours - theirs)
         extra_teacher += len(theirs - ours)
