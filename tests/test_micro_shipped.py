@@ -85,9 +85,7 @@ def test_weights_of_another_shape_are_refused(weights):
     manifest = json.loads((weights / "manifest.json").read_text())
     manifest["small-raw-0"]["sha256"] = hashlib.sha256(data).hexdigest()
     (weights / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(
-        ValueError, match="small-raw.*another architecture .52 differences"
-    ):
+    with pytest.raises(ValueError, match="small-raw.*architecture .52 differences"):
         shipped.load_student("small", "raw")
 
 

@@ -1,8 +1,6 @@
 """Problems: right, disjoint between splits, independent of order, different."""
 
-import ast
 import json
-import operator
 import re
 from collections import Counter
 
@@ -10,24 +8,13 @@ import pytest
 
 from cotspec.micro import generic, world
 
-_SIGNS = {ast.Add: operator.add, ast.Sub: operator.sub}
-_SIGNS |= {ast.Mult: operator.mul, ast.Div: operator.truediv}
 math_families = pytest.mark.parametrize("family", world.MATH)
 generic_families = pytest.mark.parametrize("family", world.GENERIC)
 all_families = pytest.mark.parametrize("family", world.FAMILIES)
 
 
-def value(node: ast.AST) -> float:
-    """Evaluate plain arithmetic, independently of the package."""
-    if isinstance(node, ast.Expression):
-        return value(node.body)
-    if isinstance(node, ast.Constant):
-        return node.value
-    return _SIGNS[type(node.op)](value(node.left), value(node.right))
-
-
-def evaluate(program: str) -> float:
-    return value(ast.parse(program, mode="eval"))
+def evaluate(expression):
+    return eval(expression, {"__builtins__": {}})
 
 
 @math_families
@@ -77,7 +64,7 @@ SOLVERS = {
     "last_letters": lambda words: "".join(word[-1] for word in words),
     "word_sorting": lambda words: " ".join(sorted(words)),
     "object_counting": lambda counts: str(sum(counts)),
-    "boolean_expressions": lambda text: str(eval(text, {"__builtins__": {}})),
+    "boolean_expressions": lambda text: str(evaluate(text)),
     "navigate": lambda moves: "No" if sum(s * n for s, n in moves) else "Yes",
     "tracking_shuffled_objects": shuffled,
     "date_understanding": weekday,

@@ -32,20 +32,12 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from cotspec import (
-    artifacts,
-    evaluation,
-    models,
-    profiles,
-    prompts,
-    statistics,
-    tasks,
-    teacher,
-)
+from cotspec import artifacts, evaluation, models, profiles, prompts, tasks, teacher
 from cotspec.losses import IGNORED
 from cotspec.micro import shipped, tokenizers, world
 from cotspec.micro.shipped import Recipe
 from cotspec.prompts import Demonstration
+from cotspec.statistics import wilson_interval
 from cotspec.t5 import IN_PLACE
 from cotspec.teacher import filtering
 from cotspec.teacher.studies import vote_curves
@@ -354,10 +346,8 @@ CHAIN = "in_context_chain_of_thought"
 DECODING = profiles.EvaluationConfig(
     num_demonstrations=1, max_new_tokens=80, batch_tokens=32768, precision="float32"
 )
-_MATH, _GENERIC = (
-    tuple(f"micro/{family}" for family in families)
-    for families in (world.MATH, world.GENERIC)
-)
+_MATH = tuple(f"micro/{family}" for family in world.MATH)
+_GENERIC = tuple(f"micro/{family}" for family in world.GENERIC)
 _NUM_MATH, _NUM_GENERIC = 200, 50  # validation problems per task
 _NUM_QUESTIONS, _NUM_SAMPLES = 300, 10  # of the teacher, from the training split
 
@@ -387,7 +377,7 @@ def student_row(size: str, start: str, base: int) -> dict[str, str]:
     ):
         chosen = found["task"].isin(names) & (found["prompt_mode"] == mode)
         right, n = found["is_correct"][chosen].sum(), chosen.sum()
-        low, high = statistics.wilson_interval(right, n)
+        low, high = wilson_interval(right, n)
         row[label] = f"{right / n:.1%} [{low:.1%}, {high:.1%}]"
     return row
 

@@ -41,7 +41,6 @@ STUDENT_HEAD_SIZE = 16
 # Span corruption before instruction tuning, and that; a shipped raw student has as many
 # updates of the first as its tuned twin has of both.
 _STEPS = {"pretrained": 500, "instruction_tuned": 2000, "raw": 2500}
-_MAX_POSITIONS = 2048
 ModelAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
@@ -108,7 +107,7 @@ def new_model(recipe: Recipe) -> ModelAndTokenizer:
             intermediate_size=recipe.hidden * 3,
             num_hidden_layers=recipe.layers,
             num_attention_heads=recipe.heads,
-            max_position_embeddings=_MAX_POSITIONS,
+            max_position_embeddings=2048,
             tie_word_embeddings=True,
         )
     else:
@@ -138,9 +137,8 @@ def name_of(size: str, start: str, seed: int) -> str:
 def names() -> tuple[str, ...]:
     """Return the name of every shipped model: ``teacher``, ``small-raw-0`` …"""
     kinds = [kind for kind in product(MICRO_SIZES, MICRO_STARTS) if kind != NOT_SHIPPED]
-    return TEACHER, *(
-        name_of(*kind, seed) for seed in range(NUM_BASES) for kind in kinds
-    )
+    students = [name_of(*kind, seed) for seed in range(NUM_BASES) for kind in kinds]
+    return (TEACHER, *students)
 
 
 def load_student(size: str, start: str, *, seed: int = 0) -> ModelAndTokenizer:
