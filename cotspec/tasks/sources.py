@@ -80,9 +80,9 @@ def read_rows(
 
 def _with_keys(rows: list[dict], keys: Sequence[str], path: Path) -> list[dict]:
     for index, row in enumerate(rows):
-        absent = [key for key in keys if not isinstance(row, dict) or key not in row]
-        if absent:
-            raise ValueError(f"{path}, item {index}: key {absent[0]!r} is missing")
+        for key in keys:
+            if not isinstance(row, dict) or key not in row:
+                raise ValueError(f"{path}, item {index}: key {key!r} is missing")
     return rows
 
 
