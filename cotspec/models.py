@@ -290,8 +290,8 @@ def load_teacher(config: TeacherConfig) -> Teacher:
         return Teacher("SmolLM2-135M-Instruct", model.eval(), tokenizer)
     if config.model == MICRO_TEACHER:
         # Samples are kept by the teacher's name: other weights, another name.
-        name = f"{config.model}-{shipped.checksum('teacher')[:8]}"
-        model, tokenizer = shipped.load_teacher()
+        name = f"{config.model}-{shipped.facts('teacher')['sha256'][:8]}"
+        model, tokenizer = shipped.load("teacher")
         use_one_thread_if_tiny(model)
         return Teacher(name, model, tokenizer)
     source = config.model

@@ -375,10 +375,10 @@ def _data(used: Mapping[str, set], is_online: Callable[[], bool]) -> list[str]:
     values = {v for field in used if field.startswith("data.") for v in used[field]}
     names = {value for value in values if isinstance(value, str)}
     real = sorted(name for name in names if not name.startswith("micro/"))
-    if real and (folder := os.environ.get("COTSPEC_DATA")):
+    if real and os.environ.get("COTSPEC_DATA"):
         from cotspec import tasks
 
-        return tasks.missing(real, Path(folder))
+        return tasks.missing(real)
     if not real or is_online():
         return []
     return [

@@ -14,8 +14,6 @@ from cotspec import tasks
 from cotspec.profiles import DataConfig, EvaluationConfig
 from cotspec.prompts import Demonstration
 
-COLUMNS = ["problem_id", "task", "split", "question", "rationale", "answer"]
-
 
 def select_problems(data: DataConfig, *, seed: int) -> Dataset:
     """Draw the problems of a run.
@@ -33,16 +31,20 @@ def select_problems(data: DataConfig, *, seed: int) -> Dataset:
         Columns ``problem_id, task, split, question, rationale, answer``; ``split`` is
         ``train`` (the teacher samples these), ``validation`` or ``test``.
     """
-    parts = [_draw(data.train_task, "train", data.num_train, seed)]
-    math = (data.train_task, *data.out_of_distribution_tasks)
     validated = validation_tasks(data)
-    for task in math:
+    wanted = [(data.train_task, "train", data.num_train)]
+    for task in (data.train_task, *data.out_of_distribution_tasks):
         if task in validated:
-            parts.append(_draw(task, "validation", data.num_validation, seed))
-        parts.append(_draw(task, "test", data.num_test_math, seed))
-    parts += [
-        _draw(task, "test", data.num_test_generic, seed) for task in data.generic_tasks
-    ]
+            wanted.append((task, "validation", data.num_validation))
+        wanted.append((task, "test", data.num_test_math))
+    wanted += [(task, "test", data.num_test_generic) for task in data.generic_tasks]
+    parts = []
+    for task, split, count in wanted:
+        rows = tasks.load(task, split)
+        if count is not None and count < len(rows):
+            chosen = Random(f"{seed} {task} {split}").sample(range(len(rows)), count)
+            rows = rows.select(sorted(chosen))
+        parts.append(rows)
     return concatenate_datasets(parts)
 
 
@@ -53,14 +55,6 @@ def validation_tasks(data: DataConfig) -> tuple[str, ...]:
         for task in (data.train_task, *data.out_of_distribution_tasks)
         if task in ("gsm8k", "multiarith") or task.startswith("micro/")
     )
-
-
-def _draw(task: str, split: str, count: int | None, seed: int) -> Dataset:
-    rows = tasks.load(task, split).select_columns(COLUMNS)
-    if count is not None and count < len(rows):
-        chosen = Random(f"{seed} {task} {split}").sample(range(len(rows)), count)
-        rows = rows.select(sorted(chosen))
-    return rows
 
 
 def select_demonstrations(data: DataConfig) -> Dataset:

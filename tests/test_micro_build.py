@@ -1,7 +1,8 @@
 """Batches and the pretraining loop: masks, files."""
 
-import dataclasses
 import itertools
+import shutil
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -9,40 +10,35 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from cotspec.micro import build, tokenizers
-from cotspec.micro.shipped import MicroConfig
+from cotspec import artifacts
+from cotspec.micro import build, shipped, tokenizers
 
-TINY = MicroConfig(
-    num_demonstrations=1,
-    pool_size=40,
-    teacher_steps=4,
-    teacher_hidden=32,
-    teacher_layers=1,
-    raw_steps=2,
-    student_steps=4,
-    student_hidden=32,
-    student_layers=1,
-    batch_size=4,
-)
+SMALL = {"hidden": 32, "layers": 1, "steps": 4, "pool_size": 40, "batch_size": 4}
+TINY = {
+    recipe.kind: replace(recipe, **SMALL)
+    for recipe in map(
+        shipped.recipe_of, ("teacher", "small-raw-0", "small-instruction_tuned-0")
+    )
+}
 
 
 @pytest.fixture(scope="module")
 def problems():
-    return build.solved_problems("pretraining", TINY.pool_size, seed=0)
+    return build.solved_problems("pretraining", 40, seed=0)
 
 
 @pytest.fixture(scope="module")
 def corpus(problems):
-    return build.Corpus(problems, TINY, tokenizers.load_student())
+    recipe = TINY["instruction_tuned"]
+    return build.Corpus(problems, recipe, tokenizers.load_student())
 
 
-def build_all(out_dir, config=TINY):
+def build_all(out_dir, **changes):
     """Train a teacher, a raw base, and from it an instruction-tuned one."""
-    folders = {kind: out_dir / kind for kind in ("teacher", "raw", "instruction_tuned")}
-    for kind, folder in folders.items():
-        base = folders["raw"] if kind == "instruction_tuned" else None
-        build.train_model(folder, kind, config=config, seed=0, base=base)
-    return folders
+    for kind, recipe in TINY.items():
+        base = out_dir / "raw" if kind == "instruction_tuned" else None
+        build.train_model(out_dir / kind, replace(recipe, **changes), base=base)
+    return {kind: out_dir / kind / "model.safetensors" for kind in TINY}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +48,7 @@ def built(tmp_path_factory):
 
 def test_teacher_labels_are_the_solutions_and_the_end(problems):
     tokenizer = tokenizers.load_teacher()
-    corpus = build.Corpus(problems, TINY, tokenizer)
+    corpus = build.Corpus(problems, TINY["teacher"], tokenizer)
     rng = Random(1)
     for _ in range(20):
         ids, labels = corpus.teacher(rng)
@@ -117,42 +113,58 @@ def test_batches_pad_inputs_and_ignore_padding_in_labels(corpus):
 
 
 def test_a_build_leaves_folders_that_transformers_loads(built):
-    AutoModelForCausalLM.from_pretrained(built["teacher"])
+    AutoModelForCausalLM.from_pretrained(built["teacher"].parent)
     for start in ("raw", "instruction_tuned"):
-        model = AutoModelForSeq2SeqLM.from_pretrained(built[start])
-        tokenizer = AutoTokenizer.from_pretrained(built[start])
+        model = AutoModelForSeq2SeqLM.from_pretrained(built[start].parent)
+        tokenizer = AutoTokenizer.from_pretrained(built[start].parent)
         assert model.config.vocab_size == len(tokenizer)
-    suffixes = {path.suffix for path in built["teacher"].iterdir()}
+    suffixes = {path.suffix for path in built["teacher"].parent.iterdir()}
     assert ".safetensors" in suffixes and not suffixes & {".bin", ".pt", ".pkl"}
 
 
 def test_instruction_tuning_starts_from_the_raw_base(built):
-    raw = load_file(built["raw"] / "model.safetensors")
-    tuned = load_file(built["instruction_tuned"] / "model.safetensors")
     key = "shared.weight"
-    assert not torch.equal(raw[key], tuned[key])
-    scratch = torch.randn_like(raw[key])
-    near = (raw[key] - tuned[key]).abs().mean()
-    assert near < (raw[key] - scratch).abs().mean() / 3
+    raw, tuned = (load_file(built[k])[key] for k in ("raw", "instruction_tuned"))
+    assert not torch.equal(raw, tuned)
+    near, far = (raw - tuned).abs().mean(), (raw - torch.randn_like(raw)).abs().mean()
+    assert near < far / 3
 
 
-def test_a_build_gives_the_same_weights_again(built, tmp_path):
+def test_a_build_gives_the_same_weights_again_without_the_unfinished(built, tmp_path):
+    unfinished = tmp_path / "raw" / "model.safetensors"
+    unfinished.parent.mkdir()
+    unfinished.write_text("killed while this was written")
     again = build_all(tmp_path)
-    for role, folder in built.items():
-        expected = (folder / "model.safetensors").read_bytes()
-        assert (again[role] / "model.safetensors").read_bytes() == expected
+    for kind, file in built.items():
+        assert again[kind].read_bytes() == file.read_bytes()
 
 
 def test_a_finished_build_is_left_alone(built):
-    files = {role: f / "model.safetensors" for role, f in built.items()}
-    before = {role: path.stat().st_mtime_ns for role, path in files.items()}
-    build_all(built["teacher"].parent)
-    assert before == {role: path.stat().st_mtime_ns for role, path in files.items()}
+    before = {kind: file.stat().st_mtime_ns for kind, file in built.items()}
+    build_all(built["raw"].parents[1])
+    assert before == {kind: file.stat().st_mtime_ns for kind, file in built.items()}
 
 
 def test_another_configuration_in_the_same_folder_is_refused(built):
-    other = dataclasses.replace(TINY, teacher_learning_rate=1.0)
-    with pytest.raises(
-        ValueError, match="another configuration .*teacher_learning_rate"
-    ):
-        build_all(built["teacher"].parent, other)
+    with pytest.raises(ValueError, match="another configuration .learning_rate"):
+        build_all(built["raw"].parents[1], learning_rate=1.0)
+
+
+def test_what_was_built_is_packed_and_the_rest_of_the_package_stays(
+    built, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(shipped.FOLDER, tmp_path / "weights")
+    monkeypatch.setattr(shipped, "FOLDER", folder)
+    before = artifacts.read_json(folder / shipped.MANIFEST)
+    (folder / "no-more-0.safetensors").write_bytes(b"")
+    (tmp_path / "small-raw-0").mkdir()  # unfinished
+    shutil.copytree(built["teacher"].parent, tmp_path / "teacher")
+    size = build.pack(tmp_path)
+    after = artifacts.read_json(folder / shipped.MANIFEST)
+    assert list(after) == list(before)
+    assert list(after["teacher"]) == list(before["teacher"])
+    changed = [name for name in after if after[name] != before[name]]
+    assert changed == ["teacher"] and after["teacher"]["steps"] == 4
+    files = list(folder.glob("*.safetensors"))
+    assert sum(file.stat().st_size for file in files) == size
+    assert {file.stem for file in files} == set(after)

@@ -1,55 +1,40 @@
 """The shipped tokenizers: T5-like, unlike each other, nearly what is made today."""
 
 import json
+from string import ascii_lowercase, ascii_uppercase
 
 import pytest
 from transformers import AutoTokenizer
 
 from cotspec.micro import build, tokenizers, world
 
-
-@pytest.fixture(scope="module")
-def student():
-    return tokenizers.load_student()
-
-
-@pytest.fixture(scope="module")
-def teacher():
-    return tokenizers.load_teacher()
+STUDENT, TEACHER = tokenizers.load_student(), tokenizers.load_teacher()
+TEXTS = [
+    f"{item['question']} {item['rationale']}"
+    for item in world.generate("math", "train", 50, seed=7)
+]
 
 
-def texts():
-    items = world.generate("math", "train", 50, seed=7)
-    return [f"{item['question']} {item['rationale']}" for item in items]
-
-
-def test_numbers_up_to_99_are_single_pieces_the_teachers_after_a_space(
-    student, teacher
-):
+def test_numbers_up_to_99_are_single_pieces_the_teachers_after_a_space():
     for number in range(100):
-        assert len(student(str(number), add_special_tokens=False)["input_ids"]) == 1
-        assert len(teacher(f" {number}")["input_ids"]) == 1
+        assert len(STUDENT(str(number), add_special_tokens=False)["input_ids"]) == 1
+        assert len(TEACHER(f" {number}")["input_ids"]) == 1
 
 
-def test_both_round_trip_the_world(student, teacher):
-    for text in texts():
-        ids = student(text)["input_ids"]
-        assert student.decode(ids, skip_special_tokens=True) == text
-        assert teacher.decode(teacher(text)["input_ids"]) == text
+def test_both_round_trip_the_world_and_every_letter():
+    letters = f"{ascii_lowercase} {ascii_uppercase}"
+    for text in (*TEXTS, letters):
+        ids = STUDENT(text)["input_ids"]
+        assert STUDENT.decode(ids, skip_special_tokens=True) == text
+        assert TEACHER.decode(TEACHER(text)["input_ids"]) == text
 
 
-def test_the_student_is_t5_like(student):
-    ids = student("Tom has\n\n 3")["input_ids"]
-    assert student.convert_ids_to_tokens(ids) == ["▁Tom", "▁has", "▁3", "</s>"]
-    assert student.pad_token_id == 0 and student.eos_token_id == 1
-    marks = student.convert_tokens_to_ids(list(tokenizers.SENTINELS))
-    assert student.unk_token_id not in marks and len(set(marks)) == len(marks)
-
-
-def test_the_student_spells_every_letter(student):
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    ids = student(f"{letters} {letters.upper()}")["input_ids"]
-    assert student.unk_token_id not in ids
+def test_the_student_is_t5_like():
+    ids = STUDENT("Tom has\n\n 3")["input_ids"]
+    assert STUDENT.convert_ids_to_tokens(ids) == ["▁Tom", "▁has", "▁3", "</s>"]
+    assert STUDENT.pad_token_id == 0 and STUDENT.eos_token_id == 1
+    marks = STUDENT.convert_tokens_to_ids(list(tokenizers.SENTINELS))
+    assert STUDENT.unk_token_id not in marks and len(set(marks)) == len(marks)
 
 
 def boundaries(tokenizer, text):
@@ -57,22 +42,20 @@ def boundaries(tokenizer, text):
     return {end for _, end in encoded["offset_mapping"]}
 
 
-def test_some_student_pieces_span_several_teacher_pieces_and_the_reverse(
-    student, teacher
-):
+def test_some_student_pieces_span_several_teacher_pieces_and_the_reverse():
     extra_student = extra_teacher = 0
-    for text in texts():
-        ours, theirs = boundaries(student, text), boundaries(teacher, text)
+    for text in TEXTS:
+        ours, theirs = boundaries(STUDENT, text), boundaries(TEACHER, text)
         extra_student += len(ours - theirs)
         extra_teacher += len(theirs - ours)
     assert extra_student > 20 and extra_teacher > 20
 
 
-def test_saved_tokenizers_load_again_from_their_folder(student, tmp_path):
-    student.save_pretrained(tmp_path)
+def test_saved_tokenizers_load_again_from_their_folder(tmp_path):
+    STUDENT.save_pretrained(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
-    assert again("Tom has 3.")["input_ids"] == student("Tom has 3.")["input_ids"]
-    assert again.eos_token_id == student.eos_token_id
+    assert again("Tom has 3.")["input_ids"] == STUDENT("Tom has 3.")["input_ids"]
+    assert again.eos_token_id == STUDENT.eos_token_id
 
 
 @pytest.mark.slow

@@ -23,7 +23,6 @@ LAYERS = {
     "cotspec.alignment.table": 0,
     "cotspec.micro": 1,  # worlds, tokenizers and shipped models
     "cotspec.tasks": 1,
-    "cotspec.tasks.selection": 2,
     "cotspec.selection": 2,
     "cotspec.prompts": 1,
     "cotspec.models": 1,
@@ -36,7 +35,6 @@ LAYERS = {
     "cotspec.training": 3,
     "cotspec.evaluation": 3,
     "cotspec.micro.build": 4,
-    "cotspec.micro.card": 5,
     "cotspec.micro.__main__": 5,
     "cotspec.experiments": 4,
     "cotspec.report": 4,

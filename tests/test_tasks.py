@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -16,16 +17,17 @@ from huggingface_hub import constants
 from cotspec import answers, tasks
 from cotspec.tasks import readers, sources
 
-
-def write_json(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content), encoding="utf-8")
+FILES = {
+    "gsm8k": "gsm8k/test.jsonl",
+    "multiarith": "multiarith/MultiArith.json",
+    "bbh/navigate": "bbh/tasks/navigate.json",
+}
 
 
 @pytest.fixture
 def made_up(tmp_path):
     """A folder in the published layouts and counts, with made-up problems."""
-    for name, count in tasks.NUM_GSM8K.items():
+    for name, count in readers.NUM_GSM8K.items():
         rows = (
             {"question": f"{name} {i}?", "answer": f"It is <<{i}={i}>>{i}.\n#### {i:,}"}
             for i in range(count)
@@ -34,9 +36,12 @@ def made_up(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
     rows = [{"sQuestion": f" q{i}? ", "lSolutions": [float(i)]} for i in range(600)]
-    write_json(tmp_path / "multiarith" / "MultiArith.json", rows)
-    rows = [{"input": f"q{i}", "target": "Yes"} for i in range(250)]
-    write_json(tmp_path / "bbh" / "tasks" / "navigate.json", {"examples": rows})
+    examples = [{"input": f"q{i}", "target": "Yes"} for i in range(250)]
+    contents = {"multiarith": rows, "bbh/navigate": {"examples": examples}}
+    for task, content in contents.items():
+        path = tmp_path / FILES[task]
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(content), encoding="utf-8")
     return tmp_path
 
 
@@ -44,14 +49,8 @@ def test_a_task_has_the_documented_columns_and_unique_ids(made_up):
     train = tasks.load("gsm8k", "train", source=made_up)
     assert tuple(train.column_names) == tasks.COLUMNS
     assert len(set(train["problem_id"])) == len(train) == 7_273
-    assert train[0] == {
-        "problem_id": "gsm8k/train/0000",
-        "task": "gsm8k",
-        "split": "train",
-        "question": "train 0?",
-        "rationale": "It is 0.",
-        "answer": "0",
-    }
+    first = ("gsm8k/train/0000", "gsm8k", "train", "train 0?", "It is 0.", "0")
+    assert tuple(train[0].values()) == first
 
 
 def test_the_200_rows_that_the_paper_holds_out_come_with_the_package(made_up):
@@ -60,12 +59,8 @@ def test_the_200_rows_that_the_paper_holds_out_come_with_the_package(made_up):
     assert len(set(index)) == 200 and set(index) <= set(range(7_473))
     rows = sorted(int(name.rpartition("/")[2]) for name in validation["problem_id"])
     assert rows == sorted(index)
-    everything = tasks.load("gsm8k", source=made_up)
-    assert Counter(everything["split"]) == {
-        "train": 7_273,
-        "validation": 200,
-        "test": 1_319,
-    }
+    counts = {"train": 7_273, "validation": 200, "test": 1_319}
+    assert Counter(tasks.load("gsm8k", source=made_up)["split"]) == counts
 
 
 def test_the_shipped_index_is_the_published_one(data_dir):
@@ -73,28 +68,19 @@ def test_the_shipped_index_is_the_published_one(data_dir):
     assert readers.validation_index() == published
 
 
-def test_all_27_prompts_come_with_the_package_and_hold_three_examples():
-    for name in tasks.BBH_TASKS:
-        assert len(tasks.demonstrations(name)) == 3
-        description = tasks.task_description(name)
-        assert description and "canary" not in description.lower()
-
-
-def test_golds_have_no_commas(made_up):
-    assert tasks.load("gsm8k", "test", source=made_up)[1_318]["answer"] == "1318"
-
-
-def test_num_takes_the_first_problems_and_changes_none(made_up):
+def test_num_takes_the_first_problems_and_golds_have_no_commas(made_up):
+    every = tasks.load("gsm8k", "test", source=made_up)
     few = tasks.load("gsm8k", "test", source=made_up, num=3)
-    assert few.to_list() == tasks.load("gsm8k", "test", source=made_up).to_list()[:3]
+    assert few.to_list() == every.to_list()[:3]
+    assert every[1_318]["answer"] == "1318"  # published as 1,318
 
 
 def test_multiarith_is_split_by_its_texts_whatever_the_order_of_the_file(made_up):
     test = tasks.load("multiarith", "test", source=made_up).to_list()
     validation = tasks.load("multiarith", "validation", source=made_up).to_list()
     assert (len(test), len(validation)) == (400, 200)
-    path = made_up / "multiarith" / "MultiArith.json"
-    write_json(path, json.loads(path.read_text())[::-1])
+    path = made_up / FILES["multiarith"]
+    path.write_text(json.dumps(json.loads(path.read_text())[::-1]))
     assert tasks.load("multiarith", "test", source=made_up).to_list() == test
 
 
@@ -103,41 +89,23 @@ def test_the_environment_names_the_folder(made_up, monkeypatch):
     assert len(tasks.load("bbh/navigate")) == 250
 
 
-def test_a_truncated_line_is_named_with_its_file_and_number(made_up):
-    path = made_up / "gsm8k" / "test.jsonl"
-    path.write_text(path.read_text()[:-20])
-    with pytest.raises(ValueError, match=r"test\.jsonl, line 1319: not complete JSON"):
-        tasks.load("gsm8k", "test", source=made_up)
-
-
-def test_a_file_with_lines_missing_is_counted(made_up):
-    path = made_up / "gsm8k" / "test.jsonl"
-    path.write_text("\n".join(path.read_text().splitlines()[:-1]))
-    with pytest.raises(ValueError, match=r"gsm8k/test: 1318 problems .* 1319 were"):
-        tasks.load("gsm8k", "train", source=made_up)
-
-
-def test_a_bbh_item_without_its_key_is_named(made_up):
-    path = made_up / "bbh" / "tasks" / "navigate.json"
-    content = json.loads(path.read_text())
-    del content["examples"][7]["target"]
-    write_json(path, content)
-    with pytest.raises(ValueError, match=r"navigate\.json, item 7: key 'target'"):
-        tasks.load("bbh/navigate", source=made_up)
-
-
-def test_a_bbh_file_of_another_length_is_an_error(made_up):
-    path = made_up / "bbh" / "tasks" / "navigate.json"
-    write_json(path, {"examples": json.loads(path.read_text())["examples"][:9]})
-    with pytest.raises(ValueError, match="bbh/navigate: 9 problems .* 250 were"):
-        tasks.load("bbh/navigate", source=made_up)
-
-
-def test_a_truncated_json_file_is_named_with_the_line(made_up):
-    path = made_up / "multiarith" / "MultiArith.json"
-    path.write_text('[\n{"sQuestion": "a"},\n{"sQues')
-    with pytest.raises(ValueError, match=r"MultiArith\.json, line 3: not complete"):
-        tasks.load("multiarith", source=made_up)
+@pytest.mark.parametrize(
+    "name, pattern, new, message",
+    [
+        ("gsm8k", r".{20}\Z", "", r"/test\.jsonl, line 1319: not complete JSON"),
+        ("gsm8k", r"[^\n]+\n\Z", "", "gsm8k/test: 1318 problems in /.*, 1319 were"),
+        ("gsm8k", "#### 17", "#### many", "gsm8k/test row 17: gold 'many' is not one"),
+        ("multiarith", r"\[.*", '[\n{"a": 1},\n{"b', ".json, line 3: not complete"),
+        ("bbh/navigate", '(q7"), "target": "Yes"', r"\1", "item 7: key 'target'"),
+        ("bbh/navigate", r', {"input": "q9".*\]', "]", "9 problems .* 250 were"),
+        ("bbh/navigate", "examples", "x", ".json, item 0: key 'examples' is missing"),
+    ],
+)
+def test_what_is_damaged_is_named(made_up, name, pattern, new, message):
+    path = made_up / FILES[name]
+    path.write_text(re.sub(pattern, new, path.read_text(), count=1, flags=re.DOTALL))
+    with pytest.raises(ValueError, match=message):
+        tasks.load(name, source=made_up)
 
 
 def test_a_truncated_xml_file_is_named(made_up):
@@ -146,13 +114,6 @@ def test_a_truncated_xml_file_is_named(made_up):
     path.write_text("<ProblemSet>\n<Problem><Body>Half a")
     with pytest.raises(ValueError, match=r"ASDiv\.xml: not complete XML: .* line 2"):
         tasks.load("asdiv", source=made_up)
-
-
-def test_a_gold_that_is_no_number_is_named(made_up):
-    path = made_up / "gsm8k" / "test.jsonl"
-    path.write_text(path.read_text().replace("#### 17", "#### many", 1))
-    with pytest.raises(ValueError, match=r"gsm8k/test row 17: gold 'many'"):
-        tasks.load("gsm8k", "test", source=made_up)
 
 
 def test_a_missing_file_or_folder_is_named(made_up, monkeypatch):
@@ -180,45 +141,42 @@ def test_unknown_names_are_errors_that_list_the_known(made_up, name, split, mess
         tasks.load(name, split, source=made_up)
 
 
-def test_missing_names_what_is_wrong_and_only_that(made_up):
-    problems = tasks.missing(["gsm8k", "svamp", "bbh/navigate"], made_up)
-    assert len(problems) == 1
-    assert "SVAMP.json: no such file" in problems[0]
-    assert tasks.missing(["gsm8k"], made_up) == []
-    assert tasks.missing(["gsm8k"], "/nowhere") == [
+def test_missing_names_what_is_wrong_and_only_that(made_up, monkeypatch):
+    monkeypatch.setenv("COTSPEC_DATA", str(made_up))
+    assert tasks.missing(["gsm8k", "bbh/navigate"]) == []
+    (problem,) = tasks.missing(["gsm8k", "svamp", "bbh/navigate"])
+    assert "SVAMP.json: no such file" in problem
+    monkeypatch.setenv("COTSPEC_DATA", "/nowhere")
+    assert tasks.missing(["gsm8k", "svamp"]) == [
         "COTSPEC_DATA: no folder /nowhere; see README.md for its layout"
     ]
 
 
-def refuse(*args, **options):
-    raise httpx.ConnectError("no route")
+@pytest.mark.parametrize("is_offline", [False, True])
+def test_a_hub_that_does_not_answer_is_noticed_before_its_retries(
+    monkeypatch, is_offline
+):
+    """In offline mode the network is never touched, only the hub's cache."""
+    touched = []
 
+    def refuse(*args, **options):
+        touched.append(args[0])
+        raise httpx.ConnectError("no route")
 
-def test_an_unreachable_hub_is_noticed_before_its_retries(monkeypatch):
     monkeypatch.delenv("COTSPEC_DATA", raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(httpx, "head", refuse)
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **o: pytest.fail("asked"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", is_offline)
+    for module, name in ((httpx, "head"), (httpx, "get"), (datasets, "load_dataset")):
+        monkeypatch.setattr(module, name, refuse)
     with pytest.raises(ValueError, match="lukaemon/bbh.*ConnectError.*COTSPEC_DATA"):
         tasks.load("bbh/snarks")
+    assert touched == ["lukaemon/bbh" if is_offline else constants.ENDPOINT]
+    assert not sources.is_reachable()
+    assert len(touched) == (1 if is_offline else 2)
 
 
-def test_offline_mode_never_touches_the_network(monkeypatch):
-    def fail(*args, **options):
-        pytest.fail("the network was touched")
-
-    monkeypatch.delenv("COTSPEC_DATA", raising=False)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(httpx, "head", fail)
-    monkeypatch.setattr(httpx, "get", fail)
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
-    with pytest.raises(ValueError, match="set COTSPEC_DATA"):
-        tasks.load("bbh/snarks")
-
-
-@pytest.mark.parametrize("name", tasks.HUB)
+@pytest.mark.parametrize("name", sources.HUB)
 def test_every_revision_is_a_full_commit(name):
-    revision = tasks.HUB[name][1]
+    revision = sources.HUB[name][1]
     assert len(revision) == 40 and int(revision, 16)
 
 
@@ -242,16 +200,16 @@ def test_the_hubs_rows_give_the_same_problems_as_the_folder(data_dir, tmp_path):
         command = [sys.executable, "-c", LOAD_ALL, str(data_dir), *names]
         subprocess.run(command, check=True, env=env)
     asked = {one for one in hub_server.Hub.asked if "/" in one[0]}  # of repositories
-    assert asked == set(tasks.HUB.values())  # at the pinned revisions
+    assert asked == set(sources.HUB.values())  # at the pinned revisions
 
 
-@pytest.mark.parametrize("name", tasks.HUB)
+@pytest.mark.parametrize("name", sources.HUB)
 def test_the_hub_has_the_sets_at_their_revisions_with_the_published_counts(name):
     if not sources.is_reachable():
         pytest.skip("the Hugging Face hub cannot be reached")
     task = "bbh/navigate" if name == "bbh" else name
-    rows = tasks.published.problems(task, None)
-    assert len(rows) == tasks.NUM_PUBLISHED[task]
+    rows = readers.problems(task, None)
+    assert len(rows) == readers.NUM_PUBLISHED[task]
     assert all(row["question"] and row["answer"] for row in rows)
 
 
@@ -260,29 +218,23 @@ def test_lines_end_at_newlines_only_and_marks_and_blank_lines_are_no_rows(tmp_pa
     rows = [{"k": "one\u2028line\u2029still\u0085one"}, {"k": "two"}]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     path.write_bytes(("\ufeff" + "\r\n\n".join(lines) + "\n\n").encode())
-    assert sources.read_json_lines(path, ("k",)) == rows
+    assert sources.read_json_lines(path) == rows
 
 
-def test_files_that_are_damaged_anywhere_are_one_sentence_or_load(made_up):
+@pytest.mark.parametrize("task", FILES)
+def test_a_file_that_is_damaged_anywhere_is_one_sentence_or_loads(made_up, task):
     generator = random.Random(0)
     kinds = (b"", b"{", b'"', b"\xff", b"null", b"\n", b"9" * 30, b"[1]")
-    for name, task in (
-        ("gsm8k/test.jsonl", "gsm8k"),
-        ("multiarith/MultiArith.json", "multiarith"),
-        ("bbh/tasks/navigate.json", "bbh/navigate"),
-    ):
-        path = made_up / name
-        whole = path.read_bytes()
-        for _ in range(40):
-            start = generator.randrange(len(whole))
-            end = start + generator.choice((0, 1, 7, 900))
-            path.write_bytes(whole[:start] + generator.choice(kinds) + whole[end:])
-            readers.bbh_prompt.cache_clear()
-            try:
-                tasks.load(task, source=made_up)
-            except ValueError as error:
-                assert "\n" not in str(error) and len(str(error)) < 500
-        path.write_bytes(whole)
+    path = made_up / FILES[task]
+    whole = path.read_bytes()
+    for _ in range(40):
+        start = generator.randrange(len(whole))
+        end = start + generator.choice((0, 1, 7, 900))
+        path.write_bytes(whole[:start] + generator.choice(kinds) + whole[end:])
+        try:
+            tasks.load(task, source=made_up)
+        except ValueError as error:
+            assert "\n" not in str(error) and len(str(error)) < 500
 
 
 def test_overlap_finds_exact_and_near_repeats_and_nothing_else():
@@ -296,12 +248,11 @@ def test_overlap_finds_exact_and_near_repeats_and_nothing_else():
         "Ann sells 9 books on Monday and 12 books on Tuesday. How many in all?",
     ]
     found = tasks.overlap(train, test, ngram=5)
-    assert found.drop(columns="similarity").values.tolist() == [
-        [0, 1, "exact"],
-        [1, 0, "near"],
+    assert found.values.tolist() == [
+        [0, 1, "exact", 1.0],
+        # 11 runs of five words, seven of them before the changed word.
+        [1, 0, "near", pytest.approx(7 / 11)],
     ]
-    # 11 runs of five words, seven of them before the changed word.
-    assert found["similarity"].tolist() == [1.0, pytest.approx(7 / 11)]
 
 
 def test_overlap_of_another_number_is_near_and_not_exact():
@@ -323,27 +274,24 @@ def test_the_micro_world_loads_in_the_same_schema():
 def test_micro_demonstrations_are_two_for_generic_and_four_for_math():
     assert len(tasks.demonstrations("micro/word_sorting")) == 2
     assert len(tasks.demonstrations("micro/svamp")) == 4
-    shown = {d.question for d in tasks.demonstrations("micro/math")}
-    assert not shown & set(tasks.load("micro/math", num=200)["question"])
+    assert tasks.demonstrations("micro/svamp") == tasks.demonstrations("micro/math")
 
 
 @pytest.mark.parametrize(
-    "name, split, count",
+    "name, counts",
     [
-        ("gsm8k", "train", 7_273),
-        ("gsm8k", "validation", 200),
-        ("gsm8k", "test", 1_319),
-        ("multiarith", "test", 400),
-        ("multiarith", "validation", 200),
-        ("asdiv", "test", 2_093),
-        ("svamp", "test", 1_000),
+        ("gsm8k", {"train": 7_273, "validation": 200, "test": 1_319}),
+        ("multiarith", {"validation": 200, "test": 400}),
+        ("asdiv", {"test": 2_093}),
+        ("svamp", {"test": 1_000}),
     ],
 )
-def test_published_counts_and_every_math_gold_is_a_number(data_dir, name, split, count):
-    problems = tasks.load(name, split, source=data_dir)
-    assert len(problems) == len(set(problems["problem_id"])) == count
+def test_published_counts_and_every_math_gold_is_a_number(data_dir, name, counts):
+    problems = tasks.load(name, source=data_dir)
+    assert Counter(problems["split"]) == counts
+    assert len(problems) == len(set(problems["problem_id"]))
     assert all(answers.parse_number(gold) is not None for gold in problems["answer"])
-    assert all(question for question in problems["question"])
+    assert all(problems["question"])
 
 
 def test_multiarith_has_20_repeated_questions_none_of_them_across_splits(data_dir):
@@ -353,18 +301,15 @@ def test_multiarith_has_20_repeated_questions_none_of_them_across_splits(data_di
     assert not set(test) & set(validation)
 
 
-def test_bbh_has_6511_problems_in_27_tasks(data_dir):
-    counts = [len(tasks.load(name, source=data_dir)) for name in tasks.BBH_TASKS]
+def test_bbh_has_6511_problems_in_27_tasks():
+    counts = [readers.NUM_PUBLISHED[name] for name in tasks.BBH_TASKS]
     assert (len(counts), sum(counts)) == (27, 6_511)
 
 
 def test_the_212_asdiv_golds_that_are_not_one_number_are_listed(data_dir):
     left_out = tasks.unscorable("asdiv", source=data_dir)
-    assert Counter(left_out["reason"]) == {
-        "several numbers": 90,
-        "ratio or time": 61,
-        "words": 61,
-    }
+    reasons = {"several numbers": 90, "ratio or time": 61, "words": 61}
+    assert Counter(left_out["reason"]) == reasons
     scored = tasks.load("asdiv", source=data_dir)
     assert len(scored) + len(left_out) == 2_305
     assert not set(scored["problem_id"]) & set(left_out["problem_id"])
@@ -373,10 +318,8 @@ def test_the_212_asdiv_golds_that_are_not_one_number_are_listed(data_dir):
 
 def test_the_nine_asdiv_fractions_are_scored(data_dir):
     golds = tasks.load("asdiv", source=data_dir)["answer"]
-    fractions = [gold for gold in golds if "/" in gold]
-    assert sorted(fractions) == sorted(
-        ["5/2", "3/7", "-1/3", "5/2", "7/9", "5/13", "4/7", "25/3", "1/6"]
-    )
+    fractions = "-1/3 1/6 25/3 3/7 4/7 5/13 5/2 5/2 7/9".split()
+    assert sorted(gold for gold in golds if "/" in gold) == fractions
 
 
 def test_rationales_have_no_calculator_notes(data_dir):
@@ -385,22 +328,20 @@ def test_rationales_have_no_calculator_notes(data_dir):
     assert train["rationale"][0].startswith("Natalia sold 48/2 = 24 clips in May.\n")
 
 
-def test_bbh_demonstrations_are_three_without_canary(data_dir):
-    for name in tasks.BBH_TASKS:
-        shown = tasks.demonstrations(name, source=data_dir)
-        description = tasks.task_description(name)
-        assert len(shown) == 3 and description
-        text = description + "".join(d.question + d.rationale for d in shown)
-        assert "canary" not in text.lower()
-        stem = name.removeprefix("bbh/")
-        for shown_one in shown:
-            score = answers.score_bbh(
-                stem,
-                shown_one.rationale,
-                shown_one.answer,
-                prompt_mode="chain_of_thought",
-            )
-            assert score.is_correct, (name, shown_one.answer)
+@pytest.mark.parametrize("name", tasks.BBH_TASKS)
+def test_bbh_demonstrations_are_three_right_ones_without_canary(name):
+    shown, description = tasks.demonstrations(name), tasks.task_description(name)
+    assert len(shown) == 3 and description
+    text = description + "".join(one.question + one.rationale for one in shown)
+    assert "canary" not in text.lower() and "Let's think" not in text
+    for one in shown:
+        score = answers.score_bbh(
+            name.removeprefix("bbh/"),
+            one.rationale,
+            one.answer,
+            prompt_mode="chain_of_thought",
+        )
+        assert score.is_correct, one.answer
 
 
 def test_math_demonstrations_are_four_training_problems(data_dir):
@@ -418,5 +359,6 @@ def test_gsm8k_test_repeats_no_training_question_word_for_word(data_dir):
     assert found["kind"].tolist() == ["near"]
 
 
-def test_the_preflight_finds_nothing_missing_in_the_real_folder(data_dir):
-    assert tasks.missing(tasks.REAL_TASKS, data_dir) == []
+def test_the_preflight_finds_nothing_missing_in_the_real_folder(data_dir, monkeypatch):
+    monkeypatch.setenv("COTSPEC_DATA", str(data_dir))
+    assert tasks.missing(tasks.REAL_TASKS) == []

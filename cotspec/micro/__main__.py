@@ -1,7 +1,9 @@
-"""Command line of the micro-world: ``python -m cotspec.micro build|pack|card``.
+"""Command line of the micro-world's models: ``python -m cotspec.micro COMMAND``.
 
-Enters: a folder. Leaves: trained models, the package's weights, or the two tokenizer
-files.
+build       train the shipped models into --out; resumes
+pack        write the models in --out into the package
+card        measure the package's models, write MODEL_CARD.md beside them
+tokenizers  make the two tokenizer files anew, in --out
 """
 
 from __future__ import annotations
@@ -14,9 +16,19 @@ from pathlib import Path
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return the exit status, 2 for what the user got wrong."""
-    options = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m cotspec.micro",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = ("build", "pack", "card", "tokenizers")
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("--out", type=Path, default=Path("runs/micro_build"))
+    name = "build this one only: teacher, small-raw-0, …; may be repeated"
+    parser.add_argument("--only", action="append", metavar="NAME", help=name)
+    options = parser.parse_args(arguments)
     # Imported here, since it takes seconds that --help need not wait for.
-    from cotspec.micro import build, card, shipped, tokenizers
+    from cotspec.micro import build, shipped, tokenizers
 
     try:
         if options.command == "build":
@@ -25,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif options.command == "pack":
             print(f"{build.pack(options.out) / 1e6:.1f} MB in {shipped.FOLDER}")
         elif options.command == "card":
-            print(card.write())
+            print(build.write_card())
         else:
             tokenizers.save(build.tokenizer_texts(), options.out)
             print(options.out)
@@ -33,20 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cotspec.micro")
-    commands = parser.add_subparsers(dest="command", required=True)
-    build = commands.add_parser("build", help="train the shipped models; resumes")
-    pack = commands.add_parser("pack", help="write built models into the package")
-    commands.add_parser("card", help="measure the weights, write MODEL_CARD.md")
-    make = commands.add_parser("tokenizers", help="make two tokenizer files anew")
-    for command in (build, pack, make):
-        command.add_argument("--out", type=Path, default=Path("runs/micro_build"))
-    name = "teacher, small-raw-0, …"
-    build.add_argument("--only", action="append", metavar="NAME", help=name)
-    return parser
 
 
 if __name__ == "__main__":

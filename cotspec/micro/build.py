@@ -1,9 +1,10 @@
-"""Trains the micro-world's teacher and students from nothing.
+"""Trains the micro-world's teacher and students from nothing, and measures them.
 
 Enters: the name of a shipped model. Leaves: a folder that transformers loads, with
-safetensors weights, its tokenizer, the recipe and what it took. Of a build that was
-killed, the models that were done are kept. What the models read is an endless stream of
-batches that depends on the seed alone.
+safetensors weights, its tokenizer, the recipe and what it took; from all of them the
+package's weights, and their card. Of a build that was killed, the models that were done
+are kept. What the models read is an endless stream of batches that depends on the seed
+alone, hence no epochs, checkpoints and batches of `cotspec.training` but its step.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
+import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -32,20 +32,23 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from cotspec import artifacts, prompts
+from cotspec import artifacts, evaluation, models, profiles, prompts, tasks, teacher
 from cotspec.losses import IGNORED
-from cotspec.micro import generic, shipped, tokenizers, world
-from cotspec.micro.shipped import MicroConfig
+from cotspec.micro import shipped, tokenizers, world
+from cotspec.micro.shipped import Recipe
 from cotspec.prompts import Demonstration
+from cotspec.statistics import wilson_interval
 from cotspec.t5 import IN_PLACE
+from cotspec.teacher import filtering
+from cotspec.teacher.studies import vote_curves
 from cotspec.training.loop import step_optimizer
 
 _POOL_BATCHES = 16  # drawn at once and sorted by length, so that padding is rare
 _CORRUPTED_SHARE = 0.15  # T5's, with spans of three tokens on average
 _MEAN_SPAN = 3
 _WARMUP_STEPS = 50
-_DONE = "done.json"
-FACTS = "facts.json"  # what the training took
+_DONE = "done.json"  # the recipe; written last
+_FACTS = "facts.json"  # what the training took
 
 Problems = dict[str, list[Demonstration]]  # by family
 Example = tuple[list[int], list[int]]  # input ids, label ids
@@ -53,24 +56,20 @@ Example = tuple[list[int], list[int]]  # input ids, label ids
 
 def solved_problems(split: str, size: int, *, seed: int) -> Problems:
     """Return `size` problems of every math family, a quarter of every generic one."""
-    solved = {}
-    for module, num in ((world, size), (generic, size // 4)):
-        for family in module.FAMILIES:
-            items = module.generate(family, split, num, seed=seed)
-            solved[family] = [
-                Demonstration(item["question"], item["rationale"], item["answer"])
-                for item in items
-            ]
-    return solved
+    found = {}
+    for family in world.FAMILIES:
+        num = size if family in world.MATH else size // 4
+        found[family] = world.solved(world.generate(family, split, num, seed=seed))
+    return found
 
 
 def tokenizer_texts() -> list[str]:
     """Return the solved problems that the shipped tokenizers were made from."""
     problems = solved_problems("train", 4000, seed=11)
-    return [_solved(one) for family in problems.values() for one in family]
+    return [_solved_text(one) for family in problems.values() for one in family]
 
 
-def _solved(problem: Demonstration) -> str:
+def _solved_text(problem: Demonstration) -> str:
     return prompts.demonstration_block(problem, chain_of_thought=True)
 
 
@@ -79,7 +78,7 @@ class Corpus:
     """What examples are drawn from; there is a method for every kind of model."""
 
     problems: Problems
-    config: MicroConfig
+    recipe: Recipe
     tokenizer: PreTrainedTokenizerBase
 
     def teacher(self, rng: Random) -> Example:
@@ -87,8 +86,8 @@ class Corpus:
 
         Learning to write questions would take most of a small model's capacity.
         """
-        family = _draw_family(rng, self.config.teacher_out_of_distribution_share)
-        num = rng.randint(0, self.config.teacher_demonstrations)
+        family = self._math_family(rng)
+        num = rng.randint(0, self.recipe.num_demonstrations)
         *shown, asked = rng.sample(self.problems[family], num + 1)
         text = prompts.teacher_prompt(asked.question, shown)
         text += prompts.solution(asked.rationale, asked.answer)
@@ -104,35 +103,33 @@ class Corpus:
     def raw(self, rng: Random) -> Example:
         """Draw a solved problem, spans replaced by sentinels (Raffel et al. 2020)."""
         tokenizer = self.tokenizer
-        family = rng.choice([*generic.FAMILIES, *world.FAMILIES * 2])
-        text = _solved(rng.choice(self.problems[family]))
+        family = rng.choice(world.GENERIC + world.MATH * 2)
+        text = _solved_text(rng.choice(self.problems[family]))
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         marks = tokenizer.convert_tokens_to_ids(list(tokenizers.SENTINELS))
         return corrupt_spans(rng, ids, marks, tokenizer.eos_token_id)
 
     def instruction_tuned(self, rng: Random) -> Example:
         """Draw a problem of any family in one of the four data formats."""
-        config = self.config
-        if rng.random() < config.generic_share:
-            family = rng.choice(generic.FAMILIES)
-        else:
-            family = _draw_family(rng, config.out_of_distribution_share)
-        is_in_context = rng.random() < config.in_context_share
-        is_chain_of_thought = rng.random() < config.chain_of_thought_share
+        recipe = self.recipe
+        is_generic = rng.random() < recipe.generic_share
+        family = rng.choice(world.GENERIC) if is_generic else self._math_family(rng)
+        is_in_context = rng.random() < recipe.in_context_share
+        is_chain_of_thought = rng.random() < recipe.chain_of_thought_share
         mode = "in_context" if is_in_context else "zero_shot"
         mode += "_chain_of_thought" if is_chain_of_thought else "_answer_only"
-        num = rng.randint(1, config.num_demonstrations) if is_in_context else 0
+        num = rng.randint(1, recipe.num_demonstrations) if is_in_context else 0
         *shown, asked = rng.sample(self.problems[family], num + 1)
         inputs = prompts.build_inputs(asked.question, mode, shown)
         solution = prompts.solution(asked.rationale, asked.answer)
         targets = prompts.build_target(mode, completion=solution, answer=asked.answer)
         return tuple(self.tokenizer([inputs, targets], verbose=False)["input_ids"])
 
-
-def _draw_family(rng: Random, other_share: float) -> str:
-    """Draw the training family, or one of the other three with `other_share`."""
-    first, *others = world.FAMILIES
-    return rng.choice(others) if rng.random() < other_share else first
+    def _math_family(self, rng: Random) -> str:
+        """Draw the training family, or one of the other three."""
+        first, *others = world.MATH
+        is_other = rng.random() < self.recipe.out_of_distribution_share
+        return rng.choice(others) if is_other else first
 
 
 def corrupt_spans(
@@ -192,19 +189,14 @@ def batches(
             yield collate(rows[start : start + batch_size])
 
 
-def train_model(
-    folder: Path, kind: str, *, config: MicroConfig, seed: int, base: Path | None = None
-) -> None:
+def train_model(folder: Path, recipe: Recipe, *, base: Path | None = None) -> None:
     """Train one model, or do nothing if it is done.
 
     Parameters
     ----------
     folder : Path
         Gets weights, tokenizer, the recipe and what it took.
-    kind : str
-        ``teacher``, ``raw`` or ``instruction_tuned``.
-    seed : int
-        Of weights and data.
+    recipe : Recipe
     base : Path, optional
         A folder whose weights the training starts from.
 
@@ -213,82 +205,54 @@ def train_model(
     ValueError
         If `folder` holds a model of another configuration.
     """
-    recipe = _recipe(kind, config, seed)
-    if _is_done(folder, recipe):
+    wanted = asdict(recipe)
+    if (folder / _DONE).exists():
+        found = artifacts.read_json(folder / _DONE)
+        if changed := sorted(k for k in wanted if found.get(k) != wanted[k]):
+            raise ValueError(
+                f"{folder}: holds a model of another configuration "
+                f"({', '.join(changed)}). Delete the folder or choose another"
+            )
         return
-    model, tokenizer = shipped.new_model(kind, config, seed=seed)
+    model, tokenizer = shipped.new_model(recipe)
     if base is not None:
         model = T5ForConditionalGeneration.from_pretrained(base)
-    problems = solved_problems("pretraining", config.pool_size, seed=seed)
-    draw = getattr(Corpus(problems, config, tokenizer), kind)
-    is_teacher = kind == shipped.TEACHER
-    batch_size = config.teacher_batch_size if is_teacher else config.batch_size
-    data = batches(draw, tokenizer, batch_size=batch_size, seed=seed)
-    began = time.monotonic()
-    _train(model, data, recipe)
+    problems = solved_problems("pretraining", recipe.pool_size, seed=recipe.seed)
+    draw = getattr(Corpus(problems, recipe, tokenizer), recipe.kind)
+    data = batches(draw, tokenizer, batch_size=recipe.batch_size, seed=recipe.seed)
     device = f"{torch.get_num_threads()} CPU threads"
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
+    began = time.monotonic()
+    _train(model, data, recipe)
     facts = {
         "parameters": model.num_parameters(),
-        "steps": recipe["steps"],
+        "steps": recipe.steps,
         "seconds": round(time.monotonic() - began),
         "device": device,
     }
-    # Saved beside its place and renamed, so that a folder is whole or absent.
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    (temporary / _DONE).write_text(json.dumps(recipe, indent=1, sort_keys=True))
-    (temporary / FACTS).write_text(json.dumps(facts, indent=1))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / _FACTS).write_text(json.dumps(facts, indent=1))
+    artifacts.write_json(folder / _DONE, wanted)
 
 
-def _recipe(kind: str, config: MicroConfig, seed: int) -> dict:
-    """Everything one model depends on; what differs is trained anew."""
-    others, role, rate = {
-        "teacher": (("student", "raw"), "teacher", config.teacher_learning_rate),
-        "raw": (("teacher", "student_steps"), "raw", config.learning_rate),
-        "instruction_tuned": (("teacher",), "student", config.learning_rate),
-    }[kind]
-    fields = {k: v for k, v in asdict(config).items() if not k.startswith(others)}
-    steps = fields[f"{role}_steps"]
-    return fields | {"kind": kind, "seed": seed, "steps": steps, "peak": rate}
-
-
-def _is_done(folder: Path, recipe: dict) -> bool:
-    if not (folder / _DONE).exists():
-        return False
-    found = artifacts.read_json(folder / _DONE)
-    if found != recipe:
-        changed = sorted(k for k in recipe if found.get(k) != recipe[k])
-        raise ValueError(
-            f"{folder}: holds a model of another configuration ({', '.join(changed)}). "
-            "Delete the folder or choose another"
-        )
-    return True
-
-
-def _train(model: PreTrainedModel, data: Iterator, recipe: dict) -> None:
+def _train(model: PreTrainedModel, data: Iterator, recipe: Recipe) -> None:
     """Take the recipe's updates, clip 1, in bfloat16."""
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision="bf16")
     if not torch.cuda.is_available() and model.config.is_encoder_decoder:
         # T5's position bias keeps PyTorch's fused attention off its fast path.
         model.set_attn_implementation(IN_PLACE)
-    optimizer = _optimizer(model, recipe["peak"])
+    optimizer = _optimizer(model, recipe.learning_rate)
     wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
-    for step in trange(recipe["steps"], desc=recipe["kind"]):
+    for step in trange(recipe.steps, desc=recipe.kind):
         batch = {k: v.to(accelerator.device) for k, v in next(data).items()}
         loss = [lambda batch=batch: wrapped(**batch).loss]
-        rate = recipe["peak"] * _schedule(step, recipe)
+        rate = recipe.learning_rate * _schedule(step, recipe)
         step_optimizer(
             accelerator, wrapped, optimizer, loss, rate=rate, max_grad_norm=1
         )
-    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)
-    model.to("cpu").eval()
 
 
 def _optimizer(model: PreTrainedModel, rate: float) -> torch.optim.Optimizer:
@@ -303,16 +267,16 @@ def _optimizer(model: PreTrainedModel, rate: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(learned, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
 
 
-def _schedule(step: int, recipe: dict) -> float:
+def _schedule(step: int, recipe: Recipe) -> float:
     """Linear warm-up; then constant (teacher) or a cosine to a twentieth (students).
 
     The teacher is stopped while it still errs, which needs no end to be planned for.
     """
-    steps = recipe["steps"]
+    steps = recipe.steps
     warmup = min(_WARMUP_STEPS, max(1, steps // 10))
     if step < warmup:
         return (step + 1) / warmup
-    if recipe["kind"] == shipped.TEACHER:
+    if recipe.kind == shipped.TEACHER:
         return 1.0
     done = (step - warmup) / max(1, steps - warmup)
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
@@ -337,19 +301,11 @@ def make(name: str, out_dir: Path) -> Path:
     """
     if name not in shipped.names():
         raise ValueError(f"name: {name!r}. Allowed: {', '.join(shipped.names())}")
-    folder = Path(out_dir) / name
-    if name == shipped.TEACHER:
-        train_model(folder, name, config=MicroConfig(), seed=0)
-        return folder
-    size, kind, seed = name.split("-")
-    config, base = shipped.config_of(size), None
-    if kind == "raw":
-        updates = config.raw_steps + config.student_steps
-        config = replace(config, raw_steps=updates)
-    else:
-        base = folder.with_name(f"{size}-pretrained-{seed}")
-        train_model(base, "raw", config=config, seed=int(seed))
-    train_model(folder, kind, config=config, seed=int(seed), base=base)
+    folder, base = Path(out_dir) / name, None
+    if "instruction_tuned" in name:
+        base = folder.with_name(name.replace("instruction_tuned", "pretrained"))
+        train_model(base, shipped.recipe_of(base.name))
+    train_model(folder, shipped.recipe_of(name), base=base)
     return folder
 
 
@@ -370,15 +326,112 @@ def pack(out_dir: Path) -> int:
     manifest = {}
     for name in shipped.names():
         built, packed = Path(out_dir) / name, folder / f"{name}.safetensors"
-        if not built.exists() and name in old:
+        if name in old and not (built / _DONE).exists():
             manifest[name] = old[name]  # not built again
             continue
         weights = load_file(built / "model.safetensors")
         save_file({key: tensor.half() for key, tensor in weights.items()}, packed)
         facts = {"sha256": artifacts.checksum(packed), "bytes": packed.stat().st_size}
-        manifest[name] = facts | artifacts.read_json(built / FACTS)
+        manifest[name] = facts | artifacts.read_json(built / _FACTS)
     path.write_text(json.dumps(manifest, indent=1) + "\n")
     for stray in folder.glob("*.safetensors"):
         if stray.stem not in manifest:
             stray.unlink()
     return sum(entry["bytes"] for entry in manifest.values())
+
+
+# --- The model card ---
+
+CHAIN = "in_context_chain_of_thought"
+DECODING = profiles.EvaluationConfig(
+    num_demonstrations=1, max_new_tokens=80, batch_tokens=32768, precision="float32"
+)
+_MATH = tuple(f"micro/{family}" for family in world.MATH)
+_GENERIC = tuple(f"micro/{family}" for family in world.GENERIC)
+_NUM_MATH, _NUM_GENERIC = 200, 50  # validation problems per task
+_NUM_QUESTIONS, _NUM_SAMPLES = 300, 10  # of the teacher, from the training split
+
+
+def student_row(size: str, start: str, base: int) -> dict[str, str]:
+    """Measure one student on the validation split; fractions as percent, in words."""
+    config = profiles.StudentConfig(model=f"micro-{size}", start=start)
+    student = models.load_student(config, seed=base)
+    counts = dict.fromkeys(_MATH, _NUM_MATH) | dict.fromkeys(_GENERIC, _NUM_GENERIC)
+    modes = dict.fromkeys(_MATH, (CHAIN,))
+    modes |= dict.fromkeys(_GENERIC, ("chain_of_thought", "answer_only"))
+    found = evaluation.evaluate(
+        student,
+        {task: tasks.load(task, "validation", num=n) for task, n in counts.items()},
+        modes,
+        DECODING,
+        demonstrations={task: tasks.demonstrations(task) for task in counts},
+        checkpoint="shipped",
+    ).to_pandas()
+    row = {"model": config.model, "start": start, "base": str(base)}
+    row["parameters"] = f"{student.size:,}"
+    for label, names, mode in (
+        ("math", _MATH[:1], CHAIN),
+        ("OOD", _MATH[1:], CHAIN),
+        ("generic CoT", _GENERIC, "chain_of_thought"),
+        ("generic answer-only", _GENERIC, "answer_only"),
+    ):
+        chosen = found["task"].isin(names) & (found["prompt_mode"] == mode)
+        right, n = found["is_correct"][chosen].sum(), chosen.sum()
+        low, high = wilson_interval(right, n)
+        row[label] = f"{right / n:.1%} [{low:.1%}, {high:.1%}]"
+    return row
+
+
+def teacher_sentence() -> str:
+    """Measure the teacher: one solution, majority vote, any of the samples."""
+    config = profiles.TeacherConfig(
+        backend="huggingface", model=models.MICRO_TEACHER, max_new_tokens=96
+    )
+    traces = teacher.sample(
+        tasks.load(_MATH[0], "train", num=_NUM_QUESTIONS),
+        teacher.load_backend(config),
+        num_samples=_NUM_SAMPLES,
+        temperature=0.5,
+        seed=0,
+        demonstrations=tasks.demonstrations(_MATH[0]),
+    )
+    curves = vote_curves(filtering.filter_traces(traces, profiles.FilterConfig()))
+    curves = curves.set_index(["series", "k"])["accuracy"]
+    return (
+        f"one solution right {curves['pass@k', 1]:.1%}, "
+        f"majority of {_NUM_SAMPLES} {curves['majority@k', _NUM_SAMPLES]:.1%}, "
+        f"at least one {curves['pass@k', _NUM_SAMPLES]:.1%}"
+    )
+
+
+def write_card() -> Path:
+    """Measure every shipped model and write ``MODEL_CARD.md`` beside the weights."""
+    rows = []
+    for name in shipped.names()[1:]:
+        size, start, base = name.split("-")
+        minutes = {"minutes": f"{shipped.facts(name)['seconds'] / 60:.1f}"}
+        rows.append(student_row(size, start, int(base)) | minutes)
+    tuned = shipped.recipe_of("small-instruction_tuned-0")
+    facts = shipped.facts(shipped.TEACHER)
+    in_distribution = 1 - tuned.out_of_distribution_share
+    text = Path(__file__).with_name("card.md").read_text("utf-8")
+    path = shipped.FOLDER / "MODEL_CARD.md"
+    path.write_text(
+        text.format(
+            facts=facts,
+            shipped=shipped,
+            teacher=shipped.recipe_of(shipped.TEACHER),
+            pretrained=shipped.recipe_of("small-pretrained-0"),
+            raw=shipped.recipe_of("small-raw-0"),
+            tuned=tuned,
+            one_in=1 / ((1 - tuned.generic_share) * in_distribution),
+            num_math=_NUM_MATH,
+            num_generic=_NUM_GENERIC,
+            students=artifacts.markdown_table(pd.DataFrame(rows)),
+            num_questions=_NUM_QUESTIONS,
+            num_samples=_NUM_SAMPLES,
+            solutions=teacher_sentence(),
+            minutes=facts["seconds"] / 60,
+        )
+    )
+    return path

@@ -1,18 +1,20 @@
 """Ten families of short problems in the spirit of BIG-Bench Hard.
 
-Enters: a family, a split, a count and a seed. Leaves: problems with the same columns
-as `world.generate`; ``program`` is the JSON of what the answer follows from. Every
-rationale ends before the answer sentence, like the math ones.
+Enters: a generator of random numbers. Leaves: a problem; its ``program`` is the JSON of
+what the answer follows from. Every rationale ends before the answer sentence, like the
+math ones. `cotspec.micro.world` draws from `FAMILIES` what belongs to a split.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
+from typing import NamedTuple
 
-from cotspec.micro import world
-from cotspec.micro.world import NAMES, Problem
-
+BOYS = ("Tom", "Sam", "Ben", "Max", "Leo", "Dan", "Jack", "Luke", "Adam", "Eric")
+GIRLS = ("Ann", "Eva", "Mia", "Zoe", "Lily", "Ruth", "Emma", "Kate", "Nora", "Jane")
+NAMES = BOYS + GIRLS
 DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 WORDS = (
     "ant bee cat dog egg fox goat hen ink jam king lamp moon nest owl pig queen rat "
@@ -24,34 +26,18 @@ COLORS = "red blue green black white pink".split()
 _OPTIONS = ("(A)", "(B)", "(C)")
 
 
-def generate(family: str, split: str, n: int, *, seed: int) -> list[dict]:
-    """Return `n` problems of one generic family.
+class Problem(NamedTuple):
+    """What is drawn; the program is what the answer follows from."""
 
-    Parameters
-    ----------
-    family : str
-        One of `FAMILIES`.
-    split : str
-        One of `world.SPLITS`; splits never share a question.
-    n, seed : int
-        Item i depends on the seed and i alone.
-
-    Returns
-    -------
-    list of dict
-        ``problem_id, task, split, question, rationale, answer, num_steps, program``.
-
-    Raises
-    ------
-    ValueError
-        Unknown family or split.
-    """
-    return world.draw_items(_DRAWS, family, split, n, seed=seed)
+    question: str
+    rationale: str
+    answer: str
+    num_steps: int
+    program: str
 
 
-def demonstrations(family: str) -> list[dict]:
-    """Return two worked problems for prompts, from a split of their own."""
-    return generate(family, "demonstrations", 2, seed=0)
+# How each family draws a problem, and its answers where they are few.
+Families = Mapping[str, tuple[Callable[[Random], Problem], Sequence[str]]]
 
 
 def _item(question: str, steps: list[str], answer: str, program: object) -> Problem:
@@ -220,8 +206,7 @@ def _logical_deduction(rng: Random) -> Problem:
     return _multiple_choice(rng, question, steps, choices, order[place], program)
 
 
-# How a family draws a problem, and its answers where they are few.
-_DRAWS: world.Families = {
+FAMILIES: Families = {
     "last_letters": (_last_letters, ()),
     "word_sorting": (_word_sorting, ()),
     "object_counting": (_object_counting, ()),
@@ -233,4 +218,3 @@ _DRAWS: world.Families = {
     "reasoning_about_colored_objects": (_reasoning_about_colored_objects, _OPTIONS),
     "logical_deduction": (_logical_deduction, _OPTIONS),
 }
-FAMILIES = tuple(_DRAWS)

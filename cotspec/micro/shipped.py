@@ -29,107 +29,104 @@ from cotspec.t5 import new_t5
 FOLDER = Path(__file__).parent / "weights"
 MANIFEST = "manifest.json"
 TEACHER = "teacher"
-ModelAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
-
-
-@dataclass(frozen=True)
-class MicroConfig:
-    """How the micro-world's shipped models were trained (`cotspec.micro.build`)."""
-
-    num_demonstrations: int = 2  # at most, in a student's pretraining example
-    pool_size: int = 20_000  # training items per math family, a quarter per generic
-    teacher_steps: int = 650
-    teacher_hidden: int = 128
-    teacher_layers: int = 4
-    teacher_demonstrations: int = 4  # at most, in a teacher's document
-    teacher_batch_size: int = 16
-    teacher_learning_rate: float = 2e-3  # AdamW
-    teacher_out_of_distribution_share: float = 0.0  # of its documents
-    # Span corruption before instruction tuning; a shipped raw student has as many
-    # updates of it as its tuned twin has of both.
-    raw_steps: int = 500
-    student_steps: int = 2000
-    student_hidden: int = 128
-    student_layers: int = 2
-    student_heads: int = 8
-    # One instruction example in seventeen is a problem of the training family: what a
-    # small model with many tasks learned a little of each, and gains by concentrating.
-    generic_share: float = 0.8  # of instruction examples
-    out_of_distribution_share: float = 0.7  # of instruction examples in math
-    in_context_share: float = 0.4  # of instruction examples
-    chain_of_thought_share: float = 0.7  # chains are longer to learn than answers
-    batch_size: int = 16
-    learning_rate: float = 5e-2  # Adafactor, relative to a parameter's size
-
-
 MICRO_STARTS = ("raw", "instruction_tuned")
 NOT_SHIPPED = ("xl", "raw")  # Table 2 of the paper has three sizes
 # Shapes of the shipped students micro-small … micro-xl, a factor 3 apart: hidden size
 # and heads.
 MICRO_SIZES = {"small": (16, 3), "base": (32, 4), "large": (72, 4), "xl": (128, 8)}
-_TEACHER_HEAD_SIZE = 32
 # In every size. With heads of 32, students hardly learned to copy a running total into
 # the next step (139 of 152 errors); with 8 heads of 8 instead of 4 of 16, the student
 # of 304k ended at 57% instead of 72% of the validation problems.
 STUDENT_HEAD_SIZE = 16
-_MAX_POSITIONS = 2048
+# Span corruption before instruction tuning, and that; a shipped raw student has as many
+# updates of the first as its tuned twin has of both.
+_STEPS = {"pretrained": 500, "instruction_tuned": 2000, "raw": 2500}
+ModelAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
-def new_model(kind: str, config: MicroConfig, *, seed: int) -> ModelAndTokenizer:
+@dataclass(frozen=True)
+class Recipe:
+    """What a shipped model is and how it was trained (`cotspec.micro.build`)."""
+
+    kind: str  # teacher, raw or instruction_tuned
+    seed: int  # of weights and data
+    hidden: int
+    heads: int
+    steps: int
+    layers: int = 2
+    learning_rate: float = 5e-2  # Adafactor's, relative to a parameter; teacher: AdamW
+    num_demonstrations: int = 2  # at most, in an example
+    # One instruction example in seventeen is a problem of the training family: what a
+    # small model with many tasks learned a little of each, and gains by concentrating.
+    generic_share: float = 0.8  # of instruction examples
+    out_of_distribution_share: float = 0.7  # of math examples
+    in_context_share: float = 0.4  # of instruction examples
+    chain_of_thought_share: float = 0.7  # chains are longer to learn than answers
+    batch_size: int = 16
+    pool_size: int = 20_000  # training items per math family, a quarter per generic
+
+
+def recipe_of(name: str) -> Recipe:
+    """Return how one of `names` was trained, or ``<size>-pretrained-<seed>``."""
+    if name == TEACHER:
+        return Recipe(
+            TEACHER,
+            seed=0,
+            hidden=128,
+            heads=4,
+            layers=4,
+            steps=650,
+            learning_rate=2e-3,
+            num_demonstrations=4,
+            out_of_distribution_share=0.0,
+        )
+    size, stage, seed = name.split("-")
+    kind = "raw" if stage == "pretrained" else stage
+    return Recipe(kind, int(seed), *MICRO_SIZES[size], steps=_STEPS[stage])
+
+
+def new_model(recipe: Recipe) -> ModelAndTokenizer:
     """Return a model with random weights, and its tokenizer.
 
     The teacher is a Llama; ``raw`` and ``instruction_tuned`` are shaped like FlanT5.
     Torch's global generator is left alone.
     """
-    is_teacher = kind == TEACHER
+    is_teacher = recipe.kind == TEACHER
     tokenizer = tokenizers.load_teacher() if is_teacher else tokenizers.load_student()
-    new = _new_teacher if is_teacher else _new_student
+    ids = {
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if is_teacher:
+        new = LlamaForCausalLM
+        shape = LlamaConfig(
+            **ids,
+            bos_token_id=None,
+            hidden_size=recipe.hidden,
+            intermediate_size=recipe.hidden * 3,
+            num_hidden_layers=recipe.layers,
+            num_attention_heads=recipe.heads,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+        )
+    else:
+        new = new_t5
+        shape = T5Config(
+            **ids,
+            decoder_start_token_id=tokenizer.pad_token_id,
+            d_model=recipe.hidden,
+            d_kv=STUDENT_HEAD_SIZE,
+            d_ff=recipe.hidden * 2,
+            num_layers=recipe.layers,
+            num_heads=recipe.heads,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+            tie_word_embeddings=False,
+        )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return new(config, tokenizer), tokenizer
-
-
-def _new_teacher(config: MicroConfig, tokenizer: PreTrainedTokenizerBase):
-    shape = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=config.teacher_hidden,
-        intermediate_size=config.teacher_hidden * 3,
-        num_hidden_layers=config.teacher_layers,
-        num_attention_heads=config.teacher_hidden // _TEACHER_HEAD_SIZE,
-        max_position_embeddings=_MAX_POSITIONS,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return LlamaForCausalLM(shape)
-
-
-def _new_student(config: MicroConfig, tokenizer: PreTrainedTokenizerBase):
-    shape = T5Config(
-        vocab_size=len(tokenizer),
-        d_model=config.student_hidden,
-        d_kv=STUDENT_HEAD_SIZE,
-        d_ff=config.student_hidden * 2,
-        num_layers=config.student_layers,
-        num_heads=config.student_heads,
-        feed_forward_proj="gated-gelu",
-        dropout_rate=0.0,
-        tie_word_embeddings=False,
-        decoder_start_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return new_t5(shape)
-
-
-def names() -> tuple[str, ...]:
-    """Return the name of every shipped model: ``teacher``, ``small-raw-0`` …"""
-    kinds = [kind for kind in product(MICRO_SIZES, MICRO_STARTS) if kind != NOT_SHIPPED]
-    students = [
-        f"{size}-{start}-{i}" for i in range(NUM_BASES) for size, start in kinds
-    ]
-    return (TEACHER, *students)
+        torch.manual_seed(recipe.seed)
+        return new(shape), tokenizer
 
 
 def name_of(size: str, start: str, seed: int) -> str:
@@ -137,15 +134,11 @@ def name_of(size: str, start: str, seed: int) -> str:
     return f"{size}-{start}-{seed % NUM_BASES}"
 
 
-def load_teacher() -> ModelAndTokenizer:
-    """Return the shipped teacher, float32, and its tokenizer.
-
-    Raises
-    ------
-    ValueError
-        Missing or changed weights.
-    """
-    return _load(TEACHER, TEACHER, MicroConfig())
+def names() -> tuple[str, ...]:
+    """Return the name of every shipped model: ``teacher``, ``small-raw-0`` …"""
+    kinds = [kind for kind in product(MICRO_SIZES, MICRO_STARTS) if kind != NOT_SHIPPED]
+    students = [name_of(*kind, seed) for seed in range(NUM_BASES) for kind in kinds]
+    return (TEACHER, *students)
 
 
 def load_student(size: str, start: str, *, seed: int = 0) -> ModelAndTokenizer:
@@ -154,7 +147,7 @@ def load_student(size: str, start: str, *, seed: int = 0) -> ModelAndTokenizer:
     Parameters
     ----------
     size : str
-        One of `MICRO_SIZES`.
+        One of `MICRO_SIZES`; `profiles` refuses others.
     start : str
         ``raw`` or ``instruction_tuned``.
     seed : int
@@ -163,20 +156,14 @@ def load_student(size: str, start: str, *, seed: int = 0) -> ModelAndTokenizer:
     Raises
     ------
     ValueError
-        Unknown size or start; missing or changed weights.
+        A start that is not shipped; missing or changed weights.
     """
-    for field, value, allowed in (
-        ("student.model", f"micro-{size}", [f"micro-{s}" for s in MICRO_SIZES]),
-        ("student.start", start, MICRO_STARTS),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{field}: {value!r}. Allowed: {', '.join(allowed)}")
-    if (size, start) == NOT_SHIPPED:
+    allowed = [one for one in MICRO_STARTS if (size, one) != NOT_SHIPPED]
+    if start not in allowed:
         raise ValueError(
-            f"student.start: {start!r} of 'micro-{size}' is not shipped. Allowed: "
-            "instruction_tuned, or a smaller student"
+            f"student.start: {start!r} of 'micro-{size}'. Allowed: {', '.join(allowed)}"
         )
-    return _load(name_of(size, start, seed), start, config_of(size))
+    return load(name_of(size, start, seed))
 
 
 def facts(name: str) -> dict[str, object]:
@@ -184,31 +171,27 @@ def facts(name: str) -> dict[str, object]:
     return artifacts.read_json(FOLDER / MANIFEST)[name]
 
 
-def checksum(name: str) -> str:
-    """Return the SHA-256 of one model's weights, as the manifest has it."""
-    return str(facts(name)["sha256"])
+def load(name: str) -> ModelAndTokenizer:
+    """Return one of `names`, float32, and its tokenizer.
 
-
-def config_of(size: str) -> MicroConfig:
-    """Return the recipe of one size."""
-    hidden, heads = MICRO_SIZES[size]
-    return MicroConfig(student_hidden=hidden, student_heads=heads)
-
-
-def _load(name: str, kind: str, config: MicroConfig) -> ModelAndTokenizer:
+    Raises
+    ------
+    ValueError
+        Missing or changed weights.
+    """
     path = FOLDER / f"{name}.safetensors"
     if not path.exists() or not (FOLDER / MANIFEST).exists():
         raise ValueError(
             f"{path}: no such weights. Reinstall cotspec, or make them with "
             "'python -m cotspec.micro build' and 'python -m cotspec.micro pack'"
         )
-    found, wanted = artifacts.checksum(path), checksum(name)
+    found, wanted = artifacts.checksum(path), facts(name)["sha256"]
     if found != wanted:
         raise ValueError(
             f"{path}: changed or damaged (SHA-256 {found[:12]}…, expected "
             f"{wanted[:12]}…). Reinstall cotspec"
         )
-    model, tokenizer = new_model(kind, config, seed=0)
+    model, tokenizer = new_model(recipe_of(name))
     try:
         load_model(model, path)
     except RuntimeError as error:

@@ -9,6 +9,7 @@ pieces of them. The shipped models know the shipped ones only.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -17,8 +18,6 @@ from pathlib import Path
 from string import ascii_letters, digits
 
 import tokenizers as tk
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
-from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
 DATA_FILES = ("tokenizers",)  # part of the keys of stages that read them
@@ -37,19 +36,18 @@ _NUM_TEACHER_PIECES, _NUM_WORDS, _NUM_FRAGMENTS = 680, 190, 60
 
 def load_teacher() -> PreTrainedTokenizerFast:
     """Return the teacher's byte-level BPE; ``<|endoftext|>`` ends and pads."""
-    return _fast(TEACHER_FILE, eos_token=_END, pad_token=_END)
+    return _load(TEACHER_FILE, eos_token=_END, pad_token=_END)
 
 
 def load_student() -> PreTrainedTokenizerFast:
     """Return the students' Unigram; like T5's it appends ``</s>``."""
     special = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
-    return _fast(STUDENT_FILE, **special, extra_special_tokens=list(SENTINELS))
+    return _load(STUDENT_FILE, **special, extra_special_tokens=list(SENTINELS))
 
 
-def _fast(file: Path, **special: object) -> PreTrainedTokenizerFast:
-    tokenizer = tk.Tokenizer.from_file(str(file))
+def _load(file: Path, **special: object) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special
+        tokenizer_file=str(file), clean_up_tokenization_spaces=False, **special
     )
 
 
@@ -58,19 +56,11 @@ def train_teacher(texts: Iterable[str]) -> tk.Tokenizer:
 
     Lines of numbers are added to the text, so that 0 to 99 become single pieces.
     """
-    tokenizer = tk.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     numbers = ["".join(f" {number}" for number in range(100))] * _NUMBER_LINES
-    trainer = BpeTrainer(
-        vocab_size=_NUM_TEACHER_PIECES,
-        special_tokens=[_END],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
+    new = load_teacher().train_new_from_iterator(
+        [*texts, *numbers], _NUM_TEACHER_PIECES, show_progress=False
     )
-    tokenizer.train_from_iterator([*texts, *numbers], trainer)
-    return tokenizer
+    return new.backend_tokenizer
 
 
 def train_student(texts: Iterable[str]) -> tk.Tokenizer:
@@ -93,7 +83,14 @@ def train_student(texts: Iterable[str]) -> tk.Tokenizer:
     singles = sorted({*"".join(counts), *ascii_letters, *digits})
     for single in [*singles, *(_SPACE + letter for letter in ascii_letters)]:
         pieces.setdefault(single, 1)
-    return _unigram(pieces)
+    total = sum(pieces.values())
+    scores = [(piece, math.log(count / total)) for piece, count in pieces.items()]
+    made = json.loads(STUDENT_FILE.read_text("utf-8"))  # all but the pieces stays
+    made["model"]["vocab"] = [*((piece, 0.0) for piece in _SPECIAL), *scores]
+    made["added_tokens"] = []
+    tokenizer = tk.Tokenizer.from_str(json.dumps(made))
+    tokenizer.add_special_tokens([*_SPECIAL, *SENTINELS])
+    return tokenizer
 
 
 def _words(text: str) -> list[str]:
@@ -112,25 +109,7 @@ def _most_common(counts: Counter, n: int) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:n])
 
 
-def _unigram(pieces: dict[str, int]) -> tk.Tokenizer:
-    total = sum(pieces.values())
-    vocab = [(piece, 0.0) for piece in _SPECIAL]
-    vocab += [(piece, math.log(n / total)) for piece, n in pieces.items()]
-    tokenizer = tk.Tokenizer(models.Unigram(vocab, unk_id=_SPECIAL.index("<unk>")))
-    one_space = normalizers.Replace(tk.Regex(r"\s+"), " ")
-    strip = normalizers.Strip(left=False, right=True)
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), one_space, strip])
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="always")
-    tokenizer.decoder = decoders.Metaspace(_SPACE, prepend_scheme="always")
-    tokenizer.add_special_tokens([*_SPECIAL, *SENTINELS])
-    end = tokenizer.token_to_id("</s>")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", end)]
-    )
-    return tokenizer
-
-
-def save(texts: list[str], folder: Path = FOLDER) -> None:
+def save(texts: list[str], folder: Path) -> None:
     """Train both tokenizers on `texts` and write their files."""
     folder.mkdir(parents=True, exist_ok=True)
     train_teacher(texts).save(str(folder / TEACHER_FILE.name), pretty=False)

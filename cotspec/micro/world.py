@@ -1,38 +1,30 @@
-"""The micro-world's math: seeded word problems, and which split each belongs to.
+"""The micro-world: seeded problems, and which split each belongs to.
 
 Enters: a family, a split, a count and a seed. Leaves: problems with question,
 rationale, answer and the program they follow from. The split is a hash of the question,
-so that no two splits share one.
+so that no two splits share one. The math word problems are told here.
 """
 
 from __future__ import annotations
 
 import hashlib
 from bisect import bisect
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import add, floordiv, mul, sub
 from random import Random
-from typing import NamedTuple
+
+from cotspec.micro import generic
+from cotspec.micro.generic import BOYS, NAMES, Problem
+from cotspec.prompts import Demonstration
 
 SPLITS = ("train", "pretraining", "validation", "test", "demonstrations")
+MATH = ("math", "multiarith", "asdiv", "svamp")
+GENERIC = tuple(generic.FAMILIES)
+FAMILIES = MATH + GENERIC
 # A model may see a question of these twice; of the others every one is asked once.
 _MAY_REPEAT = ("train", "pretraining")
 _MAX_DRAWS = 10_000
-
-
-class Problem(NamedTuple):
-    """What is drawn; the program is what the answer follows from."""
-
-    question: str
-    rationale: str
-    answer: str
-    num_steps: int
-    program: str
-
-
-Families = Mapping[str, tuple[Callable[[Random], Problem], Sequence[str]]]
 
 
 def split_of(question: str) -> str:
@@ -47,33 +39,41 @@ def split_of(question: str) -> str:
     return SPLITS[bisect((39, 78, 88, 98), bucket)]
 
 
-def draw_items(
-    families: Families, family: str, split: str, n: int, *, seed: int
-) -> list[dict]:
-    """Return `n` items of one family and split; item i is the same for every `n`.
+def generate(family: str, split: str, n: int, *, seed: int) -> list[dict]:
+    """Return `n` problems of one family and split.
+
+    Where a family has few answers they take turns, so that always giving one of them is
+    right exactly 1 in so many times.
 
     Parameters
     ----------
-    families : mapping of str to (callable, sequence of str)
-        How each draws a problem, ``draw(rng) -> Problem``, and its answers where they
-        are few: they take turns, so that always giving one of them is right exactly 1
-        in ``len(answers)`` times.
-    family, split : str
-        Out of `families` and `SPLITS`.
+    family : str
+        One of `FAMILIES`.
+    split : str
+        One of `SPLITS`; splits never share a question.
     n, seed : int
+        Item i depends on the seed and i alone.
+
+    Returns
+    -------
+    list of dict
+        ``problem_id, task, split, question, rationale, answer, num_steps, program``;
+        `program` is an arithmetic expression whose value is `answer`, or the JSON of
+        what a generic answer follows from.
 
     Raises
     ------
     ValueError
         Unknown family or split, `n` below zero, or fewer than `n` different questions.
     """
-    if family not in families:
-        raise ValueError(f"family: {family!r}. Allowed: {', '.join(families)}")
+    if family not in FAMILIES:
+        raise ValueError(f"family: {family!r}. Allowed: {', '.join(FAMILIES)}")
     if split not in SPLITS:
         raise ValueError(f"split: {split!r}. Allowed: {', '.join(SPLITS)}")
     if n < 0:
         raise ValueError(f"n: {n!r} must be >= 0")
-    draw, answers = families[family]
+    math = partial(_math_problem, family=family)
+    draw, answers = generic.FAMILIES.get(family, (math, ()))
     items: list[dict] = []
     asked: set[str] = set()
     for index in range(n):
@@ -98,11 +98,25 @@ def draw_items(
     return items
 
 
-FAMILIES = ("math", "multiarith", "asdiv", "svamp")
+def demonstrations(family: str) -> list[Demonstration]:
+    """Return worked problems for prompts, from a split of their own.
 
-BOYS = ("Tom", "Sam", "Ben", "Max", "Leo", "Dan", "Jack", "Luke", "Adam", "Eric")
-GIRLS = ("Ann", "Eva", "Mia", "Zoe", "Lily", "Ruth", "Emma", "Kate", "Nora", "Jane")
-NAMES = BOYS + GIRLS
+    Four of ``math`` for every math family, two of its own for a generic one.
+    """
+    family, num = ("math", 4) if family in MATH else (family, 2)
+    return solved(generate(family, "demonstrations", num, seed=0))
+
+
+def solved(items: list[dict]) -> list[Demonstration]:
+    """Return problems as prompts show them."""
+    return [
+        Demonstration(item["question"], item["rationale"], item["answer"])
+        for item in items
+    ]
+
+
+# --- The math word problems ---
+
 FOODS = (
     "apples pears plums cakes cookies eggs nuts figs lemons pies grapes melons "
     "beans muffins"
@@ -133,6 +147,12 @@ class Event:
     number: int
     after: int
 
+    def told(self, wording: dict[str, str]) -> str:
+        """Return the event as one sentence, in `_PLAIN` or `_VARIED` wording."""
+        pronoun = "he" if self.who in BOYS else "she"
+        past = (GAINS | LOSSES)[self.verb]
+        return wording[self.kind].format(**vars(self), pronoun=pronoun, past=past)
+
 
 @dataclass(frozen=True)
 class Story:
@@ -145,51 +165,18 @@ class Story:
     program: str  # all steps as one arithmetic expression, left to right
 
 
-def generate(family: str, split: str, n: int, *, seed: int) -> list[dict]:
-    """Return `n` math word problems.
-
-    Parameters
-    ----------
-    family : str
-        One of `FAMILIES`.
-    split : str
-        One of `SPLITS`; splits never share a question.
-    n, seed : int
-        Item i depends on the seed and i alone.
-
-    Returns
-    -------
-    list of dict
-        ``problem_id, task, split, question, rationale, answer, num_steps, program``;
-        `program` is the arithmetic expression whose value is `answer`.
-
-    Raises
-    ------
-    ValueError
-        Unknown family or split.
-    """
-    draws = {name: (partial(_problem, family=name), ()) for name in FAMILIES}
-    return draw_items(draws, family, split, n, seed=seed)
-
-
-def demonstrations(family: str = "math") -> list[dict]:
-    """Return four worked problems for prompts, from a split of their own."""
-    return generate(family, "demonstrations", 4, seed=0)
-
-
-def _problem(rng: Random, *, family: str) -> Problem:
+def _math_problem(rng: Random, *, family: str) -> Problem:
     num_steps = rng.randint(1, _MAX_NUM_STEPS)
     if family == "svamp" and num_steps < 3 and rng.random() < 0.5:
-        question, rationale, program, answer = _other_question(rng, num_steps)
-    else:
-        story = _story(rng, THINGS if family == "multiarith" else FOODS, num_steps)
-        tell = _tell_varied if family == "asdiv" else _tell
-        sentences, asked = tell(rng, story)
-        if family == "svamp":
-            sentences.insert(rng.randint(1, len(sentences)), _distraction(rng, story))
-        question, rationale = " ".join([*sentences, asked]), _rationale(rng, story)
-        program, answer = story.program, story.events[-1].after
-    return Problem(question, rationale, str(answer), num_steps, program)
+        return _other_question(rng, num_steps)
+    story = _story(rng, THINGS if family == "multiarith" else FOODS, num_steps)
+    tell = _tell_varied if family == "asdiv" else _tell
+    sentences, asked = tell(rng, story)
+    if family == "svamp":
+        sentences.insert(rng.randint(1, len(sentences)), _distraction(rng, story))
+    question, rationale = " ".join([*sentences, asked]), _rationale(rng, story)
+    answer = str(story.events[-1].after)
+    return Problem(question, rationale, answer, num_steps, story.program)
 
 
 def _story(rng: Random, items: list[str], num_steps: int) -> Story:
@@ -240,14 +227,10 @@ _VARIED = {
 
 def _tell(rng: Random, story: Story) -> tuple[list[str], str]:
     sentences = [f"{story.name} has {story.start} {story.item}."]
-    sentences += map(_sentence, story.events)
+    sentences += [event.told(_PLAIN) for event in story.events]
     if story.events[-1].kind == "split":
         return sentences, f"How many {story.item} are in each bag?"
     return sentences, f"How many {story.item} does {story.events[-1].who} have?"
-
-
-def _sentence(event: Event) -> str:
-    return _PLAIN[event.kind].format(**vars(event))
 
 
 def _tell_varied(rng: Random, story: Story) -> tuple[list[str], str]:
@@ -257,7 +240,7 @@ def _tell_varied(rng: Random, story: Story) -> tuple[list[str], str]:
         f"{story.name} had {story.start} {story.item} yesterday.",
         f"Yesterday {story.start} {story.item} belonged to {story.name}.",
     )
-    sentences = [rng.choice(openings), *map(_varied_sentence, story.events)]
+    sentences = [rng.choice(openings), *(e.told(_VARIED) for e in story.events)]
     last = story.events[-1]
     if last.kind == "split":
         return sentences, f"Find the number of {story.item} in one bag."
@@ -266,12 +249,6 @@ def _tell_varied(rng: Random, story: Story) -> tuple[list[str], str]:
         f"In the end, what number of {story.item} belonged to {last.who}?",
     )
     return sentences, rng.choice(questions)
-
-
-def _varied_sentence(event: Event) -> str:
-    pronoun = "he" if event.who in BOYS else "she"
-    past = (GAINS | LOSSES)[event.verb]
-    return _VARIED[event.kind].format(**vars(event), pronoun=pronoun, past=past)
 
 
 def _distraction(rng: Random, story: Story) -> str:
@@ -284,11 +261,8 @@ def _distraction(rng: Random, story: Story) -> str:
     return f"{name} also has {rng.randint(2, 20)} {rng.choice(others)}."
 
 
-def _other_question(rng: Random, num_steps: int) -> tuple[str, str, str, int]:
-    """Ask for the start (one step), or for all that was gained (two steps).
-
-    Returns question, rationale, program and answer.
-    """
+def _other_question(rng: Random, num_steps: int) -> Problem:
+    """Ask for the start (one step), or for all that was gained (two steps)."""
     name, item = rng.choice(NAMES), rng.choice(FOODS)
     verb = rng.choice(list(GAINS))
     conclusion = rng.choice((f" {name} gets", f" So {name} gets"))
@@ -318,7 +292,7 @@ def _other_question(rng: Random, num_steps: int) -> tuple[str, str, str, int]:
         )
     if rng.random() < 0.3 and num_steps == 2:
         steps += f"{conclusion} {answer}."
-    return question, steps, program, answer
+    return Problem(question, steps, str(answer), num_steps, program)
 
 
 def _rationale(rng: Random, story: Story) -> str:
@@ -335,7 +309,7 @@ def _rationale(rng: Random, story: Story) -> str:
     then = rng.choice(("", "", "Then "))
     for event in story.events:
         equation = f"{event.before} {event.sign} {event.number} = {event.after}"
-        told = _sentence(event).removesuffix(".")
+        told = event.told(_PLAIN).removesuffix(".")
         parts.append(then + told + join.format(equation) + ".")
     if rng.random() < 0.3:
         in_bag = f"{last.after} are in each bag"

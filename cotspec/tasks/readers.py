@@ -1,9 +1,8 @@
 """GSM8K, MultiArith, SVAMP, ASDiv and BIG-Bench Hard as they were published.
 
-Enters: a task name and a folder, None for the hub. Leaves: rows with ``split, index,
-question, answer``, GSM8K's with a ``rationale``, ASDiv's with the ``reason`` why a gold
-cannot be scored ("" where it can); of BBH also the sentence a prompt begins with and
-its three published demonstrations.
+Enters: a task name and a folder, None for the hub. Leaves: its rows, counted against
+the published number, each with its id; the worked problems its prompts show, and of BBH
+also the sentence a prompt begins with.
 """
 
 from __future__ import annotations
@@ -14,65 +13,105 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from xml.etree import ElementTree
+from typing import NamedTuple
 
 from cotspec import answers
 from cotspec.profiles import BBH_TASKS
 from cotspec.prompts import COT_TRIGGER, Demonstration
-from cotspec.tasks.sources import (
-    SHIPPED,
-    check_keys,
-    from_hub,
-    plain_number,
-    read_json,
-    read_json_lines,
-    read_text,
-)
+from cotspec.tasks.sources import SHIPPED, read_json, read_rows, read_text
 
-NUM_GSM8K = {"train": 7_473, "test": 1_319}
-NUM_VALIDATION = 200
+NUM_GSM8K = {"train": 7_473, "test": 1_319}  # 200 of train are held out
 NUM_MULTIARITH_TEST = 400
 NUM_MATH_DEMONSTRATIONS = 4
+# Unscorable golds included.
+NUM_PUBLISHED = {
+    "gsm8k": sum(NUM_GSM8K.values()),
+    "multiarith": 600,
+    "asdiv": 2_305,
+    "svamp": 1_000,
+} | dict.fromkeys(BBH_TASKS, 250)
+NUM_PUBLISHED |= {
+    "bbh/causal_judgement": 187,
+    "bbh/penguins_in_a_table": 146,
+    "bbh/snarks": 178,
+}
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 _UNIT = re.compile(r"\s*\([^()]*[^\d()/][^()]*\)\s*\Z")  # "9 (apples)", not "-(1/3)"
 
 
-def gsm8k(name: str, folder: Path | None) -> Iterator[dict]:
-    """Yield train, validation and test; ids are rows of the published files."""
-    for published in ("train", "test"):
-        yield from _gsm8k_file(published, folder)
+class Row(NamedTuple):
+    """A published problem."""
+
+    split: str
+    index: int  # in the published file; of MultiArith, in the order of its texts
+    question: str
+    answer: str
+    rationale: str = ""
+    reason: str = ""  # why the gold cannot be scored
 
 
-def gsm8k_demonstrations(folder: Path | None) -> list[Demonstration]:
-    """Return the first training problems; the test set is not read."""
+def problems(name: str, folder: Path | None) -> list[dict]:
+    """Read a task, count it, and give every row its task and id."""
+    rows = list(_READERS[name.split("/")[0]](name, folder))
+    _check_count(name, rows, NUM_PUBLISHED[name], folder)
+    width = len(str(max(row.index for row in rows)))
+    return [
+        {"problem_id": f"{name}/{row.split}/{row.index:0{width}d}", "task": name}
+        | row._asdict()
+        for row in rows
+    ]
+
+
+def demonstrations(name: str, folder: Path | None) -> list[Demonstration]:
+    """Return what a prompt shows; math shows GSM8K's, whose test set is not read."""
+    if name.startswith("bbh/"):
+        return list(bbh_prompt(name)[1])
     # PAPER: 4 demonstrations "from the training set", which ones is not known here.
     # HERE: the first four training rows, because that needs no choice.
-    train = (r for r in _gsm8k_file("train", folder) if r["split"] == "train")
+    train = (row for row in _gsm8k_file("train", folder) if row.split == "train")
     return [
-        Demonstration(row["question"], row["rationale"], row["answer"])
+        Demonstration(row.question, row.rationale, row.answer)
         for row in islice(train, NUM_MATH_DEMONSTRATIONS)
     ]
 
 
-def _gsm8k_file(published: str, folder: Path | None) -> Iterator[dict]:
-    """Yield the problems of one published file, 200 of train as validation."""
-    held_out = set(validation_index()) if published == "train" else set()
-    rows = _gsm8k_rows(published, folder)
-    if len(rows) != NUM_GSM8K[published]:
+def _check_count(what: str, rows: list, published: int, folder: Path | None) -> None:
+    if len(rows) != published:
         raise ValueError(
-            f"gsm8k/{published}: {len(rows)} problems in {folder or 'the hub'}, "
-            f"{NUM_GSM8K[published]} were published"
+            f"{what}: {len(rows)} problems in {folder or 'the hub'}, {published} were "
+            "published"
         )
+
+
+def _plain_number(published: str, where: str) -> str:
+    """Return a gold as plain digits: no commas, no trailing ``.0``."""
+    value = answers.parse_number(published)
+    if value is None:
+        raise ValueError(f"{where}: gold {published.strip()!r} is not one number")
+    if value.denominator == 1:
+        return str(value.numerator)
+    return published.strip().replace(",", "")
+
+
+def _gsm8k(name: str, folder: Path | None) -> Iterator[Row]:
+    """Yield train, validation and test."""
+    for published in NUM_GSM8K:
+        yield from _gsm8k_file(published, folder)
+
+
+def _gsm8k_file(published: str, folder: Path | None) -> Iterator[Row]:
+    """Yield the problems of one published file, 200 of train as validation."""
+    where, keys = f"gsm8k/{published}", ("question", "answer")
+    rows = read_rows(folder, f"{where}.jsonl", keys, [published], "main")
+    _check_count(where, rows, NUM_GSM8K[published], folder)
+    held_out = set(validation_index()) if published == "train" else set()
     for index, row in enumerate(rows):
+        split = "validation" if index in held_out else published
         rationale, _, gold = row["answer"].rpartition("####")
-        yield {
-            "split": "validation" if index in held_out else published,
-            "index": index,
-            "question": row["question"].strip(),
-            "rationale": clean_rationale(rationale),
-            "answer": plain_number(gold, f"gsm8k/{published} row {index}"),
-        }
+        answer = _plain_number(gold, f"{where} row {index}")
+        question = row["question"].strip()
+        yield Row(split, index, question, answer, clean_rationale(rationale))
 
 
 def clean_rationale(published: str) -> str:
@@ -86,90 +125,48 @@ def clean_rationale(published: str) -> str:
     return _CALCULATOR.sub("", published).strip()
 
 
-def _gsm8k_rows(published: str, folder: Path | None) -> list[dict]:
-    if folder is None:
-        return from_hub("gsm8k", published, "main")
-    path = folder / "gsm8k" / f"{published}.jsonl"
-    return read_json_lines(path, ("question", "answer"))
-
-
 def validation_index() -> list[int]:
     """Return the 200 rows of the training file that the paper's code holds out."""
     return read_json(SHIPPED / "gsm8k_validation_index.json")
 
 
-def multiarith(name: str, folder: Path | None) -> Iterator[dict]:
+def _multiarith(name: str, folder: Path | None) -> Iterator[Row]:
     """Yield 400 test and 200 validation problems, split by their texts."""
-    if folder is None:
-        published = [
-            (row["question"], row["final_ans"])
-            for split in ("train", "test")
-            for row in from_hub("multiarith", split)
-        ]
-    else:
-        path = folder / "multiarith" / "MultiArith.json"
-        rows = check_keys(read_json(path), ("sQuestion", "lSolutions"), path)
-        published = [(row["sQuestion"], row["lSolutions"][0]) for row in rows]
+    file, keys = "multiarith/MultiArith.json", ("sQuestion", "lSolutions")
+    pairs = []
+    for index, row in enumerate(read_rows(folder, file, keys, ["train", "test"])):
+        if folder is None:
+            question, gold = row["question"], row["final_ans"]
+        else:
+            question, gold = row["sQuestion"], row["lSolutions"][0]
+        answer = _plain_number(str(gold), f"multiarith row {index}")
+        pairs.append((" ".join(question.split()), answer))
     # PAPER: 400 problems are tested on and 200 validate; which ones is not known here.
     # HERE: the first 400 in the order of their texts' SHA-256, because the published
     # file is sorted by kind and the hub's order is another.
-    pairs = [
-        (" ".join(question.split()), plain_number(str(gold), f"multiarith row {index}"))
-        for index, (question, gold) in enumerate(published)
-    ]
-    for index, (question, answer) in enumerate(sorted(pairs, key=_digest)):
-        split = "test" if index < NUM_MULTIARITH_TEST else "validation"
-        yield {"split": split, "index": index, "question": question, "answer": answer}
+    pairs.sort(key=lambda pair: (hashlib.sha256(pair[0].encode()).digest(), pair[1]))
+    for index, pair in enumerate(pairs):
+        yield Row("test" if index < NUM_MULTIARITH_TEST else "validation", index, *pair)
 
 
-def _digest(row: tuple[str, str]) -> tuple[str, str]:
-    return hashlib.sha256(row[0].encode("utf-8")).hexdigest(), row[1]
-
-
-def svamp(name: str, folder: Path | None) -> Iterator[dict]:
+def _svamp(name: str, folder: Path | None) -> Iterator[Row]:
     """Yield the 1,000 problems; ids are the published numbers."""
     keys = ("ID", "Body", "Question", "Answer")
-    if folder is None:
-        rows = [row for split in ("train", "test") for row in from_hub("svamp", split)]
-    else:
-        path = folder / "svamp" / "SVAMP.json"
-        rows = check_keys(read_json(path), keys, path)
+    rows = read_rows(folder, "svamp/SVAMP.json", keys, ["train", "test"])
     for row in sorted(rows, key=lambda row: int(row["ID"].removeprefix("chal-"))):
-        yield {
-            "split": "test",
-            "index": int(row["ID"].removeprefix("chal-")),
-            "question": f"{row['Body'].strip()} {row['Question'].strip()}",
-            "answer": plain_number(str(row["Answer"]), f"svamp {row['ID']}"),
-        }
+        question = f"{row['Body'].strip()} {row['Question'].strip()}"
+        answer = _plain_number(str(row["Answer"]), f"svamp {row['ID']}")
+        yield Row("test", int(row["ID"].removeprefix("chal-")), question, answer)
 
 
-def asdiv(name: str, folder: Path | None) -> Iterator[dict]:
+def _asdiv(name: str, folder: Path | None) -> Iterator[Row]:
     """Yield the 2,305 problems, `reason` saying why a gold cannot be scored."""
-    if folder is None:
-        rows = from_hub("asdiv", "validation")
-    else:
-        rows = _asdiv_xml(folder / "asdiv" / "ASDiv.xml")
+    keys = ("body", "question", "answer")
+    rows = read_rows(folder, "asdiv/ASDiv.xml", keys, ["validation"])
     for index, row in enumerate(rows, start=1):  # as in the published "nluds-0001"
+        question = f"{row['body'].strip()} {row['question'].strip()}"
         answer, reason = _asdiv_gold(row["answer"])
-        yield {
-            "split": "test",
-            "index": index,
-            "question": f"{row['body'].strip()} {row['question'].strip()}",
-            "answer": answer,
-            "reason": reason,
-        }
-
-
-def _asdiv_xml(path: Path) -> list[dict]:
-    try:
-        root = ElementTree.fromstring(read_text(path))
-    except ElementTree.ParseError as error:
-        raise ValueError(f"{path}: not complete XML: {error}") from None
-    rows = [
-        {child.tag.lower(): child.text for child in problem if child.text}
-        for problem in root.iter("Problem")
-    ]
-    return check_keys(rows, ("body", "question", "answer"), path)
+        yield Row("test", index, question, answer, reason=reason)
 
 
 def _asdiv_gold(published: str) -> tuple[str, str]:
@@ -179,50 +176,44 @@ def _asdiv_gold(published: str) -> tuple[str, str]:
     if ":" in published:
         return published, "ratio or time"
     gold = _UNIT.sub("", published).strip()
-    if re.search(r"[A-Za-z]", gold) or answers.parse_number(gold) is None:
+    value = answers.parse_number(gold)
+    if re.search(r"[A-Za-z]", gold) or value is None:
         return published, "words"
-    return str(answers.parse_number(gold)) if "/" in gold else gold, ""
+    return str(value) if "/" in gold else gold, ""
 
 
-_TRIGGER = f"\nA: {COT_TRIGGER}"
-_BBH_ANSWER = re.compile(r"answer is (.+?)\.?\s*\Z")
-
-
-def bbh(name: str, folder: Path | None) -> Iterator[dict]:
+def _bbh(name: str, folder: Path | None) -> Iterator[Row]:
     """Yield the problems of one of the 27 tasks in published order."""
-    stem = name.removeprefix("bbh/")
-    if folder is None:
-        rows = from_hub("bbh", "test", stem)
-    else:
-        path = folder / "bbh" / "tasks" / f"{stem}.json"
-        content = check_keys([read_json(path)], ("examples",), path)[0]
-        rows = check_keys(content["examples"], ("input", "target"), path)
+    stem, keys = name.removeprefix("bbh/"), ("input", "target")
+    rows = read_rows(folder, f"bbh/tasks/{stem}.json", keys, ["test"], stem)
     for index, row in enumerate(rows):
-        yield {
-            "split": "test",
-            "index": index,
-            "question": row["input"].strip(),
-            "answer": row["target"].strip(),
-        }
+        yield Row("test", index, row["input"].strip(), row["target"].strip())
+
+
+_READERS = {
+    "gsm8k": _gsm8k,
+    "multiarith": _multiarith,
+    "svamp": _svamp,
+    "asdiv": _asdiv,
+    "bbh": _bbh,
+}
+_BBH_DEMONSTRATION = re.compile(
+    rf"\n+Q: (.+?)\nA: {re.escape(COT_TRIGGER)}"
+    r"(.+?answer is ([^\n]+?)\.?\s*)(?=\n+Q: |\Z)",
+    re.DOTALL,
+)
 
 
 @lru_cache(maxsize=len(BBH_TASKS))
 def bbh_prompt(name: str) -> tuple[str, tuple[Demonstration, ...]]:
     """Return (task description, demonstrations) of a published CoT prompt."""
     origin = SHIPPED / "bbh-cot-prompts" / f"{name.removeprefix('bbh/')}.txt"
-    text = read_text(origin)
     # The first line is the canary, which must never reach a model; then "-----".
-    _, _, prompt = text.partition("\n-----\n")
-    description, *blocks = re.split(r"\n+Q: ", prompt.strip())
-    shown = tuple(_bbh_demonstration(block, origin) for block in blocks)
+    _, _, prompt = read_text(origin).partition("\n-----\n")
+    shown = tuple(
+        Demonstration(question.strip(), chain.strip(), answer.strip())
+        for question, chain, answer in _BBH_DEMONSTRATION.findall(prompt)
+    )
     if len(shown) != 3:
         raise ValueError(f"{origin}: {len(shown)} demonstrations, 3 were published")
-    return description.strip(), shown
-
-
-def _bbh_demonstration(block: str, origin: Path) -> Demonstration:
-    question, trigger, chain = block.partition(_TRIGGER)
-    stated = _BBH_ANSWER.search(chain)
-    if not trigger or not stated:
-        raise ValueError(f"{origin}: no answer after {question[:50]!r}")
-    return Demonstration(question.strip(), chain.strip(), stated[1].strip())
+    return re.split(r"\n+Q: ", prompt)[0].strip(), shown
