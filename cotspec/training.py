@@ -1,24 +1,33 @@
-"""The loop: updates, validation, checkpoints, early stopping.
+"""Specialize a student: the loop, its schedule, checkpoints, resume and log.
 
-Enters: a `Student`, examples and a profile's sections. Leaves: the student with the
-last update's weights, and the files that `cotspec.training` lists.
+Enters: a `Student`, encoded examples and the ``training`` and ``loss`` sections of a
+profile. Leaves: the student with the last update's weights and, under ``work_dir``::
 
-Nothing may depend on what happened before, so that a killed run ends like an unbroken
-one: the learning rate follows from the step, the batches from seed and epoch, dropout
-from seed and micro-batch.
+    metrics.csv                      one row per update, the same bytes for every run
+    checkpoints/step-000020/         model.safetensors, state.json and, in the newest
+                                     one, resume/, Accelerate's own state
+
+A run that was killed goes on from its newest checkpoint and ends with the same weights
+and the same ``metrics.csv``, for nothing depends on what happened before: the learning
+rate follows from the step, the batches from seed and epoch, dropout from seed and
+micro-batch. The number of processes changes neither: an update averages over all target
+tokens of its micro-batches, whichever process computes them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import itertools
+import logging
 import math
+import os
+import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +35,8 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from datasets import Dataset
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_file
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
@@ -34,14 +44,17 @@ from transformers import Adafactor
 
 from cotspec import artifacts, batching, losses
 from cotspec.batching import EncodedExamples
-from cotspec.models import Student, in_precision, tokenizer_digest
-from cotspec.profiles import FormatsConfig, LossConfig, TrainingConfig
-from cotspec.training import checkpoints
+from cotspec.models import Student, copy_of, in_precision, tokenizer_digest
+from cotspec.profiles import LossConfig, TrainingConfig
 
+logger = logging.getLogger(__name__)
+
+# It says of tied weights that they are saved once.
+logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
 METRICS = (
     "step,epoch,loss,learning_rate,grad_norm,num_examples,num_target_tokens".split(",")
 )
-Validate = Callable[[int, Student], float]
+WEIGHTS, STATE, RESUME = "model.safetensors", "state.json", "resume"
 
 
 @dataclass(frozen=True)
@@ -49,20 +62,17 @@ class TrainResult:
     """What a run left behind.
 
     `checkpoints` are ``(step, folder)`` in order, `metrics` the content of
-    ``metrics.csv``, `validation` the ``(step, value)`` pairs if there was a callback,
-    `num_truncated` the inputs cut to ``max_input_tokens`` per data format.
+    ``metrics.csv``.
     """
 
     checkpoints: list[tuple[int, Path]]
     metrics: pd.DataFrame
     metrics_path: Path
-    validation: list[tuple[int, float]]
-    num_truncated: dict[str, int]
 
 
 @dataclass(frozen=True)
 class Run:
-    """What stays the same during one run, and (`progress`) what changes."""
+    """What stays the same during one run."""
 
     student: Student
     model: torch.nn.Module  # the student's, as Accelerate wrapped it
@@ -74,36 +84,103 @@ class Run:
     seed: int
     num_updates: int
     work_dir: Path
-    progress: Progress
+    settings: dict[str, object]  # what must be the same for a run to be the same
 
     @property
     def metrics_path(self) -> Path:
         """The log: the same bytes for every run."""
         return self.work_dir / "metrics.csv"
 
-    @functools.cached_property
-    def settings(self) -> dict[str, object]:
-        """What must be the same for a run to be the same."""
-        training = dataclasses.asdict(self.config)
-        # It changes the number of checkpoints, not the weights.
-        training.pop("num_checkpoints")
-        return {
-            "training": training,
-            "loss": dataclasses.asdict(self.loss),
-            "seed": self.seed,
-            "student": self.student.name,
-            "tokenizer": tokenizer_digest(self.student.tokenizer),
-            "data": data_digest(self.encoded),
-            "num_updates": self.num_updates,
-        }
 
+def train(
+    student: Student,
+    encoded: EncodedExamples,
+    config: TrainingConfig,
+    *,
+    work_dir: Path,
+    loss: LossConfig | None = None,
+    seed: int = 0,
+) -> TrainResult:
+    """Train the student's weights in place, or finish a run that was interrupted.
 
-@dataclass
-class Progress:
-    """What is saved with every checkpoint beside the weights."""
+    Parameters
+    ----------
+    student : Student
+        Encoder-decoder, or decoder-only: then sources are padded on the left and the
+        target follows them. Left in evaluation mode with the last update's weights.
+    encoded : EncodedExamples
+        From `batching.encode`, with the student's tokenizer; distribution matching
+        needs their aligned targets.
+    config : TrainingConfig
+    work_dir : Path
+        Where the log and the checkpoints go. If it has checkpoints of the same run,
+        the newest is taken up.
+    loss : LossConfig, optional
+    seed : int
+        Of batches and dropout.
 
-    step: int = 0
-    validation: list[tuple[int, float]] = field(default_factory=list)
+    Raises
+    ------
+    ValueError
+        Missing aligned targets, a batch budget below the longest example, or a
+        `work_dir` of another run.
+    FloatingPointError
+        Loss or gradient is not finite; the message names the step. Log and checkpoints
+        up to there stay.
+    """
+    loss, config = loss or LossConfig(), in_precision(config)
+    if loss.name == "distribution_matching" and encoded.aligned is None:
+        raise ValueError(
+            "aligned: the examples were encoded without, but loss.name is "
+            "'distribution_matching'. Allowed: their aligned targets, given to "
+            "batching.encode, or loss.name 'sample_matching'"
+        )
+    precision = "bf16" if config.precision == "bfloat16" else "no"
+    AcceleratorState._reset_state()  # an earlier run may have had another precision
+    accelerator = Accelerator(mixed_precision=precision)
+    student.model.float()
+    freeze(student.model, config.num_frozen_layers)
+    model, optimizer = accelerator.prepare(
+        student.model, make_optimizer(student.model, config)
+    )
+    updates = num_updates(encoded, config, seed)
+    settings = {
+        "training": dataclasses.asdict(config),
+        "loss": dataclasses.asdict(loss),
+        "seed": seed,
+        "student": student.name,
+        "tokenizer": tokenizer_digest(student.tokenizer),
+        "data": data_digest(encoded),
+        "num_updates": updates,
+    }
+    del settings["training"]["num_checkpoints"]  # it does not change the weights
+    run = Run(
+        student=student,
+        model=model,
+        optimizer=optimizer,
+        accelerator=accelerator,
+        encoded=encoded,
+        config=config,
+        loss=loss,
+        seed=seed,
+        num_updates=updates,
+        work_dir=Path(work_dir),
+        settings=settings,
+    )
+    try:
+        _loop(run, resume(run))
+    finally:
+        optimizer.zero_grad()
+        if config.activation_checkpointing:
+            student.model.gradient_checkpointing_disable()
+        model.eval()
+        accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        student.model.requires_grad_(True)
+    return TrainResult(
+        checkpoints=list_checkpoints(run.work_dir),
+        metrics=pd.read_csv(run.metrics_path),
+        metrics_path=run.metrics_path,
+    )
 
 
 def data_digest(encoded: EncodedExamples) -> str:
@@ -118,159 +195,40 @@ def data_digest(encoded: EncodedExamples) -> str:
     return digest.hexdigest()
 
 
-def train(
-    student: Student,
-    examples: Dataset | EncodedExamples,
-    config: TrainingConfig,
-    *,
-    work_dir: Path,
-    aligned: Dataset | None = None,
-    loss: LossConfig | None = None,
-    formats: FormatsConfig | None = None,
-    seed: int = 0,
-    validate: Validate | None = None,
-) -> TrainResult:
-    """Train the student's weights in place, or finish a run that was interrupted.
-
-    Parameters
-    ----------
-    student : Student
-        Encoder-decoder, or decoder-only: then sources are padded on the left and the
-        target follows them. Left in evaluation mode with the last update's weights.
-    examples : Dataset or EncodedExamples
-        Training examples, see `cotspec.batching`; what several trainings share can be
-        encoded once, with its aligned targets; then `aligned` must be None and
-        `formats` is not used.
-    config : TrainingConfig
-    work_dir : Path
-        Where the log and the checkpoints go. If it has checkpoints of the same run,
-        the newest is taken up.
-    aligned : Dataset, optional
-        Aligned targets; distribution matching needs them for sampled solutions.
-    loss : LossConfig, optional
-    formats : FormatsConfig, optional
-        For ``max_input_tokens``.
-    seed : int
-        Of batches and dropout.
-    validate : callable, optional
-        ``(step, student) -> float``, higher is better, called at every checkpoint on
-        every process. With ``config.patience`` the run stops once so many checkpoints
-        in a row brought nothing better.
-
-    Raises
-    ------
-    ValueError
-        Missing aligned targets, a batch budget below the longest example, or a
-        `work_dir` of another run.
-    FloatingPointError
-        Loss or gradient is not finite; the message names the step. Log and checkpoints
-        up to there stay.
-    """
-    work_dir, loss = Path(work_dir), loss or LossConfig()
-    config = in_precision(config)
-    encoded = _encoded(examples, aligned, loss, formats or FormatsConfig(), student)
-    precision = "bf16" if config.precision == "bfloat16" else "no"
-    AcceleratorState._reset_state()  # an earlier run may have had another precision
-    accelerator = Accelerator(mixed_precision=precision)
-    student.model.float()
-    freeze(student.model, config.num_frozen_layers)
-    model, optimizer = accelerator.prepare(
-        student.model, make_optimizer(student.model, config)
-    )
-    run = Run(
-        student=student,
-        model=model,
-        optimizer=optimizer,
-        accelerator=accelerator,
-        encoded=encoded,
-        config=config,
-        loss=loss,
-        seed=seed,
-        num_updates=num_updates(encoded, config, seed),
-        work_dir=work_dir,
-        progress=Progress(),
-    )
-    checkpoints.resume(run)
-    _begin_log(run)
-    try:
-        with _train_mode(run):
-            _loop(run, validate)
-    finally:
-        accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-        student.model.requires_grad_(True)
-    return TrainResult(
-        checkpoints=checkpoints.list_checkpoints(work_dir),
-        metrics=pd.read_csv(run.metrics_path),
-        metrics_path=run.metrics_path,
-        validation=run.progress.validation,
-        num_truncated=encoded.num_truncated,
-    )
-
-
-def _encoded(
-    examples: Dataset | EncodedExamples,
-    aligned: Dataset | None,
-    loss: LossConfig,
-    formats: FormatsConfig,
-    student: Student,
-) -> EncodedExamples:
-    """Encode what is not yet; refuse distribution matching without distributions."""
-    is_encoded = isinstance(examples, EncodedExamples)
-    if is_encoded and aligned is not None:
-        raise ValueError(
-            "aligned: given, but examples are encoded already. Allowed: None; give "
-            "the targets to batching.encode"
-        )
-    has_targets = (examples.aligned if is_encoded else aligned) is not None
-    if loss.name == "distribution_matching" and not has_targets:
-        ids = [0] if is_encoded else examples["sample_id"][:]
-        if sampled := sum(sample_id >= 0 for sample_id in ids):
-            raise ValueError(
-                f"aligned: None, but {'the' if is_encoded else sampled} examples are "
-                "sampled solutions and loss.name is 'distribution_matching'. Allowed: "
-                "their aligned targets, or loss.name 'sample_matching'"
-            )
-    if is_encoded:
-        return examples
-    return batching.encode(
-        examples,
-        student.tokenizer,
-        aligned=aligned,
-        max_input_tokens=formats.max_input_tokens,
-        is_causal=not student.model.config.is_encoder_decoder,
-    )
-
-
-def _loop(run: Run, validate: Validate | None) -> None:
-    progress, config = run.progress, run.config
+def _loop(run: Run, done: int) -> None:
+    """Take the updates after the first `done`."""
+    config = run.config
+    # PAPER: train() is never called, so there is no dropout. HERE: as FlanT5 was tuned.
+    run.model.train()
+    run.optimizer.zero_grad()
+    if config.activation_checkpointing:
+        run.student.model.gradient_checkpointing_enable({"use_reentrant": False})
     stream = batching.batch_stream(
         run.encoded.lengths(),
         config.batch_tokens,
         seed=run.seed,
-        start=progress.step * config.gradient_accumulation_steps,
+        start=done * config.gradient_accumulation_steps,
     )
-    due = checkpoint_steps(run.num_updates, config.num_checkpoints)
-    is_main = run.accelerator.is_main_process
-    bar = tqdm(
+    parts = config.num_checkpoints
+    due = {round(i * run.num_updates / parts) for i in range(1, parts + 1)}
+    steps = tqdm(
+        range(done + 1, run.num_updates + 1),
+        initial=done,
         total=run.num_updates,
-        initial=progress.step,
         desc=f"training {run.student.name}",
         unit="update",
-        disable=not is_main,
+        disable=not run.accelerator.is_main_process,
     )
     began, num_tokens = time.perf_counter(), 0
-    with bar:
-        while progress.step < run.num_updates and not _is_stopped(run):
-            row = take_update(run, progress.step + 1, stream)
-            progress.step = row["step"]
-            if is_main:
-                _append_row(run.metrics_path, row)
-            num_tokens += row["num_target_tokens"]
-            bar.update()
-            rate = num_tokens / (time.perf_counter() - began)
-            bar.set_postfix({"loss": f"{row['loss']:.4f}", "tokens/s": f"{rate:.0f}"})
-            if progress.step in due:
-                _checkpoint(run, validate)
+    for step in steps:
+        row = take_update(run, step, stream)
+        if run.accelerator.is_main_process:
+            _append_row(run.metrics_path, row)
+        num_tokens += row["num_target_tokens"]
+        rate = num_tokens / (time.perf_counter() - began)
+        steps.set_postfix({"loss": f"{row['loss']:.4f}", "tokens/s": f"{rate:.0f}"})
+        if step in due:
+            save(run, step)
 
 
 def take_update(
@@ -284,47 +242,68 @@ def take_update(
     # others wait for its gradients.
     mine = range(rank, len(group), world) or [0]
     weight = world if rank < len(group) else 0
-    rate = learning_rate_at(step, run.num_updates, run.config)
 
     def loss_of(i: int) -> Tensor:
-        batch = _to_device(run, group[i][1])
-        with _seeded(run, (step - 1) * len(group) + i):
-            loss = batch_loss(run.student, run.model, batch, run.loss)
+        loss, num_own = _loss_of(run, group[i][1], (step - 1) * len(group) + i)
         # An update averages over all its target tokens, whichever micro-batch holds
         # them; processes are averaged by Accelerate, hence times world.
-        return loss * ((batch["labels"] != losses.IGNORED).sum() / num_targets) * weight
+        return loss * (num_own / num_targets) * weight
 
-    row = {
-        "step": step,
-        "epoch": group[0][0],
-        "learning_rate": rate,
-        "num_examples": sum(len(rows) for _, rows in group),
-        "num_target_tokens": num_targets,
-    }
+    rate = learning_rate_at(step, run.num_updates, run.config)
     try:
         total, norm = step_optimizer(
             run.accelerator,
             run.model,
             run.optimizer,
-            [functools.partial(loss_of, i) for i in mine],
+            [partial(loss_of, i) for i in mine],
             rate=rate,
             max_grad_norm=run.config.max_grad_norm,
         )
     except FloatingPointError as error:
-        newest = checkpoints.list_checkpoints(run.work_dir)[-1:]
+        newest = list_checkpoints(run.work_dir)[-1:]
         raise FloatingPointError(
             f"training: {error} at step {step} (learning rate {rate:.3g}); the weights "
             f"are those of step {step - 1}; newest checkpoint: "
             f"{newest[0][1] if newest else 'none yet'}"
         ) from None
-    return row | {"loss": total / world, "grad_norm": norm}
+    return {
+        "step": step,
+        "epoch": group[0][0],
+        "loss": total / world,
+        "learning_rate": rate,
+        "grad_norm": norm,
+        "num_examples": sum(len(rows) for _, rows in group),
+        "num_target_tokens": num_targets,
+    }
+
+
+def _loss_of(run: Run, rows: np.ndarray, number: int) -> tuple[Tensor, Tensor]:
+    """Return a micro-batch's loss and number of target tokens.
+
+    Dropout is a function of the seed and the micro-batch's `number` in the run; the
+    global random state is left alone.
+    """
+    tokenizer, device = run.student.tokenizer, run.accelerator.device
+    pad = tokenizer.pad_token_id
+    batch = batching.collate(
+        run.encoded,
+        rows,
+        pad_id=tokenizer.eos_token_id if pad is None else pad,
+        pad_left=not run.student.model.config.is_encoder_decoder,
+    )
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    entropy = np.random.SeedSequence([run.seed, number])
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+        loss = batch_loss(run.student, run.model, batch, run.loss)
+    return loss, (batch["labels"] != losses.IGNORED).sum()
 
 
 def step_optimizer(
     accelerator: Accelerator,
     model: torch.nn.Module,
     optimizer: Optimizer,
-    loss_functions: Iterable[Callable[[], Tensor]],
+    loss_functions: Sequence[Callable[[], Tensor]],
     *,
     rate: float,
     max_grad_norm: float,
@@ -333,7 +312,7 @@ def step_optimizer(
 
     Parameters
     ----------
-    loss_functions : iterable of callable
+    loss_functions : sequence of callable
         Each makes one micro-batch's loss; only then its activations take memory.
 
     Returns
@@ -346,7 +325,6 @@ def step_optimizer(
     FloatingPointError
         Loss or norm is not finite; nothing was changed.
     """
-    loss_functions = list(loss_functions)
     total = torch.zeros((), device=accelerator.device)
     for i, loss_of in enumerate(loss_functions):
         # Gradients are exchanged between processes once, with the last of them.
@@ -383,107 +361,35 @@ def batch_loss(
         See `cotspec.batching`.
     loss : LossConfig
     """
-    forward = _seq2seq if student.model.config.is_encoder_decoder else _causal
-    logits = forward(student, model, batch)  # (B, T, V)
+    ids, mask, labels = (batch[n] for n in ("input_ids", "attention_mask", "labels"))
+    if student.model.config.is_encoder_decoder:
+        shifted = student.model.prepare_decoder_input_ids_from_labels(labels)
+        logits = model(
+            input_ids=ids,
+            attention_mask=mask,
+            decoder_input_ids=shifted,
+            use_cache=False,
+        ).logits  # (B, T, V)
+    else:  # sources end where targets begin; of the logits, only the targets'
+        mask = torch.cat([mask, (labels != losses.IGNORED).long()], 1)  # (B, S + T)
+        logits = model(
+            input_ids=torch.cat([ids, labels.clamp_min(0)], 1),
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp_min(0),
+            use_cache=False,
+            logits_to_keep=labels.shape[1] + 1,
+        ).logits[:, :-1]
     if loss.name == "sample_matching":
-        return losses.sample_matching(logits, batch["labels"])
+        return losses.sample_matching(logits, labels)
     return losses.distribution_matching(
         logits,
-        batch["labels"],
+        labels,
         batch["teacher_ids"],
         batch["teacher_probs"],
         tail=loss.tail,
         divergence=loss.divergence,
         cross_entropy_weight=loss.cross_entropy_weight,
     )
-
-
-def _seq2seq(
-    student: Student, model: torch.nn.Module, batch: dict[str, Tensor]
-) -> Tensor:
-    shifted = student.model.prepare_decoder_input_ids_from_labels(batch["labels"])
-    return model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        decoder_input_ids=shifted,
-        use_cache=False,
-    ).logits
-
-
-def _causal(
-    student: Student, model: torch.nn.Module, batch: dict[str, Tensor]
-) -> Tensor:
-    """Logits of the target tokens; sources end where targets begin."""
-    is_target = batch["labels"] != losses.IGNORED
-    mask = torch.cat([batch["attention_mask"], is_target.long()], 1)  # (B, S + T)
-    num_targets = batch["labels"].shape[1]
-    logits = model(
-        input_ids=torch.cat([batch["input_ids"], batch["labels"].clamp_min(0)], 1),
-        attention_mask=mask,
-        position_ids=(mask.cumsum(1) - 1).clamp_min(0),
-        use_cache=False,
-        logits_to_keep=num_targets + 1,
-    ).logits
-    return logits[:, :-1]
-
-
-def _to_device(run: Run, indices: np.ndarray) -> dict[str, Tensor]:
-    tokenizer, model_config = run.student.tokenizer, run.student.model.config
-    pad = tokenizer.pad_token_id
-    batch = batching.collate(
-        run.encoded,
-        indices,
-        pad_id=tokenizer.eos_token_id if pad is None else pad,
-        pad_left=not model_config.is_encoder_decoder,
-    )
-    device = run.accelerator.device
-    return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-@contextlib.contextmanager
-def _seeded(run: Run, micro_batch: int) -> Iterator[None]:
-    """Make dropout a function of seed and micro-batch; leave the global state alone."""
-    entropy = np.random.SeedSequence([run.seed, micro_batch])
-    device = run.accelerator.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
-        yield
-
-
-@contextlib.contextmanager
-def _train_mode(run: Run) -> Iterator[None]:
-    """Dropout on, and activation checkpointing if wanted; off again at the end."""
-    # PAPER: train() is never called, so there is no dropout. HERE: as FlanT5 was tuned.
-    run.model.train()
-    run.optimizer.zero_grad()
-    if run.config.activation_checkpointing:
-        run.student.model.gradient_checkpointing_enable({"use_reentrant": False})
-    try:
-        yield
-    finally:
-        run.optimizer.zero_grad()
-        if run.config.activation_checkpointing:
-            run.student.model.gradient_checkpointing_disable()
-        run.model.eval()
-
-
-def _checkpoint(run: Run, validate: Validate | None) -> None:
-    """Validate, then save; the value is part of the state that is saved."""
-    if validate:
-        run.model.eval()
-        value = float(validate(run.progress.step, run.student))
-        run.progress.validation.append((run.progress.step, value))
-        run.model.train()
-    checkpoints.save(run)
-
-
-def _is_stopped(run: Run) -> bool:
-    """Whether the last `patience` validations brought nothing better."""
-    patience = run.config.patience
-    values = [value for _, value in run.progress.validation]
-    if patience is None or len(values) <= patience:
-        return False
-    return max(values[-patience:]) <= max(values[:-patience])
 
 
 # --- the schedule ---------------------------------------------------------------------
@@ -513,14 +419,6 @@ def num_updates(encoded: EncodedExamples, config: TrainingConfig, seed: int) -> 
     )
     per_update = config.gradient_accumulation_steps
     return max(1, round(config.num_epochs * len(batches) / per_update))
-
-
-def checkpoint_steps(num_updates: int, num_checkpoints: int) -> list[int]:
-    """Return after which updates a checkpoint is saved: evenly, and at the end."""
-    steps = {
-        round(i * num_updates / num_checkpoints) for i in range(num_checkpoints + 1)
-    }
-    return sorted(steps - {0})
 
 
 def freeze(model: torch.nn.Module, num_layers: int) -> None:
@@ -556,19 +454,128 @@ def make_optimizer(model: torch.nn.Module, config: TrainingConfig) -> Optimizer:
     return AdamW(learned, **options)
 
 
-# --- the log --------------------------------------------------------------------------
+# --- checkpoints and the log ----------------------------------------------------------
 
 
-def _begin_log(run: Run) -> None:
-    """Cut the log back to the checkpoint that is taken up; a torn row goes too."""
-    path = run.metrics_path
+def load_checkpoint(student: Student, path: Path) -> Student:
+    """Return a copy of the student with a checkpoint's weights, in evaluation mode.
+
+    Raises
+    ------
+    ValueError
+        The weights are of another model, or were trained with another tokenizer. Only
+        weights without their ``state.json`` come without a word on the tokenizer.
+    """
+    path = Path(path)
+    if (path / STATE).exists():
+        settings = artifacts.read_json(path / STATE)["settings"]
+        digest = tokenizer_digest(student.tokenizer)
+        if settings["tokenizer"] != digest:
+            raise ValueError(
+                f"checkpoint {path}: tokenizer {settings['tokenizer'][:12]} (student "
+                f"{settings['student']!r}) was trained with, {digest[:12]} (student "
+                f"{student.name!r}) was given. Allowed: the vocabulary it was trained "
+                "with"
+            )
+    loaded = copy_of(student)
+    try:
+        load_model(loaded.model, path / WEIGHTS)
+    except (RuntimeError, OSError, SafetensorError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"checkpoint {path}: its weights do not fit student {student.name!r}. "
+            f"Allowed: the student it was trained from ({said})"
+        ) from error
+    loaded.model.eval()
+    return loaded
+
+
+def list_checkpoints(work_dir: Path) -> list[tuple[int, Path]]:
+    """Return ``(step, folder)`` of a run's complete checkpoints, in order."""
+    folders = (Path(work_dir) / "checkpoints").glob("step-*")
+    return sorted(
+        (int(folder.name.removeprefix("step-")), folder) for folder in folders
+    )
+
+
+def export_weights(result: TrainResult, folder: Path) -> Path:
+    """Link every checkpoint's weights and ``state.json`` into a new folder.
+
+    What a resume needs is left out; ``state.json`` tells what was trained, and with
+    which tokenizer.
+
+    Returns
+    -------
+    Path
+        `folder`, readable with `list_checkpoints`.
+    """
+    for step, source in result.checkpoints:
+        target = Path(folder) / "checkpoints" / f"step-{step}"
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        for name in (WEIGHTS, STATE):
+            artifacts.link_or_copy(source / name, target / name)
+    return Path(folder)
+
+
+def save(run: Run, step: int) -> None:
+    """Gather the weights from all processes and write a checkpoint.
+
+    It is written beside its place, then renamed: whole or absent.
+    """
+    accelerator = run.accelerator
+    folder = run.work_dir / "checkpoints" / f"step-{step:06d}"
+    temporary = folder.with_name(f".{folder.name}")
+    accelerator.save_state(str(temporary / RESUME))
+    weights = accelerator.get_state_dict(run.model)
+    if accelerator.is_main_process:
+        names = {name for name, _ in run.student.model.named_parameters()}
+        kept = {n: t.cpu().contiguous() for n, t in weights.items() if n in names}
+        save_file(kept, temporary / WEIGHTS, {"format": "pt"})
+        artifacts.write_json(
+            temporary / STATE, {"step": step, "settings": run.settings}
+        )
+        for path in (*temporary.rglob("*.*"), run.metrics_path):
+            if path.is_file():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+        os.replace(temporary, folder)
+        for _, older in list_checkpoints(run.work_dir)[:-1]:
+            shutil.rmtree(older / RESUME, ignore_errors=True)
+    accelerator.wait_for_everyone()
+
+
+def resume(run: Run) -> int:
+    """Take up the newest checkpoint of the run's folder; return its step, or 0.
+
+    The log is cut back to it.
+
+    Raises
+    ------
+    ValueError
+        The folder is of another run; the message names the first difference.
+    """
+    step, folder = [(0, None), *list_checkpoints(run.work_dir)][-1]
+    if folder:
+        found = artifacts.read_json(folder / STATE)["settings"]
+        for name, value in run.settings.items():
+            if found.get(name) != value:
+                raise ValueError(
+                    f"work_dir: {folder} is of another run: its {name} is "
+                    f"{found.get(name)!r}, this run's {value!r}. Allowed: a new folder"
+                )
+        # Optimiser, weights, and nothing random: dropout follows from the micro-batch.
+        run.accelerator.load_state(str(folder / RESUME))
+        logger.info("resuming after step %d from %s", step, folder)
     if run.accelerator.is_main_process:
-        lines = path.read_text("utf-8").splitlines()[1:] if path.exists() else []
-        whole = [line for line in lines if line.count(",") == len(METRICS) - 1]
-        kept = [line for line in whole if int(line.split(",")[0]) <= run.progress.step]
-        text = "\n".join([",".join(METRICS), *kept[: run.progress.step]]) + "\n"
-        artifacts.write_bytes(path, text.encode())
+        for torn in (run.work_dir / "checkpoints").glob(".step-*"):
+            shutil.rmtree(torn)
+        log = run.metrics_path
+        lines = log.read_text("utf-8").splitlines() if log.exists() else []
+        rows = [",".join(METRICS), *lines[1 : step + 1]]
+        artifacts.write_bytes(log, ("\n".join(rows) + "\n").encode())
     run.accelerator.wait_for_everyone()
+    return step
 
 
 def _append_row(path: Path, row: dict[str, float]) -> None:

@@ -38,7 +38,7 @@ from cotspec.micro import generic, shipped, tokenizers, world
 from cotspec.micro.shipped import MicroConfig
 from cotspec.prompts import Demonstration
 from cotspec.t5 import IN_PLACE
-from cotspec.training.loop import step_optimizer
+from cotspec.training import step_optimizer
 
 _POOL_BATCHES = 16  # drawn at once and sorted by length, so that padding is rare
 _CORRUPTED_SHARE = 0.15  # T5's, with spans of three tokens on average
