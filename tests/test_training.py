@@ -58,6 +58,12 @@ def tiny_tokenizer(words=WORDS):
     )
 
 
+def random_student(name, model_class, config):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return as_student(name, model_class(config), tiny_tokenizer())
+
+
 def tiny_student(dropout=0.1):
     config = T5Config(
         vocab_size=48,
@@ -71,10 +77,7 @@ def tiny_student(dropout=0.1):
         tie_word_embeddings=True,
         decoder_start_token_id=0,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = T5ForConditionalGeneration(config)
-    return as_student("tiny", model, tiny_tokenizer())
+    return random_student("tiny", T5ForConditionalGeneration, config)
 
 
 def tiny_causal_student():
@@ -88,10 +91,7 @@ def tiny_causal_student():
         eos_token_id=1,
         pad_token_id=0,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-    return as_student("tiny-causal", model, tiny_tokenizer())
+    return random_student("tiny-causal", LlamaForCausalLM, config)
 
 
 def make_examples(num_problems=12):
@@ -146,13 +146,13 @@ def encode(student, aligned=None, examples=None):
     )
 
 
-def run(work_dir, config=CONFIG, student=None, mass=0.9, **options):
-    """Train the tiny T5, or another student, on `make_aligned`'s targets."""
-    student, options = student or tiny_student(), {"seed": 3} | options
+def run(work_dir, student=None, *, mass=0.9, loss=None, seed=3, **changes):
+    """Train the tiny T5 or another student; `changes` are of `CONFIG`."""
+    student = student or tiny_student()
     encoded = encode(student, make_aligned(mass=mass))
-    return student, training.train(
-        student, encoded, config, work_dir=work_dir, **options
-    )
+    config = dataclasses.replace(CONFIG, **changes)
+    options = {"work_dir": work_dir, "loss": loss, "seed": seed}
+    return student, training.train(student, encoded, config, **options)
 
 
 def assert_same_run(first, second):
@@ -210,11 +210,10 @@ def test_another_seed_gives_another_run(finished, tmp_path):
 
 
 def test_training_leaves_the_global_random_state_alone(tmp_path):
-    config = dataclasses.replace(CONFIG, max_steps=1)
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    run(tmp_path, config)
+    run(tmp_path, max_steps=1)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -227,8 +226,7 @@ class StopHere(Exception):
 def test_an_interrupted_run_ends_with_the_same_bytes(
     tmp_path, monkeypatch, stop_at, optimizer
 ):
-    config = dataclasses.replace(CONFIG, optimizer=optimizer)
-    run(tmp_path / "whole", config)
+    run(tmp_path / "whole", optimizer=optimizer)
     append = training._append_row
 
     def append_then_stop(path, row):
@@ -238,9 +236,9 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 
     monkeypatch.setattr(training, "_append_row", append_then_stop)
     with pytest.raises(StopHere):
-        run(tmp_path / "cut", config)
+        run(tmp_path / "cut", optimizer=optimizer)
     monkeypatch.undo()
-    run(tmp_path / "cut", config)
+    run(tmp_path / "cut", optimizer=optimizer)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -267,7 +265,7 @@ def test_half_written_checkpoints_and_log_lines_are_forgotten(finished, tmp_path
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"config": dataclasses.replace(CONFIG, learning_rate=1e-3)}, "training"),
+        ({"learning_rate": 1e-3}, "training"),
         ({"mass": 0.8}, "data"),
         ({"seed": 4}, "seed"),
     ],
@@ -296,17 +294,14 @@ def test_weights_of_another_model_or_none_are_refused(finished, tmp_path):
 def test_checkpoints_are_a_number_evenly_spaced(
     tmp_path, max_steps, num_checkpoints, steps
 ):
-    options = {"max_steps": max_steps, "num_checkpoints": num_checkpoints}
-    _, result = run(tmp_path, dataclasses.replace(CONFIG, **options))
+    _, result = run(tmp_path, max_steps=max_steps, num_checkpoints=num_checkpoints)
     assert [step for step, _ in result.checkpoints] == steps
 
 
 def test_loss_and_gradients_do_not_depend_on_how_an_update_is_cut(tmp_path):
     """Four micro-batches in one update: the mean over all their tokens."""
-    config = dataclasses.replace(CONFIG, gradient_accumulation_steps=4, max_steps=1)
-    student = tiny_student(dropout=0.0)
-    _, result = run(tmp_path, config, student)
-    fresh = tiny_student(dropout=0.0)
+    student, fresh = tiny_student(dropout=0.0), tiny_student(dropout=0.0)
+    _, result = run(tmp_path, student, gradient_accumulation_steps=4, max_steps=1)
     encoded = encode(fresh, make_aligned())
     stream = batching.batch_stream(encoded.lengths(), 160, seed=3)
     indices = np.concatenate([next(stream)[1] for _ in range(4)])
@@ -324,8 +319,7 @@ def test_gradients_are_clipped(tmp_path, monkeypatch):
     """AdamW divides the scale away, so the moments show it."""
     kept = []
     monkeypatch.setattr(training, "save", lambda run, step: kept.append(run.optimizer))
-    config = dataclasses.replace(CONFIG, max_grad_norm=1e-3, max_steps=1)
-    _, result = run(tmp_path, config)
+    _, result = run(tmp_path, max_grad_norm=1e-3, max_steps=1)
     moments = [state["exp_avg"] for state in kept[-1].state_dict()["state"].values()]
     norm = math.sqrt(sum(float(t.double().pow(2).sum()) for t in moments))
     assert result.metrics["grad_norm"][0] > 1e-2
@@ -350,8 +344,7 @@ def test_the_log_shows_the_rates_of_the_schedule(finished):
 
 
 def test_epochs_size_the_run_when_max_steps_does_not(tmp_path):
-    config = dataclasses.replace(CONFIG, max_steps=None, num_epochs=0.5)
-    _, result = run(tmp_path, config)
+    _, result = run(tmp_path, max_steps=None, num_epochs=0.5)
     assert result.metrics["num_examples"].sum() == pytest.approx(24, abs=6)
     assert result.metrics["epoch"].max() < 0.5
 
@@ -362,14 +355,13 @@ def test_dropout_is_on_in_training_and_the_student_comes_back_in_eval_mode(tmp_p
     student.model.encoder.register_forward_hook(
         lambda module, *_: modes.append(module.training)
     )
-    run(tmp_path, dataclasses.replace(CONFIG, max_steps=2), student)
+    run(tmp_path, student, max_steps=2)
     assert modes == [True, True]
     assert not student.model.training
 
 
 def test_bfloat16_trains_float32_weights_and_leaves_forward_as_it_was(tmp_path):
-    config = dataclasses.replace(CONFIG, precision="bfloat16")
-    student, result = run(tmp_path, config)
+    student, result = run(tmp_path, precision="bfloat16")
     assert result.metrics["loss"][9:].mean() < 0.8 * result.metrics["loss"][:3].mean()
     assert student.model.shared.weight.dtype == torch.float32
     ids = torch.tensor([[3, 4, 1]])
@@ -381,8 +373,7 @@ def test_bfloat16_trains_float32_weights_and_leaves_forward_as_it_was(tmp_path):
 def test_activation_checkpointing_changes_memory_but_no_bit_of_the_result(
     finished, tmp_path
 ):
-    config = dataclasses.replace(CONFIG, activation_checkpointing=True)
-    student, result = run(tmp_path, config)
+    student, result = run(tmp_path, activation_checkpointing=True)
     assert result.metrics.equals(finished[2].metrics)
     assert not student.model.is_gradient_checkpointing
 
@@ -406,14 +397,14 @@ def test_only_sample_matching_goes_without_aligned_targets(tmp_path):
     with pytest.raises(ValueError, match="aligned: .*without.*'distribution_matching'"):
         training.train(student, encoded, config, **options)
     without = training.train(student, encoded, config, loss=loss, **options)
-    _, with_aligned = run(tmp_path / "b", config, loss=loss)
+    _, with_aligned = run(tmp_path / "b", loss=loss, max_steps=1)
     assert with_aligned.metrics.equals(without.metrics)
 
 
 @pytest.mark.parametrize("name", ("distribution_matching", "sample_matching"))
 def test_a_decoder_only_student_takes_the_same_examples(tmp_path, name):
-    config = dataclasses.replace(CONFIG, max_steps=60, num_checkpoints=1)
-    _, result = run(tmp_path, config, tiny_causal_student(), loss=LossConfig(name=name))
+    loss, length = LossConfig(name=name), {"max_steps": 60, "num_checkpoints": 1}
+    _, result = run(tmp_path, tiny_causal_student(), loss=loss, **length)
     losses_seen = result.metrics["loss"]
     assert losses_seen[-10:].mean() < 0.8 * losses_seen[:10].mean()
 
@@ -421,18 +412,17 @@ def test_a_decoder_only_student_takes_the_same_examples(tmp_path, name):
 def test_frozen_layers_and_embeddings_stay_as_they_are(tmp_path):
     student = tiny_causal_student()
     before = {n: p.clone() for n, p in student.model.named_parameters()}
-    run(tmp_path, dataclasses.replace(CONFIG, num_frozen_layers=1), student)
+    run(tmp_path, student, num_frozen_layers=1)
     same = {n for n, p in student.model.named_parameters() if torch.equal(before[n], p)}
     assert {n for n in before if "embed_tokens" in n or ".layers.0." in n} == same
     assert all(p.requires_grad for p in student.model.parameters())
 
 
 def test_frozen_layers_are_refused_where_there_are_none(tmp_path):
-    config = dataclasses.replace(CONFIG, num_frozen_layers=9)
     with pytest.raises(ValueError, match="num_frozen_layers: 9. Allowed.*0 to"):
-        run(tmp_path, config, tiny_causal_student())
+        run(tmp_path, tiny_causal_student(), num_frozen_layers=9)
     with pytest.raises(ValueError, match="num_frozen_layers: 9.*has an encoder"):
-        run(tmp_path, config)
+        run(tmp_path, num_frozen_layers=9)
 
 
 def test_a_decoder_only_student_is_scored_on_its_targets_only():
@@ -473,7 +463,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_loses_nothing(
 
 # --- Runs in processes of their own ----------------------------------------------
 
-SLOW_CONFIG = dataclasses.replace(CONFIG, max_steps=60, num_checkpoints=12)
+LONG = {"max_steps": 60, "num_checkpoints": 12}
 
 
 # A server that has imported everything once forks the runs that are killed.
@@ -483,7 +473,7 @@ PROCESSES.set_forkserver_preload(["cotspec.training"])
 
 def run_in_process(work_dir, num_threads):
     torch.set_num_threads(num_threads)
-    run(work_dir, SLOW_CONFIG)
+    run(work_dir, **LONG)
 
 
 def kill_at(work_dir, num_rows, delay):
@@ -504,13 +494,13 @@ def kill_at(work_dir, num_rows, delay):
 
 
 def test_a_run_killed_ten_times_ends_with_the_same_bytes(tmp_path):
-    run(tmp_path / "whole", SLOW_CONFIG)
+    run(tmp_path / "whole", **LONG)
     generator = np.random.default_rng(1)
     for moment in np.sort(generator.integers(0, 58, 10)):
         code = kill_at(tmp_path / "cut", moment, generator.uniform(0, 0.05))
         assert code == -signal.SIGKILL
     assert training.list_checkpoints(tmp_path / "cut")[-1][0] < 60
-    run(tmp_path / "cut", SLOW_CONFIG)
+    run(tmp_path / "cut", **LONG)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -518,8 +508,7 @@ def test_a_run_killed_ten_times_ends_with_the_same_bytes(tmp_path):
 @pytest.mark.parametrize("accumulation", (1, 2, 3))  # one is idle, even, uneven
 def test_two_processes_leave_the_loss_trace_of_one(tmp_path, accumulation):
     """``accelerate launch`` starts two CPU processes only if told "multi_gpu"."""
-    config = dataclasses.replace(SLOW_CONFIG, gradient_accumulation_steps=accumulation)
-    _, one = run(tmp_path / "one", config)
+    _, one = run(tmp_path / "one", gradient_accumulation_steps=accumulation, **LONG)
     paths = [str(Path(training.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {
         "PYTHONPATH": os.pathsep.join(paths),
@@ -542,7 +531,4 @@ def test_two_processes_leave_the_loss_trace_of_one(tmp_path, accumulation):
 
 
 if __name__ == "__main__":
-    shared = dataclasses.replace(
-        SLOW_CONFIG, gradient_accumulation_steps=int(sys.argv[2])
-    )
-    run(Path(sys.argv[1]), shared)
+    run(Path(sys.argv[1]), gradient_accumulation_steps=int(sys.argv[2]), **LONG)
