@@ -64,7 +64,8 @@ class AlignedTable:
 class EncodedExamples:
     """Token ids of all examples, and which aligned target belongs to each.
 
-    ``teacher_row[i]`` is -1 for a one-hot example.
+    ``teacher_row[i]`` is -1 for a one-hot example. `is_causal` says that a target
+    follows its input, in a decoder-only student.
     """
 
     input_ids: list[np.ndarray]
@@ -72,6 +73,7 @@ class EncodedExamples:
     teacher_row: np.ndarray
     aligned: AlignedTable | None
     data_format: np.ndarray
+    is_causal: bool
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -173,6 +175,7 @@ def encode(
         teacher_row=rows,
         aligned=table,
         data_format=data_format,
+        is_causal=is_causal,
     )
 
 
@@ -335,19 +338,15 @@ def batch_stream(
         epoch += 1
 
 
-def collate(
-    encoded: EncodedExamples, indices: np.ndarray, *, pad_id: int, pad_left: bool
-) -> dict[str, Tensor]:
-    """Pad examples to one batch.
+def collate(encoded: EncodedExamples, indices: Sequence[int]) -> dict[str, Tensor]:
+    """Pad examples to one batch, the sources of a decoder-only student on the left.
+
+    Padding is token 0, whatever it means: nothing attends to it.
 
     Parameters
     ----------
     encoded : EncodedExamples
-    indices : int array, shape (B,)
-    pad_id : int
-        Fills ``input_ids`` where ``attention_mask`` is 0.
-    pad_left : bool
-        Pad sources on the left: a decoder-only student continues them.
+    indices : sequence of int, shape (B,)
 
     Returns
     -------
@@ -359,7 +358,7 @@ def collate(
     table = encoded.aligned
     k = 1 if table is None else table.topk_ids.shape[1]
     batch = {
-        "input_ids": np.full((size, source), pad_id, np.int64),
+        "input_ids": np.zeros((size, source), np.int64),
         "attention_mask": np.zeros((size, source), np.int64),
         "labels": np.full((size, target), IGNORED, np.int64),
         "teacher_ids": np.zeros((size, target, k), np.int64),
@@ -367,9 +366,11 @@ def collate(
     }
     for row, index in enumerate(indices):
         ids, labels = encoded.input_ids[index], encoded.labels[index]
-        place = slice(source - len(ids), None) if pad_left else slice(len(ids))
-        batch["input_ids"][row, place] = ids
-        batch["attention_mask"][row, place] = 1
+        place = row, slice(len(ids))
+        if encoded.is_causal:
+            place = row, slice(source - len(ids), None)
+        batch["input_ids"][place] = ids
+        batch["attention_mask"][place] = 1
         batch["labels"][row, : len(labels)] = labels
         batch["teacher_ids"][row, : len(labels), 0] = labels
         batch["teacher_probs"][row, : len(labels), 0] = 1.0

@@ -84,7 +84,7 @@ def _train(given: argparse.Namespace, profile: profiles.Profile) -> None:
         student.tokenizer,
         aligned=stage.read("aligned"),
         max_input_tokens=profile.formats.max_input_tokens,
-        is_causal=not student.model.config.is_encoder_decoder,
+        is_causal=models.is_causal(profile.student),
     )
     training.train(
         student,

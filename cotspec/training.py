@@ -122,8 +122,8 @@ def train(
     Raises
     ------
     ValueError
-        Missing aligned targets, a batch budget below the longest example, or a
-        `work_dir` of another run.
+        Missing aligned targets, examples encoded for the other architecture, a batch
+        budget below the longest example, or a `work_dir` of another run.
     FloatingPointError
         Loss or gradient is not finite; the message names the step. Log and checkpoints
         up to there stay.
@@ -134,6 +134,11 @@ def train(
             "aligned: the examples were encoded without, but loss.name is "
             "'distribution_matching'. Allowed: their aligned targets, given to "
             "batching.encode, or loss.name 'sample_matching'"
+        )
+    if encoded.is_causal == student.model.config.is_encoder_decoder:
+        raise ValueError(
+            f"encoded.is_causal: {encoded.is_causal}. Allowed for student "
+            f"{student.name!r}: {not encoded.is_causal}"
         )
     precision = "bf16" if config.precision == "bfloat16" else "no"
     AcceleratorState._reset_state()  # an earlier run may have had another precision
@@ -283,14 +288,8 @@ def _loss_of(run: Run, rows: np.ndarray, number: int) -> tuple[Tensor, Tensor]:
     Dropout is a function of the seed and the micro-batch's `number` in the run; the
     global random state is left alone.
     """
-    tokenizer, device = run.student.tokenizer, run.accelerator.device
-    pad = tokenizer.pad_token_id
-    batch = batching.collate(
-        run.encoded,
-        rows,
-        pad_id=tokenizer.eos_token_id if pad is None else pad,
-        pad_left=not run.student.model.config.is_encoder_decoder,
-    )
+    device = run.accelerator.device
+    batch = batching.collate(run.encoded, rows)
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     entropy = np.random.SeedSequence([run.seed, number])
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

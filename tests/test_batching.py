@@ -34,16 +34,14 @@ ALIGNED = Dataset.from_dict(
 )
 
 
-def encode(examples=EXAMPLES, aligned=ALIGNED, max_input_tokens=16):
-    return batching.encode(
-        examples, TOKENIZER, aligned=aligned, max_input_tokens=max_input_tokens
-    )
+def encode(examples=EXAMPLES, aligned=ALIGNED, max_input_tokens=16, **options):
+    options |= {"aligned": aligned, "max_input_tokens": max_input_tokens}
+    return batching.encode(examples, TOKENIZER, **options)
 
 
-def one_batch(encoded=None, pad_left=False):
-    encoded = encoded or encode()
-    rows = np.arange(len(encoded))
-    return batching.collate(encoded, rows, pad_id=0, pad_left=pad_left)
+def one_batch(**options):
+    encoded = encode(**options)
+    return batching.collate(encoded, range(len(encoded)))
 
 
 def test_a_batch_holds_the_padded_inputs_and_labels_that_end_with_eos():
@@ -82,13 +80,13 @@ def test_answer_only_examples_are_one_hot_so_that_matching_is_cross_entropy():
 
 
 def test_without_aligned_targets_every_example_is_one_hot_with_one_candidate():
-    batch = one_batch(encode(aligned=None))
+    batch = one_batch(aligned=None)
     assert batch["teacher_ids"][0, :3].tolist() == [[C], [D], [EOS]]
     assert batch["labels"][0, :3].tolist() == [C, D, EOS]
 
 
 def test_decoder_only_students_get_their_sources_padded_on_the_left():
-    batch = one_batch(pad_left=True)
+    batch = one_batch(is_causal=True)
     assert batch["input_ids"][0].tolist() == [0] * 13 + [A, B, EOS]
     assert batch["attention_mask"][0].tolist() == [0] * 13 + [1, 1, 1]
     assert batch["labels"][0, :3].tolist() == [C, D, EOS]
@@ -106,15 +104,15 @@ def test_long_inputs_lose_their_left_end_and_are_counted_and_logged(caplog):
 def test_one_encoding_serves_trainings_on_some_of_the_formats():
     whole = encode(max_input_tokens=4)
     for row, data_format in enumerate(EXAMPLES["data_format"][:]):
-        alone = one_batch(encode(EXAMPLES.select([row]), max_input_tokens=4))
-        part = one_batch(whole.of_formats([data_format]))
+        alone = one_batch(examples=EXAMPLES.select([row]), max_input_tokens=4)
+        part = batching.collate(whole.of_formats([data_format]), [0])
         for name, tensor in alone.items():
             assert torch.equal(part[name], tensor)
     assert len(whole.of_formats(EXAMPLES["data_format"][:])) == len(EXAMPLES)
 
 
 def test_aligned_targets_are_found_after_a_filter_or_shuffle():
-    batch = one_batch(encode(aligned=ALIGNED.select([1, 0])))
+    batch = one_batch(aligned=ALIGNED.select([1, 0]))
     assert batch["teacher_ids"][0, 1].tolist() == [A, D, B]
 
 

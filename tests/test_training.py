@@ -305,7 +305,7 @@ def test_loss_and_gradients_do_not_depend_on_how_an_update_is_cut(tmp_path):
     encoded = encode(fresh, make_aligned())
     stream = batching.batch_stream(encoded.lengths(), 160, seed=3)
     indices = np.concatenate([next(stream)[1] for _ in range(4)])
-    batch = batching.collate(encoded, indices, pad_id=0, pad_left=False)
+    batch = batching.collate(encoded, indices)
     loss = training.batch_loss(fresh, fresh.model, batch, LossConfig())
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in fresh.model.parameters()])
@@ -382,7 +382,7 @@ def test_answer_only_examples_train_by_cross_entropy_under_both_losses():
     student = tiny_student(dropout=0.0)
     rows = make_examples().filter(lambda row: row["sample_id"] < 0)
     encoded = encode(student, examples=rows)
-    batch = batching.collate(encoded, np.arange(len(rows)), pad_id=0, pad_left=False)
+    batch = batching.collate(encoded, np.arange(len(rows)))
     matched = [
         training.batch_loss(student, student.model, batch, LossConfig(name=name))
         for name in ("distribution_matching", "sample_matching")
@@ -390,12 +390,14 @@ def test_answer_only_examples_train_by_cross_entropy_under_both_losses():
     torch.testing.assert_close(*matched)
 
 
-def test_only_sample_matching_goes_without_aligned_targets(tmp_path):
+def test_examples_must_be_encoded_for_the_loss_and_the_student(tmp_path):
     config = dataclasses.replace(CONFIG, max_steps=1)
     student, loss = tiny_student(), LossConfig(name="sample_matching")
     encoded, options = encode(student), {"work_dir": tmp_path / "a", "seed": 3}
     with pytest.raises(ValueError, match="aligned: .*without.*'distribution_matching'"):
         training.train(student, encoded, config, **options)
+    with pytest.raises(ValueError, match="is_causal: False.*'tiny-causal': True"):
+        training.train(tiny_causal_student(), encoded, config, loss=loss, **options)
     without = training.train(student, encoded, config, loss=loss, **options)
     _, with_aligned = run(tmp_path / "b", loss=loss, max_steps=1)
     assert with_aligned.metrics.equals(without.metrics)
@@ -430,7 +432,7 @@ def test_a_decoder_only_student_is_scored_on_its_targets_only():
     student = tiny_causal_student()
     encoded = encode(student)
     chosen = np.array([0, 1, 7])
-    batch = batching.collate(encoded, chosen, pad_id=0, pad_left=True)
+    batch = batching.collate(encoded, chosen)
     loss = training.batch_loss(
         student, student.model, batch, LossConfig(name="sample_matching")
     )

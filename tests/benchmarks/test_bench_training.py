@@ -84,7 +84,7 @@ def seconds_the_reference_way(student, encoded, examples):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     start = time.perf_counter()
     for indices in reference_batches(examples):
-        batch = batching.collate(encoded, indices, pad_id=0, pad_left=False)
+        batch = batching.collate(encoded, indices)
         training.batch_loss(student, model, batch, LossConfig()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CONFIG.max_grad_norm)
         optimizer.step()
