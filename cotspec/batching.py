@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow.compute as pc
@@ -28,12 +28,12 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from cotspec.losses import IGNORED
 from cotspec.prompts import separate
 
 logger = logging.getLogger(__name__)
 
 MULTIPLE = 8  # padded lengths are multiples of this
-IGNORED = -100
 # Examples shuffled together before they are sorted by length: every stretch of batches
 # of this size has the formats in the proportion of the data.
 _WINDOW = 4096
@@ -55,13 +55,17 @@ class AlignedTable:
     topk_ids: np.ndarray
     topk_probs: np.ndarray
 
+    def tokens(self, row: int) -> slice:
+        """Where a row's tokens stand."""
+        return slice(self.starts[row], self.starts[row + 1])
+
 
 @dataclass(frozen=True)
 class EncodedExamples:
     """Token ids of all examples, and which aligned target belongs to each.
 
-    ``teacher_row[i]`` is -1 for a one-hot example; ``is_cut[i]`` says that its input
-    was too long.
+    ``teacher_row[i]`` is -1 for a one-hot example. `is_causal` says that a target
+    follows its input, in a decoder-only student.
     """
 
     input_ids: list[np.ndarray]
@@ -69,26 +73,20 @@ class EncodedExamples:
     teacher_row: np.ndarray
     aligned: AlignedTable | None
     data_format: np.ndarray
-    is_cut: np.ndarray
+    is_causal: bool
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    @property
-    def num_truncated(self) -> dict[str, int]:
-        """How many inputs were cut, per data format."""
-        return dict(Counter(self.data_format[self.is_cut].tolist()))
-
     def of_formats(self, data_formats: Sequence[str]) -> EncodedExamples:
         """Return the examples in some formats, in the same order."""
         rows = np.flatnonzero(np.isin(self.data_format, data_formats))
-        return EncodedExamples(
+        return replace(
+            self,
             input_ids=[self.input_ids[row] for row in rows],
             labels=[self.labels[row] for row in rows],
             teacher_row=self.teacher_row[rows],
-            aligned=self.aligned,
             data_format=self.data_format[rows],
-            is_cut=self.is_cut[rows],
         )
 
     def teacher_entropies(self, temperature: float) -> np.ndarray:
@@ -137,7 +135,7 @@ def encode(
         is one-hot.
     max_input_tokens : int
         Longer inputs lose tokens on their left, where the first demonstration is; how
-        many did is logged and kept in ``num_truncated``.
+        many did, by data format, is logged.
     is_causal : bool
         A decoder-only student continues its input: between the two stands what stands
         there in the demonstrations, see `prompts.separate`.
@@ -150,33 +148,35 @@ def encode(
     """
     if len(examples) == 0:
         raise ValueError("examples: none to encode. Allowed: at least one")
-    table = None if aligned is None else _aligned_table(aligned)
     rows = _teacher_rows(examples, aligned)
     inputs, targets = examples["inputs"][:], examples["targets"][:]
     if is_causal:
         pairs = [separate(*pair) for pair in zip(inputs, targets, strict=True)]
-        inputs, targets = (list(side) for side in zip(*pairs, strict=True))
-    if table is not None:
+        inputs, targets = zip(*pairs, strict=True)
+    table = None
+    if aligned is not None:
+        table = _aligned_table(aligned)
         _check_vocabulary(examples, tokenizer, rows, table)
-    # Cut copies: a view would keep the whole.
-    inputs = list(_token_ids(tokenizer, inputs))
-    encoded = EncodedExamples(
-        input_ids=[ids[-max_input_tokens:].copy() for ids in inputs],
-        labels=_labels(targets, tokenizer, rows, table),
-        teacher_row=rows,
-        aligned=table,
-        data_format=np.array(examples["data_format"][:]),
-        is_cut=np.array([len(ids) > max_input_tokens for ids in inputs]),
-    )
-    if cut := encoded.num_truncated:
+    ids_of_inputs = list(_token_ids(tokenizer, inputs))
+    data_format = np.array(examples["data_format"][:])
+    is_long = [len(ids) > max_input_tokens for ids in ids_of_inputs]
+    if num_long := Counter(data_format[is_long].tolist()):
         logger.warning(
             "inputs over max_input_tokens=%d cut on the left: %d of %d (%s)",
             max_input_tokens,
-            sum(cut.values()),
-            len(encoded),
-            ", ".join(f"{name} {n}" for name, n in sorted(cut.items())),
+            num_long.total(),
+            len(examples),
+            ", ".join(f"{name} {n}" for name, n in sorted(num_long.items())),
         )
-    return encoded
+    return EncodedExamples(
+        # Cut copies: a view would keep the whole.
+        input_ids=[ids[-max_input_tokens:].copy() for ids in ids_of_inputs],
+        labels=_labels(targets, tokenizer, rows, table),
+        teacher_row=rows,
+        aligned=table,
+        data_format=data_format,
+        is_causal=is_causal,
+    )
 
 
 def _check_vocabulary(
@@ -190,7 +190,7 @@ def _check_vocabulary(
     for i in matched[:: max(1, len(matched) // 16)]:
         text = examples[int(i)]["targets"]
         (own,) = _token_ids(tokenizer, [text], add_special_tokens=False)
-        given = table.student_ids[table.starts[rows[i]] : table.starts[rows[i] + 1]]
+        given = table.student_ids[table.tokens(rows[i])]
         if not np.array_equal(own, given):
             raise ValueError(
                 f"aligned: the target of {text[:40]!r} is not in the student's tokens "
@@ -206,16 +206,12 @@ def _labels(
     table: AlignedTable | None,
 ) -> list[np.ndarray]:
     """Aligned student ids where there are any, else the tokenised target; then EOS."""
-    texts = [targets[row] for row in np.flatnonzero(rows < 0)]
+    texts = [targets[i] for i in np.flatnonzero(rows < 0)]
     tokenised = _token_ids(tokenizer, texts, add_special_tokens=False)
-    end_of_sequence = tokenizer.eos_token_id
     labels = []
     for row in rows:
-        if row < 0:
-            ids = next(tokenised)
-        else:
-            ids = table.student_ids[table.starts[row] : table.starts[row + 1]]
-        labels.append(np.append(ids, end_of_sequence).astype(np.int32))
+        ids = next(tokenised) if row < 0 else table.student_ids[table.tokens(row)]
+        labels.append(np.append(ids, tokenizer.eos_token_id).astype(np.int32))
     return labels
 
 
@@ -231,44 +227,39 @@ def _token_ids(
 
 def _teacher_rows(examples: Dataset, aligned: Dataset | None) -> np.ndarray:
     """Row of each example in the aligned targets, -1 for one-hot, shape (N,)."""
-    rows = np.full(len(examples), -1, dtype=np.int64)
     if aligned is None:
-        return rows
-    keys = zip(aligned["problem_id"][:], aligned["sample_id"][:], strict=True)
-    row_of = {key: row for row, key in enumerate(keys)}
-    wanted = zip(examples["problem_id"][:], examples["sample_id"][:], strict=True)
-    for i, key in enumerate(wanted):
-        if key[1] < 0:
-            continue
-        if key not in row_of:
+        return np.full(len(examples), -1)
+    keys, known = (
+        list(zip(table["problem_id"][:], table["sample_id"][:], strict=True))
+        for table in (examples, aligned)
+    )
+    row_of = {key: row for row, key in enumerate(known)}
+    for problem_id, sample_id in keys:
+        if sample_id >= 0 and (problem_id, sample_id) not in row_of:
             raise ValueError(
-                f"aligned: no target for problem_id {key[0]!r}, sample_id {key[1]}. "
-                "Allowed: one for every example with sample_id >= 0"
+                f"aligned: no target for problem_id {problem_id!r}, sample_id "
+                f"{sample_id}. Allowed: one for every example with sample_id >= 0"
             )
-        rows[i] = row_of[key]
-    return rows
+    return np.array([row_of[key] if key[1] >= 0 else -1 for key in keys])
 
 
 def _aligned_table(aligned: Dataset) -> AlignedTable:
     columns = ["student_ids", "topk_ids", "topk_probs"]
     table = aligned.select_columns(columns).with_format("arrow")[:]
-    sizes = pc.list_value_length(table["student_ids"]).to_numpy()
-    num_tokens = int(sizes.sum())
-    flat = {
-        name: pc.list_flatten(pc.list_flatten(table[name])).to_numpy()
-        for name in columns[1:]
-    }
-    num_candidates = pc.list_value_length(pc.list_flatten(table["topk_ids"]))
-    if pc.count_distinct(num_candidates).as_py() > 1:
+    # A list a row, and in it a number or a list of k candidates a token.
+    student_ids, topk_ids, topk_probs = (pc.list_flatten(table[n]) for n in columns)
+    if pc.count_distinct(pc.list_value_length(topk_ids)).as_py() > 1:
         raise ValueError(
             "aligned.topk_ids: numbers of candidates differ between tokens. "
             "Allowed: the same k everywhere, empty slots with id -1"
         )
+    shape = len(student_ids), -1
+    sizes = pc.list_value_length(table["student_ids"]).to_numpy()
     return AlignedTable(
         starts=np.append(0, sizes.cumsum()),
-        student_ids=pc.list_flatten(table["student_ids"]).to_numpy(),
-        topk_ids=flat["topk_ids"].reshape(num_tokens, -1),
-        topk_probs=flat["topk_probs"].reshape(num_tokens, -1),
+        student_ids=student_ids.to_numpy(),
+        topk_ids=pc.list_flatten(topk_ids).to_numpy().reshape(shape),
+        topk_probs=pc.list_flatten(topk_probs).to_numpy().reshape(shape),
     )
 
 
@@ -347,19 +338,15 @@ def batch_stream(
         epoch += 1
 
 
-def collate(
-    encoded: EncodedExamples, indices: np.ndarray, *, pad_id: int, pad_left: bool
-) -> dict[str, Tensor]:
-    """Pad examples to one batch.
+def collate(encoded: EncodedExamples, indices: Sequence[int]) -> dict[str, Tensor]:
+    """Pad examples to one batch, the sources of a decoder-only student on the left.
+
+    Padding is token 0, whatever it means: nothing attends to it.
 
     Parameters
     ----------
     encoded : EncodedExamples
-    indices : int array, shape (B,)
-    pad_id : int
-        Fills ``input_ids`` where ``attention_mask`` is 0.
-    pad_left : bool
-        Pad sources on the left: a decoder-only student continues them.
+    indices : sequence of int, shape (B,)
 
     Returns
     -------
@@ -370,30 +357,29 @@ def collate(
     source, target = _padded(encoded.lengths(indices)).max(0)
     table = encoded.aligned
     k = 1 if table is None else table.topk_ids.shape[1]
-    input_ids = np.full((size, source), pad_id, np.int64)
-    attention_mask = np.zeros((size, source), np.int64)
-    labels = np.full((size, target), IGNORED, np.int64)
-    teacher_ids = np.zeros((size, target, k), np.int64)
-    teacher_probs = np.zeros((size, target, k), np.float32)
-    for row, index in enumerate(indices):
-        ids = encoded.input_ids[index]
-        place = slice(source - len(ids), None) if pad_left else slice(len(ids))
-        input_ids[row, place], attention_mask[row, place] = ids, 1
-        length = len(encoded.labels[index])
-        labels[row, :length] = teacher_ids[row, :length, 0] = encoded.labels[index]
-        teacher_probs[row, :length, 0] = 1.0
-        if (aligned := encoded.teacher_row[index]) >= 0:
-            start, end = table.starts[aligned : aligned + 2]
-            teacher_ids[row, : length - 1] = table.topk_ids[start:end].clip(0)
-            teacher_probs[row, : length - 1] = table.topk_probs[start:end]
-    arrays = {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "labels": labels,
-        "teacher_ids": teacher_ids,
-        "teacher_probs": teacher_probs,
+    batch = {
+        "input_ids": np.zeros((size, source), np.int64),
+        "attention_mask": np.zeros((size, source), np.int64),
+        "labels": np.full((size, target), IGNORED, np.int64),
+        "teacher_ids": np.zeros((size, target, k), np.int64),
+        "teacher_probs": np.zeros((size, target, k), np.float32),
     }
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    for row, index in enumerate(indices):
+        ids, labels = encoded.input_ids[index], encoded.labels[index]
+        place = row, slice(len(ids))
+        if encoded.is_causal:
+            place = row, slice(source - len(ids), None)
+        batch["input_ids"][place] = ids
+        batch["attention_mask"][place] = 1
+        batch["labels"][row, : len(labels)] = labels
+        batch["teacher_ids"][row, : len(labels), 0] = labels
+        batch["teacher_probs"][row, : len(labels), 0] = 1.0
+        if (aligned := encoded.teacher_row[index]) >= 0:
+            place = row, slice(len(labels) - 1)
+            tokens = table.tokens(aligned)
+            batch["teacher_ids"][place] = table.topk_ids[tokens].clip(0)
+            batch["teacher_probs"][place] = table.topk_probs[tokens]
+    return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
 def _padded(lengths: np.ndarray) -> np.ndarray:

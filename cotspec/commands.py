@@ -16,7 +16,16 @@ from pathlib import Path
 from accelerate import Accelerator
 from datasets import Dataset, disable_progress_bars
 
-from cotspec import artifacts, evaluation, models, profiles, selection, stages, training
+from cotspec import (
+    artifacts,
+    batching,
+    evaluation,
+    models,
+    profiles,
+    selection,
+    stages,
+    training,
+)
 
 USER_ERROR = 2
 
@@ -69,14 +78,20 @@ def _train(given: argparse.Namespace, profile: profiles.Profile) -> None:
     notebook = by_name[stages.producers(series)["checkpoints"]]
     run = artifacts.run_dir(given.profile)
     stage = stages.Stage(notebook, profile, given.seed, run)
-    training.train(
-        models.load_student(profile.student, seed=given.seed),
+    student = models.load_student(profile.student, seed=given.seed)
+    encoded = batching.encode(
         stage.read("examples"),
+        student.tokenizer,
+        aligned=stage.read("aligned"),
+        max_input_tokens=profile.formats.max_input_tokens,
+        is_causal=models.is_causal(profile.student),
+    )
+    training.train(
+        student,
+        encoded,
         profile.training,
         work_dir=stage.work / "training",
-        aligned=stage.read("aligned"),
         loss=profile.loss,
-        formats=profile.formats,
         seed=given.seed,
     )
     print(f"trained; notebook {notebook.name} takes it up")

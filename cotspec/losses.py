@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-TAILS = ("bucket", "renormalized", "paper")
-DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon")
+from cotspec.profiles import DIVERGENCES, TAILS
+
 IGNORED = -100
 # Elements of a block of logits worked on at once: 4 MiB in float32 stay in the cache.
 _BLOCK_ELEMENTS = 2**20
@@ -145,35 +145,24 @@ def _bucketed(
     forward = _relative_entropy(p, log_q).sum(-1)
     if divergence == "forward_kl":
         return forward
-    is_outcome = F.pad(probs > 0, (0, 1), value=True)
-    log_q = log_q.masked_fill(~is_outcome, -torch.inf)
-    other = _reverse_kl(p, log_q) if divergence == "reverse_kl" else _js(p, log_q)
-    is_one_hot = (p[..., :-1] >= 1).any(-1)
+    is_possible = F.pad(probs > 0, (0, 1), value=True) & (log_q > -torch.inf)
+    log_q = log_q.masked_fill(~is_possible, 0.0)
+    q = torch.where(is_possible, log_q.exp(), 0.0)
+    if divergence == "reverse_kl":
+        floor = torch.zeros_like(p)
+        floor[..., -1] = torch.finfo(torch.float32).eps
+        other = (q * (log_q - _log(torch.maximum(p, floor)))).sum(-1)
+    else:
+        log_mixture = _log((p + q) / 2)
+        of_student = q * (log_q - log_mixture)
+        other = (_relative_entropy(p, log_mixture) + of_student).sum(-1) / 2
+    is_one_hot = (probs >= 1).any(-1)
     return torch.where(is_one_hot, forward, other)
 
 
 def _relative_entropy(p: Tensor, log_q: Tensor) -> Tensor:
     """p log(p / q) per outcome, 0 where p is 0."""
     return torch.where(p > 0, p * (_log(p) - log_q), 0.0)
-
-
-def _reverse_kl(p: Tensor, log_q: Tensor) -> Tensor:
-    resolution = torch.finfo(torch.float32).eps
-    floor = torch.zeros_like(p)
-    floor[..., -1] = resolution
-    is_possible = log_q > -torch.inf
-    log_q = log_q.masked_fill(~is_possible, 0.0)
-    terms = log_q.exp() * (log_q - _log(torch.maximum(p, floor)))
-    return torch.where(is_possible, terms, 0.0).sum(-1)
-
-
-def _js(p: Tensor, log_q: Tensor) -> Tensor:
-    is_possible = log_q > -torch.inf
-    finite_log_q = log_q.masked_fill(~is_possible, 0.0)
-    q = torch.where(is_possible, finite_log_q.exp(), 0.0)
-    log_mixture = _log((p + q) / 2)
-    of_student = torch.where(is_possible, q * (finite_log_q - log_mixture), 0.0)
-    return (_relative_entropy(p, log_mixture) + of_student).sum(-1) / 2
 
 
 def _log(p: Tensor) -> Tensor:

@@ -131,16 +131,22 @@ def load_student(config: StudentConfig, *, seed: int = 0) -> Student:
         Unknown name or unreachable model.
     """
     if config.model.startswith(RANDOM_PREFIX):
-        model = _random_flan_t5(config.model.removeprefix(RANDOM_PREFIX), seed)
-        tokenizer = load_t5_tokenizer(config.tokenizer)
+        shape = flan_t5_config(config.model.removeprefix(RANDOM_PREFIX))
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = new_t5(shape)
     elif config.model.startswith(MICRO_PREFIX):
         size = config.model.removeprefix(MICRO_PREFIX)
-        model, tokenizer = shipped.load_student(size, config.start, seed=seed)
+        model, _ = shipped.load_student(size, config.start, seed=seed)
     else:
-        source = smollm2() if config.model == SMOLLM2 else config.model
-        model = _load_model(source, config.revision)
-        tokenizer = load_tokenizer(config.tokenizer or source, config.revision)
+        auto = AutoModelForCausalLM if is_causal(config) else AutoModelForSeq2SeqLM
+        model = _reach(auto, "student.model", _source(config), config.revision)
+    tokenizer = load_student_tokenizer(config)
     return as_student(config.model, model, tokenizer, start=config.start)
+
+
+def _source(config: StudentConfig) -> str:
+    return smollm2() if config.model == SMOLLM2 else config.model
 
 
 def base_seed(config: StudentConfig, seed: int) -> int:
@@ -164,7 +170,6 @@ def as_student(
             f"student {name!r}: its tokenizer has {len(tokenizer)} entries but the "
             f"model embeds {rows}; they do not belong together"
         )
-    size = sum(p.numel() for p in model.parameters())
     use_one_thread_if_tiny(model)
     if model.config.model_type == "t5":
         fuse_gelu(model)
@@ -172,21 +177,7 @@ def as_student(
             # On CPUs T5's position bias keeps PyTorch's fused attention off its fast
             # path: a training step takes 1.5 times as long with it.
             model.set_attn_implementation(IN_PLACE)
-    return Student(name, model.eval(), tokenizer, start, size)
-
-
-def _random_flan_t5(name: str, seed: int) -> PreTrainedModel:
-    config = flan_t5_config(name)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return new_t5(config)
-
-
-def _load_model(source: str, revision: str | None) -> PreTrainedModel:
-    config = _reach(AutoConfig.from_pretrained, "student.model", source, revision)
-    has_encoder = getattr(config, "is_encoder_decoder", False)
-    auto = AutoModelForSeq2SeqLM if has_encoder else AutoModelForCausalLM
-    return _reach(auto.from_pretrained, "student.model", source, revision)
+    return Student(name, model.eval(), tokenizer, start, model.num_parameters())
 
 
 def is_causal(config: StudentConfig) -> bool:
@@ -195,16 +186,14 @@ def is_causal(config: StudentConfig) -> bool:
         return False
     if config.model == SMOLLM2:
         return True
-    found = _reach(
-        AutoConfig.from_pretrained, "student.model", config.model, config.revision
-    )
+    found = _reach(AutoConfig, "student.model", config.model, config.revision)
     return not getattr(found, "is_encoder_decoder", False)
 
 
-def _reach(loader, field: str, source: str, revision: str | None = None, **kwargs):
-    """Call a from_pretrained; turn "not found" into one sentence with a remedy."""
+def _reach(auto, field: str, source: str, revision: str | None = None, **options):
+    """Load with an Auto class; turn "not found" into one sentence with a remedy."""
     try:
-        return loader(source, revision=revision, **kwargs)
+        return auto.from_pretrained(source, revision=revision, **options)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{field}: cannot load {source!r}: it is neither a local folder with a "
@@ -218,7 +207,7 @@ def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokeni
     """Load any Hugging Face tokenizer; a folder with a lone spiece.model is T5's."""
     if (Path(source) / "spiece.model").exists():
         return T5Tokenizer.from_pretrained(source)
-    return _reach(AutoTokenizer.from_pretrained, "student.tokenizer", source, revision)
+    return _reach(AutoTokenizer, "student.tokenizer", source, revision)
 
 
 def load_t5_tokenizer(source: str | None = None) -> PreTrainedTokenizerBase:
@@ -235,8 +224,7 @@ def load_student_tokenizer(config: StudentConfig) -> PreTrainedTokenizerBase:
         return load_t5_tokenizer(config.tokenizer)
     if config.model.startswith(MICRO_PREFIX):
         return micro_tokenizers.load_student()
-    source = smollm2() if config.model == SMOLLM2 else config.model
-    return load_tokenizer(config.tokenizer or source, config.revision)
+    return load_tokenizer(config.tokenizer or _source(config), config.revision)
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -283,24 +271,20 @@ def load_teacher(config: TeacherConfig) -> Teacher:
     ValueError
         Unknown or unreachable name; the message says what to install or set.
     """
-    dtype = getattr(torch, config.precision)
-    if config.model == SMOLLM2:
-        model = AutoModelForCausalLM.from_pretrained(smollm2(), dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(smollm2())
-        return Teacher("SmolLM2-135M-Instruct", model.eval(), tokenizer)
-    if config.model == MICRO_TEACHER:
-        # Samples are kept by the teacher's name: other weights, another name.
-        name = f"{config.model}-{shipped.facts('teacher')['sha256'][:8]}"
+    name = source = config.model
+    if name == MICRO_TEACHER:
         model, tokenizer = shipped.load("teacher")
         use_one_thread_if_tiny(model)
-        return Teacher(name, model, tokenizer)
-    source = config.model
-    load = AutoModelForCausalLM.from_pretrained
-    model = _reach(load, "teacher.model", source, dtype=dtype)
-    tokenizer = _reach(AutoTokenizer.from_pretrained, "teacher.model", source)
-    name = config.model
-    if Path(source).is_dir():
+        # Samples are kept by the teacher's name: other weights, another name.
+        checksum = shipped.facts("teacher")["sha256"]
+        return Teacher(f"{name}-{checksum[:8]}", model, tokenizer)
+    if name == SMOLLM2:
+        name, source = "SmolLM2-135M-Instruct", smollm2()
+    elif Path(source).is_dir():
         name = f"{name}-{artifacts.identity(Path(source))[:8]}"
+    dtype = getattr(torch, config.precision)
+    model = _reach(AutoModelForCausalLM, "teacher.model", source, dtype=dtype)
+    tokenizer = _reach(AutoTokenizer, "teacher.model", source)
     return Teacher(name, model.eval(), tokenizer)
 
 
@@ -316,9 +300,9 @@ def smollm2() -> str:
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
             model = AutoModelForCausalLM.from_pretrained(packed, gguf_file=file)
-            config = copy.deepcopy(model.config)
-            del config.quantization_config  # else the new one counts as quantized, too
-            new = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            # Else the new one counts as quantized, too.
+            del model.config.quantization_config
+            new = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
             new.load_state_dict(model.state_dict())
             part = folder.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)
@@ -361,8 +345,7 @@ def use_one_thread_if_tiny(model: PreTrainedModel) -> None:
     On a busy machine, a forward pass of a 16-wide T5 took 2 to 5 ms with one thread and
     over 800 ms with two.
     """
-    size = sum(p.numel() for p in model.parameters())
-    if size < TINY and not torch.cuda.is_available():
+    if model.num_parameters() < TINY and not torch.cuda.is_available():
         torch.set_num_threads(1)
 
 
@@ -412,20 +395,14 @@ def cards() -> list[str]:
 def describe(teacher: TeacherConfig, student: StudentConfig) -> pd.DataFrame:
     """Return who teaches and who learns: role, name, start and parameters.
 
-    Nothing is loaded: parameters are known of the shipped models and FlanT5's shapes.
+    Nothing is loaded: parameters are known of the shipped models.
     """
-    known = {
-        MICRO_TEACHER: shipped.facts("teacher"),
-        student.model: {},
-    }
+    parameters = {MICRO_TEACHER: shipped.facts("teacher")["parameters"]}
     if student.model.startswith(MICRO_PREFIX):
         size = student.model.removeprefix(MICRO_PREFIX)
-        known[student.model] = shipped.facts(shipped.name_of(size, student.start, 0))
-    rows = [
-        ("teacher", teacher.model, "", known.get(teacher.model, {})),
-        ("student", student.model, student.start, known[student.model]),
-    ]
-    return pd.DataFrame(
-        [(*row, f"{facts['parameters']:,}" if facts else "") for *row, facts in rows],
-        columns=["role", "name", "start", "parameters"],
-    )
+        facts = shipped.facts(shipped.name_of(size, student.start, 0))
+        parameters[student.model] = facts["parameters"]
+    rows = [("teacher", teacher.model, ""), ("student", student.model, student.start)]
+    table = pd.DataFrame(rows, columns=["role", "name", "start"])
+    known = {name: f"{number:,}" for name, number in parameters.items()}
+    return table.assign(parameters=[known.get(name, "") for name in table["name"]])

@@ -211,7 +211,6 @@ class TrainingConfig:
     num_frozen_layers: NonNegativeInt = 0
     precision: Precision = "auto"
     num_checkpoints: PositiveInt = 8  # evenly spaced, the last at the end
-    patience: PositiveInt | None = None  # checkpoints without a better validation
 
 
 @dataclass(**_CHECKED)

@@ -92,9 +92,9 @@ def fuse_gelu(model: PreTrainedModel) -> None:
     The same function, GELU's approximation by tanh, equal up to rounding.
     """
     for module in model.modules():
-        if isinstance(module, T5DenseGatedActDense):
-            if isinstance(module.act, NewGELUActivation):
-                module.act = torch.nn.GELU(approximate="tanh")
+        is_gated = isinstance(module, T5DenseGatedActDense)
+        if is_gated and isinstance(module.act, NewGELUActivation):
+            module.act = torch.nn.GELU(approximate="tanh")
 
 
 AttentionInterface.register(IN_PLACE, attend_in_place)

@@ -8,73 +8,44 @@ import torch
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from test_training import tiny_tokenizer
 
 from cotspec import batching, losses
 
-EOS, A, B, C, D = 1, 2, 3, 4, 5
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    vocabulary = {"<pad>": 0, "</s>": EOS, "a": A, "b": B, "c": C, "d": D}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", EOS)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>"
-    )
-
-
-EXAMPLES = Dataset.from_list(
-    [
-        {
-            "problem_id": "p",
-            "sample_id": 0,
-            "data_format": "zero_shot_chain_of_thought",
-            "inputs": "a b",
-            "targets": "c d",
-        },
-        {
-            "problem_id": "p",
-            "sample_id": -1,
-            "data_format": "zero_shot_answer_only",
-            "inputs": "a b c d a b c d a",
-            "targets": "d",
-        },
-    ]
+EOS, A, B, C, D = 1, 3, 4, 5, 6
+TOKENIZER = tiny_tokenizer(["a", "b", "c", "d"])
+EXAMPLES = Dataset.from_dict(
+    {
+        "problem_id": ["p", "p"],
+        "sample_id": [0, -1],
+        "data_format": ["zero_shot_chain_of_thought", "zero_shot_answer_only"],
+        "inputs": ["a b", "a b c d a b c d a"],
+        "targets": ["c d", "d"],
+    }
 )
-ALIGNED = Dataset.from_list(
-    [
-        {
-            "problem_id": "other",
-            "sample_id": 0,
-            "student_ids": [A],
-            "topk_ids": [[A, -1, -1]],
-            "topk_probs": [[1.0, 0.0, 0.0]],
-        },
-        {
-            "problem_id": "p",
-            "sample_id": 0,
-            "student_ids": [C, D],
-            "topk_ids": [[C, B, -1], [A, D, B]],
-            "topk_probs": [[0.75, 0.125, 0.0], [0.5, 0.25, 0.125]],
-        },
-    ]
+ALIGNED = Dataset.from_dict(
+    {
+        "problem_id": ["other", "p"],
+        "sample_id": [0, 0],
+        "student_ids": [[A], [C, D]],
+        "topk_ids": [[[A, -1, -1]], [[C, B, -1], [A, D, B]]],
+        "topk_probs": [[[1.0, 0.0, 0.0]], [[0.75, 0.125, 0.0], [0.5, 0.25, 0.125]]],
+    }
 )
 
 
-def one_batch(tokenizer, **options):
-    encoded = batching.encode(EXAMPLES, tokenizer, aligned=ALIGNED, max_input_tokens=16)
-    options = {"pad_id": 0, "pad_left": False} | options
-    return batching.collate(encoded, np.array([0, 1]), **options)
+def encode(examples=EXAMPLES, aligned=ALIGNED, max_input_tokens=16, **options):
+    options |= {"aligned": aligned, "max_input_tokens": max_input_tokens}
+    return batching.encode(examples, TOKENIZER, **options)
 
 
-def test_a_batch_holds_the_padded_inputs_and_labels_that_end_with_eos(tokenizer):
-    batch = one_batch(tokenizer)
+def one_batch(**options):
+    encoded = encode(**options)
+    return batching.collate(encoded, range(len(encoded)))
+
+
+def test_a_batch_holds_the_padded_inputs_and_labels_that_end_with_eos():
+    batch = one_batch()
     assert batch["input_ids"].shape == (2, 16)
     assert batch["input_ids"][0, :4].tolist() == [A, B, EOS, 0]
     assert batch["attention_mask"].sum(1).tolist() == [3, 10]
@@ -84,8 +55,8 @@ def test_a_batch_holds_the_padded_inputs_and_labels_that_end_with_eos(tokenizer)
     ]
 
 
-def test_sampled_solutions_carry_the_teacher_and_end_with_a_one_hot_eos(tokenizer):
-    batch = one_batch(tokenizer)
+def test_sampled_solutions_carry_the_teacher_and_end_with_a_one_hot_eos():
+    batch = one_batch()
     ids, probs = batch["teacher_ids"][0], batch["teacher_probs"][0]
     assert ids.dtype == torch.int64 and probs.dtype == torch.float32
     assert ids[:4].tolist() == [[C, B, 0], [A, D, B], [EOS, 0, 0], [0, 0, 0]]
@@ -97,10 +68,10 @@ def test_sampled_solutions_carry_the_teacher_and_end_with_a_one_hot_eos(tokenize
     ]
 
 
-def test_answer_only_examples_are_one_hot_so_that_matching_is_cross_entropy(tokenizer):
-    batch = {name: tensor[1:] for name, tensor in one_batch(tokenizer).items()}
+def test_answer_only_examples_are_one_hot_so_that_matching_is_cross_entropy():
+    batch = {name: tensor[1:] for name, tensor in one_batch().items()}
     assert batch["teacher_ids"][0, :2, 0].tolist() == [D, EOS]
-    logits = torch.randn(1, 8, 6, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(1, 8, 7, generator=torch.Generator().manual_seed(0))
     teacher = (batch["teacher_ids"], batch["teacher_probs"])
     torch.testing.assert_close(
         losses.distribution_matching(logits, batch["labels"], *teacher),
@@ -108,78 +79,82 @@ def test_answer_only_examples_are_one_hot_so_that_matching_is_cross_entropy(toke
     )
 
 
-def test_without_aligned_targets_every_example_is_one_hot_with_one_candidate(tokenizer):
-    encoded = batching.encode(EXAMPLES, tokenizer, max_input_tokens=16)
-    batch = batching.collate(encoded, np.array([0]), pad_id=0, pad_left=False)
+def test_without_aligned_targets_every_example_is_one_hot_with_one_candidate():
+    batch = one_batch(aligned=None)
     assert batch["teacher_ids"][0, :3].tolist() == [[C], [D], [EOS]]
     assert batch["labels"][0, :3].tolist() == [C, D, EOS]
 
 
-def test_decoder_only_students_get_their_sources_padded_on_the_left(tokenizer):
-    batch = one_batch(tokenizer, pad_left=True)
+def test_decoder_only_students_get_their_sources_padded_on_the_left():
+    batch = one_batch(is_causal=True)
     assert batch["input_ids"][0].tolist() == [0] * 13 + [A, B, EOS]
     assert batch["attention_mask"][0].tolist() == [0] * 13 + [1, 1, 1]
     assert batch["labels"][0, :3].tolist() == [C, D, EOS]
 
 
-def test_long_inputs_lose_their_left_end_and_are_counted_and_logged(tokenizer, caplog):
+def test_long_inputs_lose_their_left_end_and_are_counted_and_logged(caplog):
     with caplog.at_level(logging.WARNING):
-        encoded = batching.encode(EXAMPLES, tokenizer, max_input_tokens=4)
+        encode(max_input_tokens=10)
+        assert not caplog.records  # every input fits
+        encoded = encode(max_input_tokens=4)
     assert encoded.input_ids[1].tolist() == [C, D, A, EOS]
-    assert encoded.num_truncated == {"zero_shot_answer_only": 1}
     assert "1 of 2 (zero_shot_answer_only 1)" in caplog.text
 
 
-def test_nothing_is_logged_where_every_input_fits(tokenizer, caplog):
-    encoded = batching.encode(EXAMPLES, tokenizer, max_input_tokens=10)
-    assert encoded.num_truncated == {} and not caplog.records
-
-
-def test_one_encoding_serves_trainings_on_some_of_the_formats(tokenizer):
-    whole = batching.encode(EXAMPLES, tokenizer, aligned=ALIGNED, max_input_tokens=4)
+def test_one_encoding_serves_trainings_on_some_of_the_formats():
+    whole = encode(max_input_tokens=4)
     for row, data_format in enumerate(EXAMPLES["data_format"][:]):
-        alone = batching.encode(
-            EXAMPLES.select([row]), tokenizer, aligned=ALIGNED, max_input_tokens=4
-        )
-        part = whole.of_formats([data_format])
-        assert part.num_truncated == alone.num_truncated
-        batches = [
-            batching.collate(encoded, np.array([0]), pad_id=0, pad_left=False)
-            for encoded in (part, alone)
-        ]
-        for name, tensor in batches[1].items():
-            assert torch.equal(batches[0][name], tensor)
+        alone = one_batch(examples=EXAMPLES.select([row]), max_input_tokens=4)
+        part = batching.collate(whole.of_formats([data_format]), [0])
+        for name, tensor in alone.items():
+            assert torch.equal(part[name], tensor)
     assert len(whole.of_formats(EXAMPLES["data_format"][:])) == len(EXAMPLES)
 
 
-def test_aligned_targets_are_found_after_a_filter_or_shuffle(tokenizer):
-    reordered = ALIGNED.select([1, 0])
-    encoded = batching.encode(
-        EXAMPLES, tokenizer, aligned=reordered, max_input_tokens=9
-    )
-    batch = batching.collate(encoded, np.array([0]), pad_id=0, pad_left=False)
+def test_aligned_targets_are_found_after_a_filter_or_shuffle():
+    batch = one_batch(aligned=ALIGNED.select([1, 0]))
     assert batch["teacher_ids"][0, 1].tolist() == [A, D, B]
 
 
-def test_a_sampled_solution_without_aligned_target_is_an_error(tokenizer):
-    with pytest.raises(ValueError, match="no target for problem_id 'p', sample_id 0"):
-        batching.encode(
-            EXAMPLES, tokenizer, aligned=ALIGNED.select([0]), max_input_tokens=9
-        )
+def changed(**columns):
+    """The aligned targets with other columns."""
+    return Dataset.from_dict(ALIGNED.to_dict() | columns)
 
 
-def test_an_uneven_number_of_candidates_is_an_error(tokenizer):
-    rows = ALIGNED.to_list()
-    rows[1]["topk_ids"][0] = [C]
-    with pytest.raises(ValueError, match="numbers of candidates differ"):
-        batching.encode(
-            EXAMPLES, tokenizer, aligned=Dataset.from_list(rows), max_input_tokens=9
-        )
+@pytest.mark.parametrize(
+    ("examples", "aligned", "message"),
+    [
+        (EXAMPLES.select([]), None, "examples: none"),
+        (EXAMPLES, ALIGNED.select([0]), "no target for problem_id 'p', sample_id 0"),
+        (
+            EXAMPLES,
+            changed(topk_ids=[[[A, -1, -1]], [[C], [A, D, B]]]),
+            "numbers of candidates differ",
+        ),
+        (
+            EXAMPLES,
+            changed(student_ids=[[A], [D, C]]),
+            "'c d' is not in the student's tokens",
+        ),
+    ],
+)
+def test_what_cannot_be_encoded_is_an_error(examples, aligned, message):
+    with pytest.raises(ValueError, match=message):
+        encode(examples, aligned)
 
 
-def test_no_examples_is_an_error(tokenizer):
-    with pytest.raises(ValueError, match="examples: none"):
-        batching.encode(EXAMPLES.select([]), tokenizer, max_input_tokens=9)
+def test_the_entropy_of_samples_is_that_of_the_sharpened_distribution():
+    encoded = encode()
+    tokens = [[0.75, 0.125, 0.125], [0.5, 0.25, 0.125, 0.125]]
+    for temperature in (1.0, 0.5):
+        expected = 0.0
+        for token in tokens:
+            p = np.array(token) ** (1 / temperature)
+            p /= p.sum()
+            expected -= (p * np.log(p)).sum()
+        found = encoded.teacher_entropies(temperature)
+        # The answer-only example is one-hot.
+        assert found == pytest.approx([expected, 0.0])
 
 
 LENGTHS = st.lists(
@@ -250,23 +225,3 @@ def test_epochs_in_the_stream_are_fractions_of_batches_seen():
     lengths = np.full((16, 2), 8)
     stream = batching.batch_stream(lengths, 64, seed=0)
     assert [next(stream)[0] for _ in range(6)] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.25]
-
-
-def test_targets_of_another_vocabulary_are_refused(tokenizer):
-    swapped = ALIGNED.map(lambda row: {"student_ids": row["student_ids"][::-1]})
-    with pytest.raises(ValueError, match="'c d' is not in the student's tokens"):
-        batching.encode(EXAMPLES, tokenizer, aligned=swapped, max_input_tokens=16)
-
-
-def test_the_entropy_of_samples_is_that_of_the_sharpened_distribution(tokenizer):
-    encoded = batching.encode(EXAMPLES, tokenizer, aligned=ALIGNED, max_input_tokens=16)
-    tokens = [[0.75, 0.125, 0.125], [0.5, 0.25, 0.125, 0.125]]
-    for temperature in (1.0, 0.5):
-        expected = 0.0
-        for token in tokens:
-            p = np.array(token) ** (1 / temperature)
-            p /= p.sum()
-            expected -= (p * np.log(p)).sum()
-        found = encoded.teacher_entropies(temperature)
-        # The answer-only example is one-hot.
-        assert found == pytest.approx([expected, 0.0])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 from safetensors.torch import save_model
-from test_training import make_aligned
+from test_training import encode, make_aligned
 
 from cotspec import (
     artifacts,
@@ -141,14 +141,13 @@ def test_what_train_leaves_notebook_05_takes_up(runs, monkeypatch, capsys):
     assert commands.main(["train", "--profile", "smoke", *given]) == 0
     assert "05_distillation takes it up" in capsys.readouterr().out
     stage = stages.open_stage("05_distillation", "smoke", 0, sets)
-    monkeypatch.setattr(training.loop, "take_update", None)  # nothing is left to do
+    monkeypatch.setattr(training, "take_update", None)  # nothing is left to do
+    student = models.load_student(profile.student)
     result = training.train(
-        models.load_student(profile.student),
-        stage.read("examples"),
+        student,
+        encode(student, stage.read("aligned"), stage.read("examples")),
         profile.training,
-        aligned=stage.read("aligned"),
         loss=profile.loss,
-        formats=profile.formats,
         work_dir=stage.work / "training",
     )
     assert len(result.metrics) == 2

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from test_training import make_aligned, make_examples, tiny_student
+from test_training import encode, make_aligned, make_examples, tiny_student
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -645,9 +645,8 @@ def test_a_training_that_is_kept_is_the_one_a_grid_would_have_done(
     cell = cells[0]
     result = training.train(
         running.load_base(cell),
-        inputs["examples"],
+        encode(tiny_student(), inputs["aligned"]["offsets"], inputs["examples"]),
         SETTINGS["training"],
-        aligned=inputs["aligned"]["offsets"],
         seed=cell.seed,
         work_dir=tmp_path / "elsewhere",
     )

@@ -260,7 +260,7 @@ def append(path, text):
     ("file", "text"),
     [
         ("losses.py", "\n# a comment\n"),
-        ("training/loop.py", "\n\n\n"),
+        ("training.py", "\n\n\n"),
         ("figures/style.py", "\nBLACK = '#111111'\n"),
         ("display.py", "\nWIDTH = 3\n"),
         ("run.py", "\nX = 1\n"),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import T5ForConditionalGeneration
 from transformers.activations import ACT2FN
 
 from cotspec import t5
@@ -16,9 +17,8 @@ def new_model(implementation, dropout=0.0):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = t5.new_t5(config)
-        model.encoder.block[0].layer[
-            0
-        ].SelfAttention.relative_attention_bias.reset_parameters()
+        attention = model.encoder.block[0].layer[0].SelfAttention
+        attention.relative_attention_bias.reset_parameters()
     model.set_attn_implementation(implementation)
     return model
 
@@ -38,6 +38,14 @@ def loss_and_gradients(model, *, bfloat16):
         loss = model.train()(**batch()).loss
     loss.backward()
     return loss, {name: p.grad for name, p in model.named_parameters()}
+
+
+def test_an_untied_t5_survives_saving_and_loading(tmp_path):
+    model = new_model("sdpa").eval()
+    model.save_pretrained(tmp_path)
+    loaded = T5ForConditionalGeneration.from_pretrained(tmp_path).eval()
+    assert torch.equal(loaded(**batch()).logits, model(**batch()).logits)
+    assert not torch.equal(loaded.lm_head.weight, loaded.shared.weight)
 
 
 @pytest.mark.parametrize("bfloat16", (False, True), ids=("float32", "bfloat16"))
@@ -69,27 +77,22 @@ def test_attention_in_place_generates_as_eager_attention():
 @pytest.mark.parametrize("is_biased", (False, True))
 def test_prompts_are_attended_to_alike_with_and_without_gradients(is_padded, is_biased):
     query, key, value = torch.randn(3, 2, 4, 5, 8).unbind()
-    mask = torch.zeros(2, 1, 1, 5)
+    mask, bias = torch.zeros(2, 1, 1, 5), torch.randn(1, 4, 5, 5)
     mask[0, ..., 3:] = torch.finfo(torch.float32).min
+    before = mask.clone(), bias.clone()
     given = (query, key, value, mask if is_padded else None)
-    bias = {"position_bias": torch.randn(1, 4, 5, 5) if is_biased else None}
+    options = {"position_bias": bias if is_biased else None}
     module = torch.nn.Module().eval()
-    plain, weights = t5.attend_in_place(module, *given, **bias)
+    plain, weights = t5.attend_in_place(module, *given, **options)
     with torch.no_grad():
-        fused, none = t5.attend_in_place(module, *given, **bias)
+        fused, none = t5.attend_in_place(module, *given, **options)
     assert weights.shape == (2, 4, 5, 5) and none is None
     torch.testing.assert_close(fused, plain)
+    assert torch.equal(mask, before[0]) and torch.equal(bias, before[1])
 
 
-def test_attention_in_place_leaves_mask_and_bias_alone():
-    query, key, value = torch.randn(3, 2, 4, 5, 8).unbind()
-    mask, bias = torch.randn(2, 1, 1, 5), torch.randn(1, 4, 5, 5)
-    before = mask.clone(), bias.clone()
-    t5.attend_in_place(
-        torch.nn.Module().eval(), query, key, value, mask, position_bias=bias
-    )
-    assert torch.equal(mask, before[0])
-    assert torch.equal(bias, before[1])
+def activations(model):
+    return {type(m.act) for m in model.modules() if hasattr(m, "wi_0")}
 
 
 def test_the_fused_activation_is_the_same_function():
@@ -97,8 +100,7 @@ def test_the_fused_activation_is_the_same_function():
     t5.fuse_gelu(fused)
     before = loss_and_gradients(plain, bfloat16=False)
     after = loss_and_gradients(fused, bfloat16=False)
-    acts = {type(m.act) for m in fused.modules() if hasattr(m, "wi_0")}
-    assert acts == {torch.nn.GELU}
+    assert activations(fused) == {torch.nn.GELU}
     torch.testing.assert_close(before[0], after[0])
     for name, gradient in before[1].items():
         torch.testing.assert_close(gradient, after[1][name], rtol=1e-4, atol=1e-6)
@@ -109,5 +111,4 @@ def test_another_activation_stays_as_it_is():
     config.update({"feed_forward_proj": "gated-silu", "dense_act_fn": "silu"})
     model = t5.new_t5(config)
     t5.fuse_gelu(model)
-    acts = {type(m.act) for m in model.modules() if hasattr(m, "wi_0")}
-    assert acts == {type(ACT2FN["silu"])}
+    assert activations(model) == {type(ACT2FN["silu"])}

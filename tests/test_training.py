@@ -19,7 +19,6 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     LlamaConfig,
@@ -31,8 +30,7 @@ from transformers import (
 
 from cotspec import batching, losses, training
 from cotspec.models import as_student
-from cotspec.profiles import DATA_FORMATS, FormatsConfig, LossConfig, TrainingConfig
-from cotspec.training import checkpoints, loop
+from cotspec.profiles import DATA_FORMATS, LossConfig, TrainingConfig
 
 WORDS = [f"w{i}" for i in range(40)]
 CONFIG = TrainingConfig(
@@ -45,8 +43,8 @@ CONFIG = TrainingConfig(
 )
 
 
-def tiny_tokenizer():
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
+def tiny_tokenizer(words=WORDS):
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -58,6 +56,12 @@ def tiny_tokenizer():
         eos_token="</s>",
         unk_token="<unk>",
     )
+
+
+def random_student(name, model_class, config):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return as_student(name, model_class(config), tiny_tokenizer())
 
 
 def tiny_student(dropout=0.1):
@@ -73,10 +77,7 @@ def tiny_student(dropout=0.1):
         tie_word_embeddings=True,
         decoder_start_token_id=0,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = T5ForConditionalGeneration(config)
-    return as_student("tiny", model, tiny_tokenizer())
+    return random_student("tiny", T5ForConditionalGeneration, config)
 
 
 def tiny_causal_student():
@@ -90,10 +91,7 @@ def tiny_causal_student():
         eos_token_id=1,
         pad_token_id=0,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-    return as_student("tiny-causal", model, tiny_tokenizer())
+    return random_student("tiny-causal", LlamaForCausalLM, config)
 
 
 def make_examples(num_problems=12):
@@ -138,17 +136,24 @@ def make_aligned(num_problems=12, mass=0.9):
     return Dataset.from_list(rows)
 
 
-def run(work_dir, config=CONFIG, student=None, **options):
-    student = student or tiny_student()
-    options = {"aligned": make_aligned(), "seed": 3} | options
-    result = training.train(
-        student, make_examples(), config, work_dir=work_dir, **options
+def encode(student, aligned=None, examples=None):
+    """`make_examples` or others in a student's tokens."""
+    return batching.encode(
+        examples or make_examples(),
+        student.tokenizer,
+        aligned=aligned,
+        max_input_tokens=64,
+        is_causal=not student.model.config.is_encoder_decoder,
     )
-    return student, result
 
 
-def weights_of(folder):
-    return load_file(Path(folder) / "model.safetensors")
+def run(work_dir, student=None, *, mass=0.9, loss=None, seed=3, **changes):
+    """Train the tiny T5 or another student; `changes` are of `CONFIG`."""
+    student = student or tiny_student()
+    encoded = encode(student, make_aligned(mass=mass))
+    config = dataclasses.replace(CONFIG, **changes)
+    options = {"work_dir": work_dir, "loss": loss, "seed": seed}
+    return student, training.train(student, encoded, config, **options)
 
 
 def assert_same_run(first, second):
@@ -156,7 +161,7 @@ def assert_same_run(first, second):
     names = [folder.name for _, folder in training.list_checkpoints(first)]
     assert names == [folder.name for _, folder in training.list_checkpoints(second)]
     for name in names:
-        for file in (checkpoints.WEIGHTS, checkpoints.STATE):
+        for file in (training.WEIGHTS, training.STATE):
             pair = [folder / "checkpoints" / name / file for folder in (first, second)]
             assert pair[0].read_bytes() == pair[1].read_bytes(), pair
     log = "metrics.csv"
@@ -174,9 +179,11 @@ def test_the_loss_falls_and_the_log_has_a_row_per_update(finished):
     _, _, result = finished
     metrics = result.metrics
     assert metrics["step"].tolist() == list(range(1, 13))
-    assert list(metrics.columns) == loop.METRICS
+    assert list(metrics.columns) == training.METRICS
     assert metrics["loss"][9:].mean() < 0.8 * metrics["loss"][:3].mean()
     assert (metrics["num_target_tokens"] > 0).all()
+    rates = [training.learning_rate_at(step, 12, CONFIG) for step in range(1, 13)]
+    assert metrics["learning_rate"].tolist() == pytest.approx(rates)
 
 
 def test_checkpoints_are_named_by_step_and_only_the_newest_can_be_resumed(finished):
@@ -191,22 +198,13 @@ def test_checkpoints_are_named_by_step_and_only_the_newest_can_be_resumed(finish
 
 def test_a_checkpoint_gives_back_the_student_as_it_was(finished):
     _, student, result = finished
-    loaded = training.load_checkpoint(tiny_student(), result.checkpoints[-1][1])
+    given = tiny_student()
+    before = given.model.shared.weight.clone()
+    loaded = training.load_checkpoint(given, result.checkpoints[-1][1])
     assert not loaded.model.training
     for name, tensor in student.model.state_dict().items():
         assert torch.equal(tensor, loaded.model.state_dict()[name]), name
-
-
-def test_loading_a_checkpoint_leaves_the_given_student_alone(finished):
-    student = tiny_student()
-    before = student.model.shared.weight.clone()
-    training.load_checkpoint(student, finished[2].checkpoints[-1][1])
-    assert torch.equal(student.model.shared.weight, before)
-
-
-def test_two_runs_leave_the_same_bytes(finished, tmp_path):
-    run(tmp_path)
-    assert_same_run(finished[0], tmp_path)
+    assert torch.equal(given.model.shared.weight, before)
 
 
 def test_another_seed_gives_another_run(finished, tmp_path):
@@ -215,11 +213,10 @@ def test_another_seed_gives_another_run(finished, tmp_path):
 
 
 def test_training_leaves_the_global_random_state_alone(tmp_path):
-    config = dataclasses.replace(CONFIG, max_steps=1)
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    run(tmp_path, config)
+    run(tmp_path, max_steps=1)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -232,33 +229,32 @@ class StopHere(Exception):
 def test_an_interrupted_run_ends_with_the_same_bytes(
     tmp_path, monkeypatch, stop_at, optimizer
 ):
-    config = dataclasses.replace(CONFIG, optimizer=optimizer)
-    run(tmp_path / "whole", config)
-    append = loop._append_row
+    run(tmp_path / "whole", optimizer=optimizer)
+    append = training._append_row
 
     def append_then_stop(path, row):
         append(path, row)
         if row["step"] == stop_at:
             raise StopHere
 
-    monkeypatch.setattr(loop, "_append_row", append_then_stop)
+    monkeypatch.setattr(training, "_append_row", append_then_stop)
     with pytest.raises(StopHere):
-        run(tmp_path / "cut", config)
+        run(tmp_path / "cut", optimizer=optimizer)
     monkeypatch.undo()
-    run(tmp_path / "cut", config)
+    run(tmp_path / "cut", optimizer=optimizer)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_a_finished_run_is_not_trained_again(finished, tmp_path, monkeypatch):
     work_dir, student, _ = finished
-    monkeypatch.setattr(loop, "take_update", None)
+    monkeypatch.setattr(training, "take_update", None)
     again, result = run(work_dir)
     assert len(result.metrics) == 12
     assert torch.equal(again.model.shared.weight, student.model.shared.weight)
 
 
 def test_half_written_checkpoints_and_log_lines_are_forgotten(finished, tmp_path):
-    run(tmp_path, dataclasses.replace(CONFIG, max_steps=12))
+    run(tmp_path)
     torn = tmp_path / "checkpoints" / ".step-000016"
     torn.mkdir()
     (torn / "model.safetensors").write_bytes(b"half")
@@ -269,15 +265,17 @@ def test_half_written_checkpoints_and_log_lines_are_forgotten(finished, tmp_path
     assert_same_run(finished[0], tmp_path)
 
 
-def test_a_folder_of_another_run_is_refused(finished):
-    config = dataclasses.replace(CONFIG, learning_rate=1e-3)
-    with pytest.raises(ValueError, match="is of another run: its training is"):
-        run(finished[0], config)
-
-
-def test_a_folder_of_other_data_is_refused(finished):
-    with pytest.raises(ValueError, match="is of another run: its data is"):
-        run(finished[0], aligned=make_aligned(mass=0.8))
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"learning_rate": 1e-3}, "training"),
+        ({"mass": 0.8}, "data"),
+        ({"seed": 4}, "seed"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(finished, change, name):
+    with pytest.raises(ValueError, match=f"is of another run: its {name} is"):
+        run(finished[0], **change)
 
 
 def test_weights_of_another_model_or_none_are_refused(finished, tmp_path):
@@ -294,27 +292,23 @@ def test_weights_of_another_model_or_none_are_refused(finished, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("num_updates", "num_checkpoints", "steps"),
-    [(480, 4, [120, 240, 360, 480]), (10, 3, [3, 7, 10]), (2, 8, [1, 2])],
+    ("max_steps", "num_checkpoints", "steps"), [(10, 3, [3, 7, 10]), (2, 8, [1, 2])]
 )
-def test_checkpoints_are_a_number_evenly_spaced(num_updates, num_checkpoints, steps):
-    found = loop.checkpoint_steps(num_updates, num_checkpoints)
-    assert found[-1] == num_updates and found == sorted(set(found))
-    assert found == steps or num_updates == 2
+def test_checkpoints_are_a_number_evenly_spaced(
+    tmp_path, max_steps, num_checkpoints, steps
+):
+    _, result = run(tmp_path, max_steps=max_steps, num_checkpoints=num_checkpoints)
+    assert [step for step, _ in result.checkpoints] == steps
 
 
 def test_loss_and_gradients_do_not_depend_on_how_an_update_is_cut(tmp_path):
     """Four micro-batches in one update: the mean over all their tokens."""
-    config = dataclasses.replace(CONFIG, gradient_accumulation_steps=4, max_steps=1)
-    student = tiny_student(dropout=0.0)
-    _, result = run(tmp_path, config, student)
-    fresh = tiny_student(dropout=0.0)
-    encoded = batching.encode(
-        make_examples(), fresh.tokenizer, aligned=make_aligned(), max_input_tokens=512
-    )
+    student, fresh = tiny_student(dropout=0.0), tiny_student(dropout=0.0)
+    _, result = run(tmp_path, student, gradient_accumulation_steps=4, max_steps=1)
+    encoded = encode(fresh, make_aligned())
     stream = batching.batch_stream(encoded.lengths(), 160, seed=3)
     indices = np.concatenate([next(stream)[1] for _ in range(4)])
-    batch = batching.collate(encoded, indices, pad_id=0, pad_left=False)
+    batch = batching.collate(encoded, indices)
     loss = training.batch_loss(fresh, fresh.model, batch, LossConfig())
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in fresh.model.parameters()])
@@ -327,12 +321,8 @@ def test_loss_and_gradients_do_not_depend_on_how_an_update_is_cut(tmp_path):
 def test_gradients_are_clipped(tmp_path, monkeypatch):
     """AdamW divides the scale away, so the moments show it."""
     kept = []
-    save = checkpoints.save
-    monkeypatch.setattr(
-        checkpoints, "save", lambda run: kept.append(run.optimizer) or save(run)
-    )
-    config = dataclasses.replace(CONFIG, max_grad_norm=1e-3, max_steps=1)
-    _, result = run(tmp_path, config)
+    monkeypatch.setattr(training, "save", lambda run, step: kept.append(run.optimizer))
+    _, result = run(tmp_path, max_grad_norm=1e-3, max_steps=1)
     moments = [state["exp_avg"] for state in kept[-1].state_dict()["state"].values()]
     norm = math.sqrt(sum(float(t.double().pow(2).sum()) for t in moments))
     assert result.metrics["grad_norm"][0] > 1e-2
@@ -346,21 +336,13 @@ def test_the_rate_is_a_cosine_sized_in_updates_after_a_linear_warm_up():
     assert rates[7] == pytest.approx(0.5)
     assert rates[10] == pytest.approx((1 + math.cos(math.pi * 7 / 8)) / 2)
     assert rates[3:] == sorted(rates[3:], reverse=True)
-
-
-def test_fewer_updates_than_warm_up_steps_only_warm_up():
-    config = TrainingConfig(learning_rate=1.0, warmup_steps=10)
+    # Fewer updates than warm-up steps only warm up.
+    config = dataclasses.replace(config, warmup_steps=10)
     assert training.learning_rate_at(2, 2, config) == pytest.approx(2 / 11)
 
 
-def test_the_log_shows_the_rates_of_the_schedule(finished):
-    expected = [training.learning_rate_at(s, 12, CONFIG) for s in range(1, 13)]
-    assert finished[2].metrics["learning_rate"].tolist() == pytest.approx(expected)
-
-
 def test_epochs_size_the_run_when_max_steps_does_not(tmp_path):
-    config = dataclasses.replace(CONFIG, max_steps=None, num_epochs=0.5)
-    _, result = run(tmp_path, config)
+    _, result = run(tmp_path, max_steps=None, num_epochs=0.5)
     assert result.metrics["num_examples"].sum() == pytest.approx(24, abs=6)
     assert result.metrics["epoch"].max() < 0.5
 
@@ -371,14 +353,13 @@ def test_dropout_is_on_in_training_and_the_student_comes_back_in_eval_mode(tmp_p
     student.model.encoder.register_forward_hook(
         lambda module, *_: modes.append(module.training)
     )
-    run(tmp_path, dataclasses.replace(CONFIG, max_steps=2), student)
+    run(tmp_path, student, max_steps=2)
     assert modes == [True, True]
     assert not student.model.training
 
 
 def test_bfloat16_trains_float32_weights_and_leaves_forward_as_it_was(tmp_path):
-    config = dataclasses.replace(CONFIG, precision="bfloat16")
-    student, result = run(tmp_path, config)
+    student, result = run(tmp_path, precision="bfloat16")
     assert result.metrics["loss"][9:].mean() < 0.8 * result.metrics["loss"][:3].mean()
     assert student.model.shared.weight.dtype == torch.float32
     ids = torch.tensor([[3, 4, 1]])
@@ -390,41 +371,28 @@ def test_bfloat16_trains_float32_weights_and_leaves_forward_as_it_was(tmp_path):
 def test_activation_checkpointing_changes_memory_but_no_bit_of_the_result(
     finished, tmp_path
 ):
-    config = dataclasses.replace(CONFIG, activation_checkpointing=True)
-    student, result = run(tmp_path, config)
+    student, result = run(tmp_path, activation_checkpointing=True)
     assert result.metrics.equals(finished[2].metrics)
     assert not student.model.is_gradient_checkpointing
 
 
-def test_answer_only_examples_train_by_cross_entropy_under_both_losses():
-    student = tiny_student(dropout=0.0)
-    rows = make_examples().filter(lambda row: row["sample_id"] < 0)
-    encoded = batching.encode(rows, student.tokenizer, max_input_tokens=64)
-    batch = batching.collate(encoded, np.arange(len(rows)), pad_id=0, pad_left=False)
-    matched = [
-        training.batch_loss(student, student.model, batch, LossConfig(name=name))
-        for name in ("distribution_matching", "sample_matching")
-    ]
-    torch.testing.assert_close(*matched)
-
-
-def test_distribution_matching_without_aligned_targets_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="aligned: None, but 24 examples are sampled"):
-        run(tmp_path, aligned=None)
-
-
-def test_sample_matching_needs_no_aligned_targets(tmp_path):
+def test_examples_must_be_encoded_for_the_loss_and_the_student(tmp_path):
     config = dataclasses.replace(CONFIG, max_steps=1)
-    loss = LossConfig(name="sample_matching")
-    _, with_aligned = run(tmp_path / "with", config, loss=loss)
-    _, without = run(tmp_path / "without", config, loss=loss, aligned=None)
+    student, loss = tiny_student(), LossConfig(name="sample_matching")
+    encoded, options = encode(student), {"work_dir": tmp_path / "a", "seed": 3}
+    with pytest.raises(ValueError, match="aligned: .*without.*'distribution_matching'"):
+        training.train(student, encoded, config, **options)
+    with pytest.raises(ValueError, match="is_causal: False.*'tiny-causal': True"):
+        training.train(tiny_causal_student(), encoded, config, loss=loss, **options)
+    without = training.train(student, encoded, config, loss=loss, **options)
+    _, with_aligned = run(tmp_path / "b", loss=loss, max_steps=1)
     assert with_aligned.metrics.equals(without.metrics)
 
 
 @pytest.mark.parametrize("name", ("distribution_matching", "sample_matching"))
 def test_a_decoder_only_student_takes_the_same_examples(tmp_path, name):
-    config = dataclasses.replace(CONFIG, max_steps=60, num_checkpoints=1)
-    _, result = run(tmp_path, config, tiny_causal_student(), loss=LossConfig(name=name))
+    loss, length = LossConfig(name=name), {"max_steps": 60, "num_checkpoints": 1}
+    _, result = run(tmp_path, tiny_causal_student(), loss=loss, **length)
     losses_seen = result.metrics["loss"]
     assert losses_seen[-10:].mean() < 0.8 * losses_seen[:10].mean()
 
@@ -432,26 +400,25 @@ def test_a_decoder_only_student_takes_the_same_examples(tmp_path, name):
 def test_frozen_layers_and_embeddings_stay_as_they_are(tmp_path):
     student = tiny_causal_student()
     before = {n: p.clone() for n, p in student.model.named_parameters()}
-    run(tmp_path, dataclasses.replace(CONFIG, num_frozen_layers=1), student)
+    run(tmp_path, student, num_frozen_layers=1)
     same = {n for n, p in student.model.named_parameters() if torch.equal(before[n], p)}
     assert {n for n in before if "embed_tokens" in n or ".layers.0." in n} == same
     assert all(p.requires_grad for p in student.model.parameters())
 
 
 def test_frozen_layers_are_refused_where_there_are_none(tmp_path):
-    config = dataclasses.replace(CONFIG, num_frozen_layers=9)
     with pytest.raises(ValueError, match="num_frozen_layers: 9. Allowed.*0 to"):
-        run(tmp_path, config, tiny_causal_student())
+        run(tmp_path, tiny_causal_student(), num_frozen_layers=9)
     with pytest.raises(ValueError, match="num_frozen_layers: 9.*has an encoder"):
-        run(tmp_path, config)
+        run(tmp_path, num_frozen_layers=9)
 
 
 def test_a_decoder_only_student_is_scored_on_its_targets_only():
     """One example at a time without padding: Hugging Face's own shifted loss."""
     student = tiny_causal_student()
-    encoded = batching.encode(make_examples(), student.tokenizer, max_input_tokens=64)
+    encoded = encode(student)
     chosen = np.array([0, 1, 7])
-    batch = batching.collate(encoded, chosen, pad_id=0, pad_left=True)
+    batch = batching.collate(encoded, chosen)
     loss = training.batch_loss(
         student, student.model, batch, LossConfig(name="sample_matching")
     )
@@ -464,27 +431,6 @@ def test_a_decoder_only_student_is_scored_on_its_targets_only():
         total += student.model(input_ids=ids, labels=labels).loss.item() * len(target)
         count += len(target)
     assert loss.item() == pytest.approx(total / count, rel=1e-5)
-
-
-def test_validation_stops_a_run_that_does_not_improve(tmp_path):
-    config = dataclasses.replace(CONFIG, max_steps=40, num_checkpoints=10, patience=2)
-    values = {4: 0.1, 8: 0.3, 12: 0.2, 16: 0.3}
-    student, result = run(tmp_path, config, validate=lambda step, student: values[step])
-    assert result.validation == list(values.items())
-    assert len(result.metrics) == 16
-    assert not student.model.training
-
-
-def test_validation_sees_the_student_in_eval_mode_and_training_goes_on(tmp_path):
-    modes = []
-
-    def validate(step, student):
-        modes.append((step, student.model.training))
-        return 0.0
-
-    _, result = run(tmp_path, validate=validate)
-    assert modes == [(4, False), (8, False), (12, False)]
-    assert len(result.metrics) == 12
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_loses_nothing(
@@ -503,18 +449,9 @@ def test_a_loss_that_is_not_finite_names_the_step_and_loses_nothing(
     assert [step for step, _ in training.list_checkpoints(tmp_path)] == [4]
 
 
-def test_inputs_that_were_cut_are_counted_in_the_result(tmp_path):
-    config = dataclasses.replace(CONFIG, max_steps=1)
-    _, result = run(tmp_path, config, formats=FormatsConfig(max_input_tokens=16))
-    assert result.num_truncated == {
-        "in_context_chain_of_thought": 12,
-        "in_context_answer_only": 12,
-    }
-
-
 # --- Runs in processes of their own ----------------------------------------------
 
-SLOW_CONFIG = dataclasses.replace(CONFIG, max_steps=60, num_checkpoints=12)
+LONG = {"max_steps": 60, "num_checkpoints": 12}
 
 
 # A server that has imported everything once forks the runs that are killed.
@@ -522,16 +459,9 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["cotspec.training"])
 
 
-def run_in_process(work_dir, num_threads):
-    torch.set_num_threads(num_threads)
-    run(work_dir, SLOW_CONFIG)
-
-
 def kill_at(work_dir, num_rows, delay):
     """Start a run; kill -9 it `delay` seconds after its `num_rows`-th update."""
-    process = PROCESSES.Process(
-        target=run_in_process, args=(work_dir, torch.get_num_threads())
-    )
+    process = PROCESSES.Process(target=run, args=(work_dir,), kwargs=LONG)
     process.start()
     log = work_dir / "metrics.csv"
     while process.is_alive():
@@ -545,13 +475,13 @@ def kill_at(work_dir, num_rows, delay):
 
 
 def test_a_run_killed_ten_times_ends_with_the_same_bytes(tmp_path):
-    run(tmp_path / "whole", SLOW_CONFIG)
+    run(tmp_path / "whole", **LONG)
     generator = np.random.default_rng(1)
     for moment in np.sort(generator.integers(0, 58, 10)):
         code = kill_at(tmp_path / "cut", moment, generator.uniform(0, 0.05))
         assert code == -signal.SIGKILL
     assert training.list_checkpoints(tmp_path / "cut")[-1][0] < 60
-    run(tmp_path / "cut", SLOW_CONFIG)
+    run(tmp_path / "cut", **LONG)
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -559,9 +489,8 @@ def test_a_run_killed_ten_times_ends_with_the_same_bytes(tmp_path):
 @pytest.mark.parametrize("accumulation", (1, 2, 3))  # one is idle, even, uneven
 def test_two_processes_leave_the_loss_trace_of_one(tmp_path, accumulation):
     """``accelerate launch`` starts two CPU processes only if told "multi_gpu"."""
-    config = dataclasses.replace(SLOW_CONFIG, gradient_accumulation_steps=accumulation)
-    _, one = run(tmp_path / "one", config)
-    paths = [str(Path(training.__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    _, one = run(tmp_path / "one", gradient_accumulation_steps=accumulation, **LONG)
+    paths = [str(Path(training.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {
         "PYTHONPATH": os.pathsep.join(paths),
         "OMP_NUM_THREADS": "1",
@@ -582,35 +511,5 @@ def test_two_processes_leave_the_loss_trace_of_one(tmp_path, accumulation):
     np.testing.assert_allclose(two["grad_norm"], one.metrics["grad_norm"], rtol=1e-2)
 
 
-@pytest.mark.parametrize(
-    ("encoded_with", "given", "message"),
-    [
-        (True, True, "aligned: given, but examples are encoded"),
-        (False, False, "aligned: None, but the examples are sampled"),
-    ],
-)
-def test_encoded_examples_must_have_their_targets(
-    tmp_path, encoded_with, given, message
-):
-    student, table = tiny_student(), make_aligned()
-    encoded = batching.encode(
-        make_examples(),
-        student.tokenizer,
-        aligned=table if encoded_with else None,
-        max_input_tokens=64,
-    )
-    with pytest.raises(ValueError, match=message):
-        training.train(
-            student,
-            encoded,
-            TrainingConfig(max_steps=1),
-            work_dir=tmp_path,
-            aligned=table if given else None,
-        )
-
-
 if __name__ == "__main__":
-    shared = dataclasses.replace(
-        SLOW_CONFIG, gradient_accumulation_steps=int(sys.argv[2])
-    )
-    run(Path(sys.argv[1]), shared)
+    run(Path(sys.argv[1]), gradient_accumulation_steps=int(sys.argv[2]), **LONG)

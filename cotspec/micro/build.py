@@ -41,7 +41,7 @@ from cotspec.statistics import wilson_interval
 from cotspec.t5 import IN_PLACE
 from cotspec.teacher import filtering
 from cotspec.teacher.studies import vote_curves
-from cotspec.training.loop import step_optimizer
+from cotspec.training import step_optimizer
 
 _POOL_BATCHES = 16  # drawn at once and sorted by length, so that padding is rare
 _CORRUPTED_SHARE = 0.15  # T5's, with spans of three tokens on average
