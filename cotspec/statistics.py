@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-
 CONFIDENCE = 0.95  # of every interval but Wilson's, which the profile sets
 
 
@@ -272,4 +271,3 @@ def _ways_to_lose(
 def _check_k(num_samples: int, k: int) -> None:
     if not 1 <= k <= num_samples:
         raise ValueError(f"k: {k!r}. Allowed: 1 to the {num_samples} samples")
-

@@ -45,14 +45,11 @@ def answers(share, n=N, seeds=SEEDS, **cell):
         "task": "gsm8k",
         "prompt_mode": MATH_MODE,
     } | cell
-    frames = []
-    for seed in seeds:
-        rows = pd.DataFrame({"seed": seed, "problem_id": range(n)}).assign(**fields)
-        right = generator.permutation(n) < round(share * n)
-        for scorer in ("is_correct", "reference_is_correct", "lm_eval_is_correct"):
-            rows[scorer] = right
-        frames.append(rows)
-    return pd.concat(frames, ignore_index=True)
+    asked = itertools.product(seeds, range(n))
+    rows = pd.DataFrame(asked, columns=["seed", "problem_id"]).assign(**fields)
+    right = [generator.permutation(n) < round(share * n) for _ in seeds]
+    scorers = ["is_correct", "reference_is_correct", "lm_eval_is_correct"]
+    return rows.assign(**dict.fromkeys(scorers, np.concatenate(right)))
 
 
 def change(before, after, **where):

@@ -96,11 +96,12 @@ def size_curves(
     ):
         group = math[math["start"] == start]
         rows += _curve(panel, series, end(group), "size")
+    table = pd.DataFrame(rows, columns=COLUMNS)
     if teacher:
         parameters, accuracy = teacher
-        point = ("A: as they start", "teacher", parameters, *[accuracy] * 3, 0, 1)
-        rows.append(point)
-    return pd.DataFrame(rows, columns=COLUMNS)
+        row = ("A: as they start", "teacher", parameters, *[accuracy] * 3, 0, 1)
+        table.loc[len(table)] = row  # keeps sizes whole numbers
+    return table
 
 
 def loss_curves(logs: pd.DataFrame) -> pd.DataFrame:

@@ -72,7 +72,7 @@ class Measured:
 
 
 def find(run: Measured) -> dict[str, Finding]:
-    """Return the finding of each claim that the run measured.
+    """Return the finding of each claim.
 
     Raises
     ------

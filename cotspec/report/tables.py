@@ -358,14 +358,16 @@ def table3(published: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
                 "out of it, validation": values["M-A-S (validation mean)"],
             }
         )
-    ours = choices.rename(columns={"chosen_by": "chosen by"}).assign(where="here")
-    for side, name in (
-        ("in-distribution", "in distribution"),
-        ("out of distribution", "out of it"),
-    ):
-        for split in ("validation", "test"):
-            shares = ours.pop(f"{side}, {split}")
-            ours[f"{name}, {split}"] = [percent(share) for share in shares]
-    names = ["in distribution, test", "out of it, test"]
-    table = pd.concat([pd.DataFrame(rows), ours], ignore_index=True)
-    return table[[*rows[0], *names]].fillna("")
+    names = {"model": "model", "chosen_by": "chosen by"} | {
+        f"{ours}, {split}": f"{papers}, {split}"
+        for split in ("validation", "test")
+        for ours, papers in (
+            ("in-distribution", "in distribution"),
+            ("out of distribution", "out of it"),
+        )
+    }
+    ours = choices.reindex(columns=list(names)).rename(columns=names)
+    shares = list(names.values())[2:]
+    ours[shares] = ours[shares].map(percent)
+    table = pd.concat([pd.DataFrame(rows), ours.assign(where="here")])
+    return table[["where", *names.values()]].fillna("").reset_index(drop=True)
