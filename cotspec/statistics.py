@@ -14,6 +14,26 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+CONFIDENCE = 0.95  # of every interval but Wilson's, which the profile sets
+
+
+@dataclass(frozen=True)
+class MeanSquares:
+    """Of ``d[s, p] = effect + seed + problem + rest``, an analysis of variance.
+
+    Attributes
+    ----------
+    num_seeds, num_problems : int
+    seeds, problems, rest : float
+        Fractions squared; arrays of them for many simulated runs.
+    """
+
+    num_seeds: int
+    num_problems: int
+    seeds: np.ndarray | float
+    problems: np.ndarray | float
+    rest: np.ndarray | float
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -23,15 +43,18 @@ class Difference:
     ----------
     estimate, ci_low, ci_high : float
         The mean difference and its interval, see `paired_difference`.
+    squares : MeanSquares, optional
+        Behind the interval, for `simulate_differences`.
     """
 
     estimate: float
     ci_low: float
     ci_high: float
+    squares: MeanSquares | None = None
 
 
 def wilson_interval(
-    num_correct: int, n: int, *, confidence: float = 0.95
+    num_correct: int, n: int, *, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
     """Return the Wilson score interval of a proportion.
 
@@ -46,13 +69,14 @@ def wilson_interval(
         raise ValueError(f"n: {n!r}. Allowed: > 0; nothing was scored")
     if not 0 <= num_correct <= n:
         raise ValueError(f"num_correct: {num_correct!r}. Allowed: 0 to n = {n}")
-    _check_confidence(confidence)
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: {confidence!r}. Allowed: between 0 and 1")
     test = stats.binomtest(int(num_correct), int(n))
     interval = test.proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
 
-def _settled(values: np.ndarray) -> np.ndarray:
+def settled(values: np.ndarray | float) -> np.ndarray:
     """Round to where the sums of a matrix product agree on every processor.
 
     Which end of ±1e-17 a sum that is 0 comes out at depends on the BLAS, and a rule
@@ -61,64 +85,8 @@ def _settled(values: np.ndarray) -> np.ndarray:
     return np.round(values, 12) + 0.0  # no -0
 
 
-@dataclass(frozen=True)
-class Components:
-    """What a mean difference varies with: ``d[s, p] = effect + seed + problem + rest``.
-
-    Attributes
-    ----------
-    num_seeds, num_problems : int
-    seed, problem, rest : float
-        Variances, of fractions squared; estimated ones may be 0, never below.
-    """
-
-    num_seeds: int
-    num_problems: int
-    seed: float
-    problem: float
-    rest: float
-
-
-@dataclass(frozen=True)
-class _Squares:
-    """Mean squares of an analysis of variance, and their degrees of freedom.
-
-    Numbers, or arrays of them for many simulated runs.
-    """
-
-    seeds: np.ndarray | float
-    problems: np.ndarray | float
-    rest: np.ndarray | float
-    num_seeds: int
-    num_problems: int
-
-    def interval(self, mean, confidence: float):
-        """Student's interval of the mean; degrees of freedom after Satterthwaite."""
-        s, p = self.num_seeds, self.num_problems
-        if s == 1:
-            error, df = np.sqrt(self.problems / p), p - 1
-        else:
-            # Seeds that agree can make the sum negative; then problems alone count.
-            total = self.problems + self.seeds - self.rest
-            total = np.where(total > 0, total, self.problems)
-            parts = [(self.problems, p - 1), (self.seeds, s - 1)]
-            parts += [(self.rest, (s - 1) * (p - 1))]
-            spread = sum(np.square(square) / df for square, df in parts)
-            df = np.maximum(1, np.square(total) / np.maximum(spread, 1e-300))
-            error = np.sqrt(total / (s * p))
-        # Where all pairs agree the spread is unknown, not 0: what none of p problems
-        # showed has at most this share (Clopper and Pearson; 3/p is the rule of thumb).
-        unseen = 1 - ((1 - confidence) / 2) ** (1 / p)
-        is_spread = np.asarray(error) > 1e-12
-        half = stats.t.ppf((1 + confidence) / 2, df) * error
-        half = np.where(is_spread, half, unseen)
-        return mean - half, mean + half
-
-
-def paired_difference(
-    first: np.ndarray, second: np.ndarray, *, confidence: float = 0.95
-) -> Difference:
-    """Return second minus first with an interval over seeds and problems.
+def paired_difference(first: np.ndarray, second: np.ndarray) -> Difference:
+    """Return second minus first with a 95% interval over seeds and problems.
 
     A mixed model of two crossed factors: the variance of the mean is (problems +
     seeds − rest) / number of answers in mean squares, its degrees of freedom are
@@ -140,13 +108,49 @@ def paired_difference(
     Source: Satterthwaite 1946; Searle, Casella & McCulloch 1992, chapter 4.
     """
     a, b = np.atleast_2d(first).astype(float), np.atleast_2d(second).astype(float)
-    _check_same_shape(a, b)
-    _check_confidence(confidence)
+    if a.shape != b.shape:
+        raise ValueError(
+            f"second: shape {b.shape}. Allowed: that of first, {a.shape}; paired "
+            "tests need the same problems in the same order"
+        )
+    if a.shape[1] < 2:
+        raise ValueError(f"first: shape {a.shape}. Allowed: at least two problems")
     difference = b - a  # (seeds, problems)
-    mean = float(_settled(difference.mean()))
-    squares = _squares(difference)
-    low, high = _settled(np.array(squares.interval(mean, confidence))).tolist()
-    return Difference(mean, low, high)
+    s, p = difference.shape
+    by_seed, by_problem = difference.mean(1), difference.mean(0)
+    rest = difference - by_seed[:, None] - by_problem + difference.mean()
+    squares = MeanSquares(
+        num_seeds=s,
+        num_problems=p,
+        seeds=p * by_seed.var(ddof=1) if s > 1 else 0.0,
+        problems=s * by_problem.var(ddof=1),
+        rest=float(np.square(rest).sum()) / max(1, (s - 1) * (p - 1)),
+    )
+    mean = float(settled(difference.mean()))
+    half = _half_width(squares)
+    low, high = settled(np.array([mean - half, mean + half])).tolist()
+    return Difference(mean, low, high, squares)
+
+
+def _half_width(squares: MeanSquares) -> np.ndarray:
+    """Of Student's interval of the mean; degrees of freedom after Satterthwaite."""
+    s, p = squares.num_seeds, squares.num_problems
+    if s == 1:
+        error, df = np.sqrt(squares.problems / p), p - 1
+    else:
+        # Seeds that agree can make the sum negative; then problems alone count.
+        total = squares.problems + squares.seeds - squares.rest
+        total = np.where(total > 0, total, squares.problems)
+        parts = [(squares.problems, p - 1), (squares.seeds, s - 1)]
+        parts += [(squares.rest, (s - 1) * (p - 1))]
+        spread = sum(np.square(square) / df for square, df in parts)
+        df = np.maximum(1, np.square(total) / np.maximum(spread, 1e-300))
+        error = np.sqrt(total / (s * p))
+    # Where all pairs agree the spread is unknown, not 0: what none of p problems
+    # showed has at most this share (Clopper and Pearson; 3/p is the rule of thumb).
+    unseen = 1 - ((1 - CONFIDENCE) / 2) ** (1 / p)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, df) * error
+    return np.where(np.asarray(error) > 1e-12, half, unseen)
 
 
 def mean_interval(values: Sequence[float]) -> Difference:
@@ -161,44 +165,8 @@ def mean_interval(values: Sequence[float]) -> Difference:
     return Difference(found.estimate, float(low), float(high))
 
 
-def _squares(difference: np.ndarray) -> _Squares:
-    num_seeds, num_problems = difference.shape
-    if num_problems < 2:
-        raise ValueError(
-            f"first: shape {difference.shape}. Allowed: at least two problems"
-        )
-    by_seed, by_problem = difference.mean(1), difference.mean(0)
-    rest = difference - by_seed[:, None] - by_problem + difference.mean()
-    df = max(1, (num_seeds - 1) * (num_problems - 1))
-    return _Squares(
-        seeds=num_problems * by_seed.var(ddof=1) if num_seeds > 1 else 0.0,
-        problems=num_seeds * by_problem.var(ddof=1),
-        rest=float(np.square(rest).sum()) / df,
-        num_seeds=num_seeds,
-        num_problems=num_problems,
-    )
-
-
-def components(first: np.ndarray, second: np.ndarray) -> Components:
-    """Return the variances behind a difference, for `simulate_differences`."""
-    found = _squares(np.atleast_2d(second).astype(float) - np.atleast_2d(first))
-    s, p = found.num_seeds, found.num_problems
-    return Components(
-        num_seeds=s,
-        num_problems=p,
-        seed=max(0.0, (found.seeds - found.rest) / p),
-        problem=max(0.0, (found.problems - found.rest) / s),
-        rest=found.rest,
-    )
-
-
 def simulate_differences(
-    effect: float,
-    variances: Components,
-    *,
-    count: int,
-    generator: np.random.Generator,
-    confidence: float = 0.95,
+    effect: float, squares: MeanSquares, *, count: int, generator: np.random.Generator
 ) -> np.ndarray:
     """Draw what `paired_difference` would find in runs like this one.
 
@@ -206,7 +174,8 @@ def simulate_differences(
     ----------
     effect : float
         The true difference, a fraction.
-    variances : Components
+    squares : MeanSquares
+        This run's, of which the variances are estimated; none is below 0.
     count : int
         Number of runs, N.
 
@@ -215,20 +184,22 @@ def simulate_differences(
     array, shape (N, 3)
         Estimate and both ends of its interval.
     """
-    s, p = variances.num_seeds, variances.num_problems
+    s, p, rest = squares.num_seeds, squares.num_problems, squares.rest
+    seed = max(0.0, (squares.seeds - rest) / p)
+    problem = max(0.0, (squares.problems - rest) / s)
     expected = {
-        "seeds": (p * variances.seed + variances.rest, s - 1),
-        "problems": (s * variances.problem + variances.rest, p - 1),
-        "rest": (variances.rest, (s - 1) * (p - 1)),
+        "seeds": (p * seed + rest, s - 1),
+        "problems": (s * problem + rest, p - 1),
+        "rest": (rest, (s - 1) * (p - 1)),
     }
     drawn = {
         name: mean * generator.chisquare(df, count) / df if df else np.zeros(count)
         for name, (mean, df) in expected.items()
     }
-    variance = variances.seed / s + variances.problem / p + variances.rest / (s * p)
+    variance = seed / s + problem / p + rest / (s * p)
     means = generator.normal(effect, math.sqrt(variance), count)
-    squares = _Squares(num_seeds=s, num_problems=p, **drawn)
-    return np.stack([means, *squares.interval(means, confidence)], axis=1)
+    half = _half_width(MeanSquares(s, p, **drawn))
+    return np.stack([means, means - half, means + half], axis=1)
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -300,16 +271,3 @@ def _ways_to_lose(
 def _check_k(num_samples: int, k: int) -> None:
     if not 1 <= k <= num_samples:
         raise ValueError(f"k: {k!r}. Allowed: 1 to the {num_samples} samples")
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence: {confidence!r}. Allowed: between 0 and 1")
-
-
-def _check_same_shape(a: np.ndarray, b: np.ndarray) -> None:
-    if a.shape != b.shape:
-        raise ValueError(
-            f"second: shape {b.shape}. Allowed: that of first, {a.shape}; paired "
-            "tests need the same problems in the same order"
-        )

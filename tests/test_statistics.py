@@ -13,48 +13,36 @@ from cotspec import statistics
 from cotspec.report import claims
 
 
-def test_wilson_interval_matches_its_formula():
-    low, high = statistics.wilson_interval(8, 10)
-    z, p, n = 1.959963984540054, 0.8, 10
+@given(st.integers(1, 500), st.data())
+def test_wilson_interval_matches_its_formula_and_stays_in_zero_to_one(n, data):
+    k = data.draw(st.integers(0, n))
+    low, high = statistics.wilson_interval(k, n)
+    z, p = 1.959963984540054, k / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     assert (low, high) == pytest.approx((centre - half, centre + half), abs=1e-12)
-
-
-def test_wilson_interval_has_width_at_zero_and_at_one():
-    assert statistics.wilson_interval(0, 20) == pytest.approx((0, 0.1611), abs=1e-4)
-    assert statistics.wilson_interval(20, 20)[0] == pytest.approx(0.8389, abs=1e-4)
-
-
-@given(st.integers(1, 500), st.data())
-def test_wilson_interval_holds_the_accuracy_and_stays_in_zero_to_one(n, data):
-    k = data.draw(st.integers(0, n))
-    low, high = statistics.wilson_interval(k, n)
-    assert 0 <= low <= k / n + 1e-12
-    assert k / n - 1e-12 <= high <= 1
+    assert 0 <= low <= p + 1e-12 and p - 1e-12 <= high <= 1
 
 
 @pytest.mark.parametrize(
-    ("arguments", "field"), [((0, 0), "n: 0"), ((5, 4), "num_correct: 5")]
+    ("right", "n", "confidence", "message"),
+    [
+        (0, 0, 0.95, "n: 0"),
+        (5, 4, 0.95, "num_correct: 5"),
+        (1, 2, 95, "confidence: 95"),
+    ],
 )
-def test_wilson_interval_names_a_bad_count(arguments, field):
-    with pytest.raises(ValueError, match=field):
-        statistics.wilson_interval(*arguments)
-
-
-def test_a_confidence_in_percent_is_refused():
-    with pytest.raises(ValueError, match="confidence: 95"):
-        statistics.wilson_interval(1, 2, confidence=95)
+def test_wilson_interval_names_what_it_cannot_use(right, n, confidence, message):
+    with pytest.raises(ValueError, match=message):
+        statistics.wilson_interval(right, n, confidence=confidence)
 
 
 @given(st.integers(1, 8), st.data())
 def test_pass_at_k_is_the_mean_over_all_subsets(n, data):
     correct = data.draw(st.integers(0, n))
     k = data.draw(st.integers(1, n))
-    subsets = list(
-        itertools.combinations([True] * correct + [False] * (n - correct), k)
-    )
-    expected = sum(map(any, subsets)) / len(subsets)
+    is_right = [True] * correct + [False] * (n - correct)
+    expected = np.mean([any(subset) for subset in itertools.combinations(is_right, k)])
     assert statistics.pass_at_k(n, correct, k) == pytest.approx(expected)
 
 
@@ -62,20 +50,14 @@ def test_pass_at_k_is_the_mean_over_all_subsets(n, data):
 @given(st.lists(st.sampled_from([1, 2, 3, None]), min_size=1, max_size=8), st.data())
 def test_majority_at_k_is_the_mean_over_all_subsets(samples, data):
     k = data.draw(st.integers(1, len(samples)))
-    total = 0.0
-    subsets = list(itertools.combinations(samples, k))
-    for subset in subsets:
+    shares = []
+    for subset in itertools.combinations(samples, k):
         votes = [answer for answer in subset if answer is not None]
         most = max((votes.count(answer) for answer in votes), default=0)
         winners = {answer for answer in votes if votes.count(answer) == most}
-        total += (1 in winners) / len(winners) if winners else 0
-    expected = total / len(subsets)
-    assert statistics.majority_at_k(samples, 1, k) == pytest.approx(expected)
-
-
-def test_majority_of_one_is_the_share_of_right_samples():
-    assert statistics.majority_at_k([5, 5, 7, None], 5, 1) == 0.5
-    assert statistics.majority_at_k([5, 5, 7, None], 5, 4) == 1.0
+        shares.append((1 in winners) / max(1, len(winners)))
+    found = statistics.majority_at_k(samples, 1, k)
+    assert found == pytest.approx(np.mean(shares))
 
 
 def test_k_beyond_the_samples_is_refused():
@@ -108,10 +90,8 @@ def test_a_95_percent_interval_covers_95_percent(effect, seed_sd):
     generator = np.random.default_rng(20261126)
     covered = []
     for _ in range(1500):
-        first, second, truth = answers_of_two_systems(
-            generator, 5, 300, effect, seed_sd
-        )
-        found = statistics.paired_difference(first, second)
+        *systems, truth = answers_of_two_systems(generator, 5, 300, effect, seed_sd)
+        found = statistics.paired_difference(*systems)
         covered.append(found.ci_low <= truth <= found.ci_high)
     assert 0.93 <= np.mean(covered) <= 0.98
 
@@ -130,12 +110,8 @@ def test_simulated_runs_vary_as_real_ones_do():
     runs = [answers_of_two_systems(generator, 5, 300, 0.1, 0.03) for _ in range(600)]
     found = [statistics.paired_difference(a, b) for a, b, _ in runs]
     real = np.array([(d.estimate, d.ci_low, d.ci_high) for d in found])
-    parts = [statistics.components(a, b) for a, b, _ in runs]
-    mean = statistics.Components(
-        5,
-        300,
-        *(np.mean([getattr(c, n) for c in parts]) for n in ("seed", "problem", "rest")),
-    )
+    squares = [(d.squares.seeds, d.squares.problems, d.squares.rest) for d in found]
+    mean = statistics.MeanSquares(5, 300, *np.mean(squares, axis=0))
     drawn = statistics.simulate_differences(
         runs[0][2], mean, count=20_000, generator=generator
     )
@@ -153,20 +129,28 @@ def test_systems_that_answer_alike_differ_by_a_share_not_yet_seen(seeds, n):
 
 
 def test_sixteen_pairs_that_agree_exclude_no_effect_of_five_points():
-    wrong = np.zeros((1, 16))
-    change = statistics.paired_difference(wrong, wrong)
-    ends = np.array([[change.ci_low, change.ci_high]])
-    one = claims.Condition("a", 0.0, *ends[0], smallest=0.05, num_seeds=1)
+    change = statistics.paired_difference(np.zeros(16), np.zeros(16))
+    ends = change.ci_low, change.ci_high
+    one = claims.Condition("a", 0.0, *ends, smallest=0.05, num_seeds=1)
     assert one.status == "open"
+    generator = np.random.default_rng(0)
     drawn = statistics.simulate_differences(
-        0.0,
-        statistics.components(wrong, wrong),
-        count=5,
-        generator=np.random.default_rng(0),
+        0.0, change.squares, count=5, generator=generator
     )
     assert (drawn[:, 2] > 0.2).all()
 
 
-def test_a_difference_needs_a_second_problem():
-    with pytest.raises(ValueError, match="at least two problems"):
-        statistics.paired_difference([1], [1])
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ([1], [1], "first: .* at least two problems"),
+        (
+            [1, 0],
+            [1, 0, 1],
+            r"second: shape \(1, 3\). Allowed: that of first, \(1, 2\)",
+        ),
+    ],
+)
+def test_a_difference_needs_two_problems_that_both_answered(first, second, message):
+    with pytest.raises(ValueError, match=message):
+        statistics.paired_difference(first, second)

@@ -12,18 +12,18 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from cotspec import statistics
+from cotspec import artifacts, statistics
 
-REPRODUCED, OPPOSITE = "reproduced", "opposite"
-NOT_REPRODUCED, UNDECIDED = "not reproduced", "undecided"
-NOT_TESTABLE = "not testable here"
-VERDICTS = (REPRODUCED, OPPOSITE, NOT_REPRODUCED, UNDECIDED, NOT_TESTABLE)
+DATA_FILES = ("claims.json",)  # part of the keys of stages that read them
+VERDICTS = "reproduced", "opposite", "not reproduced", "undecided", "not testable here"
+REPRODUCED, OPPOSITE, NOT_REPRODUCED, UNDECIDED, NOT_TESTABLE = VERDICTS
 MIN_PROBLEMS = 100  # fewer pairs cannot resolve a change of ten points
 MIN_SEEDS = 3  # of each training: fewer cannot tell one's luck
 MIN_SIZES = 3  # a jump needs three points
@@ -56,100 +56,12 @@ class Claim:
     rule: str
     notebook: str
     former: str
-    judged_formerly: str = ".*"
+    judged_formerly: str
 
 
-CLAIMS = (
-    Claim(
-        "C1",
-        "specialization lifts in-distribution math at every size",
-        "At every size, accuracy after minus before (in-context CoT, test problems of "
-        "the training task) lies above 0. Of interest: 4.5 points, half of the paper's "
-        "smallest.",
-        "10_scaling",
-        "The same, with intervals twice too wide and Holm's correction over all "
-        "claims: a true gain of 10 points at four sizes was called reproduced in 0 of "
-        "100 runs.",
-    ),
-    Claim(
-        "C2",
-        "it lifts out-of-distribution math; at the largest size the mean",
-        "At every size, accuracy after minus before, all out-of-distribution sets "
-        "pooled, lies above 0. Of interest: 5 points; at the largest size 1.4, half of "
-        "the paper's.",
-        "10_scaling",
-        "Every size alike; the paper shows a mean gain of 2.8 points at the largest, "
-        "and a set that falls.",
-    ),
-    Claim(
-        "C3",
-        "the price is generic ability: CoT is lost whole, answer-only in large part",
-        "At every size whose start is above chance, generic CoT falls and ends at most "
-        "5 points above chance, and generic answer-only falls. Chance is what always "
-        "giving the most frequent answer would score.",
-        "07_ability_tradeoff",
-        "A fifth of the start's accuracy had to be left at most, though chance alone "
-        "may score more than that.",
-        "falls$",
-    ),
-    Claim(
-        "C4",
-        "an instruction-tuned start ends higher than a raw one; the raw one gains more",
-        "Over the sizes with both starts, the mean accuracy after specialization is "
-        "higher from the tuned start, and the mean gain is higher from the raw one "
-        "(training task, in-context CoT). Of interest: half of the paper's, 1.6 and "
-        "1.7 points.",
-        "10_scaling",
-        "The second half was missing.",
-        "higher$",
-    ),
-    Claim(
-        "C5",
-        "accuracy grows smoothly with log size, and specialization lifts the curve",
-        "The slope over log size lies above 0 for both starts after specialization; "
-        "the curve of the tuned start is lifted at every size; and no second slope "
-        "above the middle size exceeds 10 points per doubling (the training task, "
-        "in-context CoT).",
-        "10_scaling",
-        "Raw starts did not count; the bend was judged by whether it differs from 0.",
-        "(slope|bend), tuned|lift",
-    ),
-    Claim(
-        "C6",
-        "in-context data gives both abilities; zero-shot data gives zero-shot ability "
-        "and costs in-context ability",
-        "Against the start: tuned on in-context data, both in-context and zero-shot "
-        "CoT accuracy rise; tuned on zero-shot data, zero-shot rises and in-context "
-        "falls (training task).",
-        "08_format_ablation",
-        "Two of these four changes were judged.",
-        "in-context data, asked zero-shot|zero-shot data, asked in context",
-    ),
-    Claim(
-        "C7",
-        "distribution matching converges faster and to a lower loss; accuracy does not "
-        "differ substantially",
-        "The training loss, less its best possible value (for samples their entropy), "
-        "is lower by distribution matching on average over the training and over its "
-        "last quarter; and accuracy after it differs from sample matching's by at most "
-        "5 points (training task, in-context CoT).",
-        "09_loss_ablation",
-        "Accuracy along the training had to be higher, which the paper does not say. "
-        "The scale of the losses was set with those of an earlier world in view.",
-        "",
-    ),
-    Claim(
-        "C8",
-        "the two validation sets choose different checkpoints, each better on its own "
-        "side",
-        "In- and out-of-distribution validation peak at different checkpoints more "
-        "often than two draws of one set do; and each choice is better than the other "
-        "on test problems of its own side.",
-        "07_ability_tradeoff",
-        "Only the gain out of distribution was judged; which checkpoint is chosen was "
-        "not tested against chance.",
-        "out of distribution$",
-    ),
+CLAIMS = tuple(
+    Claim(**texts)
+    for texts in artifacts.read_json(Path(__file__).with_name("claims.json"))
 )
 
 
@@ -169,7 +81,7 @@ class Condition:
     paper : float
         The paper's effect; NaN where it is not known.
     num_problems, num_seeds : int
-    variances : Components, optional
+    squares : MeanSquares, optional
         Behind an interval over seeds and problems; without, it is one over seeds.
     unit : str
     """
@@ -183,17 +95,16 @@ class Condition:
     num_problems: int = MIN_PROBLEMS
     is_equivalence: bool = False
     paper: float = math.nan
-    variances: statistics.Components | None = None
+    squares: statistics.MeanSquares | None = None
     unit: str = "points"
 
     @property
     def status(self) -> str:
         """``met``, ``opposite``, ``excluded`` (an effect of interest) or ``open``."""
-        return str(self.statuses(np.array([[self.ci_low, self.ci_high]]))[0])
+        return str(self.statuses(self.ci_low, self.ci_high))
 
-    def statuses(self, ends: np.ndarray) -> np.ndarray:
-        """Return the status of each interval, ends of shape (N, 2)."""
-        low, high = ends.T
+    def statuses(self, low: np.ndarray | float, high: np.ndarray | float) -> np.ndarray:
+        """Return the status of intervals with these ends."""
         if self.is_equivalence:
             met = (low > -self.smallest) & (high < self.smallest)
             gone = (low > self.smallest) | (high < -self.smallest)
@@ -205,17 +116,17 @@ class Condition:
         self, effect: float, count: int, generator: np.random.Generator
     ) -> np.ndarray:
         """Draw the statuses of `count` runs like this one with a true effect."""
-        if self.variances is not None:
+        if self.squares is not None:
             drawn = statistics.simulate_differences(
-                effect, self.variances, count=count, generator=generator
+                effect, self.squares, count=count, generator=generator
             )
-            return self.statuses(drawn[:, 1:])
+            return self.statuses(drawn[:, 1], drawn[:, 2])
         df = max(1, self.num_seeds - 1)
         quantile = stats.t.ppf(0.975, df)
         error = (self.ci_high - self.ci_low) / 2 / quantile
         means = generator.normal(effect, error, count)
         half = quantile * error * np.sqrt(generator.chisquare(df, count) / df)
-        return self.statuses(np.stack([means - half, means + half], axis=1))
+        return self.statuses(means - half, means + half)
 
 
 @dataclass(frozen=True)
@@ -232,7 +143,7 @@ class Finding:
     """
 
     ours: str
-    conditions: tuple[Condition, ...] = field(default=())
+    conditions: tuple[Condition, ...] = ()
     reason: str = ""
 
     @property
@@ -260,21 +171,19 @@ def former_verdict(claim: Claim, finding: Finding) -> str:
     intervals covered 98.7 to 100% where 95% was meant, about twice too wide, so those
     of today are doubled here.
     """
-    judged = [
-        one
-        for one in finding.conditions
-        if claim.judged_formerly and re.search(claim.judged_formerly, one.label)
-    ]
-    if finding.reason or not judged:
+    if finding.reason or not claim.judged_formerly:
         return ""
-    ends = [
-        (2 * one.ci_low - one.estimate, 2 * one.ci_high - one.estimate)
-        for one in judged
-    ]
     statuses = [
-        str(one.statuses(np.array([pair]))[0])
-        for one, pair in zip(judged, ends, strict=True)
+        replace(
+            one,
+            ci_low=2 * one.ci_low - one.estimate,
+            ci_high=2 * one.ci_high - one.estimate,
+        ).status
+        for one in finding.conditions
+        if re.search(claim.judged_formerly, one.label)
     ]
+    if not statuses:
+        return ""
     if all(status == "met" for status in statuses):
         return REPRODUCED
     return OPPOSITE if "opposite" in statuses else NOT_REPRODUCED
@@ -282,13 +191,13 @@ def former_verdict(claim: Claim, finding: Finding) -> str:
 
 def verdict_of(statuses: Sequence[str]) -> str:
     """Return the verdict of a rule whose conditions came out so."""
-    if all(status == "met" for status in statuses):
+    found = set(statuses)
+    if found <= {"met"}:
         return REPRODUCED
     # What must be equal has no other side.
-    if all(status == "opposite" for status in statuses):
+    if found == {"opposite"}:
         return OPPOSITE
-    is_against = any(status in ("opposite", "excluded") for status in statuses)
-    return NOT_REPRODUCED if is_against else UNDECIDED
+    return NOT_REPRODUCED if found & {"opposite", "excluded"} else UNDECIDED
 
 
 def too_few(conditions: Sequence[Condition]) -> str:
@@ -306,25 +215,15 @@ def conditions_table(findings: Mapping[str, Finding]) -> pd.DataFrame:
     Columns: ``claim, condition, effect, ci_low, ci_high, smallest, paper, unit, status,
     n, num_seeds``.
     """
+    columns = "claim condition effect ci_low ci_high smallest paper unit status n"
+    names = {"label": "condition", "estimate": "effect", "num_problems": "n"}
     rows = [
-        {
-            "claim": claim,
-            "condition": one.label,
-            "effect": one.estimate,
-            "ci_low": one.ci_low,
-            "ci_high": one.ci_high,
-            "smallest": one.smallest,
-            "paper": one.paper,
-            "unit": one.unit,
-            "status": one.status,
-            "n": one.num_problems,
-            "num_seeds": one.num_seeds,
-        }
+        {"claim": claim, "status": one.status} | vars(one)
         for claim, finding in findings.items()
         for one in finding.conditions
     ]
-    columns = "claim condition effect ci_low ci_high smallest paper unit status n"
-    return pd.DataFrame(rows, columns=[*columns.split(), "num_seeds"])
+    table = pd.DataFrame(rows).rename(columns=names)
+    return table.reindex(columns=[*columns.split(), "num_seeds"])
 
 
 def power_table(
@@ -351,7 +250,7 @@ def power_table(
     generator = np.random.default_rng(seed)
     rows = []
     for claim, finding in findings.items():
-        if finding.reason or not finding.conditions:
+        if finding.reason:
             continue
         for world in ("no effect", "smallest of interest", "the paper's"):
             drawn = [
@@ -382,7 +281,7 @@ def claims_table(
     Parameters
     ----------
     findings : mapping
-        Claim id to what was measured; a claim without one was not tested.
+        From `findings.find`: claim id to what was measured.
     scale : str
         Where ours was measured, said in each row ("micro-world", "FlanT5-base").
     withheld : str
@@ -397,33 +296,31 @@ def claims_table(
     """
     rows = []
     for claim in CLAIMS:
-        missing = f"this run has no result of notebook {claim.notebook}"
-        finding = findings.get(claim.id) or Finding("", reason=missing)
+        finding = findings[claim.id]
         reason = withheld or finding.reason
         said = (
             finding.ours and f"{scale}: {finding.ours}",
             reason and f"not judged: {reason}",
         )
-        row = {"claim": claim.id, "statement": claim.statement}
-        row["ours"] = "; ".join(filter(None, said))
-        row |= dict(condition="", effect=math.nan, ci_low=math.nan, ci_high=math.nan)
-        if one := finding.weakest:
-            row |= {"condition": one.label, "effect": one.estimate}
-            row |= {"ci_low": one.ci_low, "ci_high": one.ci_high}
-        row["unit"] = finding.weakest.unit if finding.weakest else "points"
-        row["verdict"] = NOT_TESTABLE if reason else finding.verdict
-        row["former_verdict"] = "" if reason else former_verdict(claim, finding)
+        one = finding.weakest or Condition("", *[math.nan] * 4, num_seeds=0)
+        row = {
+            "claim": claim.id,
+            "statement": claim.statement,
+            "ours": "; ".join(filter(None, said)),
+            "condition": one.label,
+            "effect": one.estimate,
+            "ci_low": one.ci_low,
+            "ci_high": one.ci_high,
+            "unit": one.unit,
+            "verdict": NOT_TESTABLE if reason else finding.verdict,
+            "former_verdict": "" if reason else former_verdict(claim, finding),
+        }
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def rules_table() -> pd.DataFrame:
     """Return each claim's rule, what it was before `RULES_DATE`, and why it changed."""
-    return pd.DataFrame(
-        {
-            "claim": [one.id for one in CLAIMS],
-            "rule": [one.rule for one in CLAIMS],
-            "before, and why it changed": [one.former for one in CLAIMS],
-            "from": [one.notebook for one in CLAIMS],
-        }
-    )
+    rows = [(one.id, one.rule, one.former, one.notebook) for one in CLAIMS]
+    columns = ["claim", "rule", "before, and why it changed", "from"]
+    return pd.DataFrame(rows, columns=columns)

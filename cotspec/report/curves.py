@@ -14,11 +14,13 @@ import pandas as pd
 
 from cotspec import statistics
 from cotspec.profiles import DataConfig
-from cotspec.report.findings import ZERO_SHOT_MODE, chance
 from cotspec.report.pairing import (
     MATH_MODE,
+    ZERO_SHOT_MODE,
+    at_chosen,
     at_last_step,
     at_start,
+    best_steps,
     by_size,
     independent,
     pick,
@@ -26,6 +28,7 @@ from cotspec.report.pairing import (
 )
 
 COLUMNS = "panel series x value low high n num_seeds".split()
+WINDOW = 20  # updates of which `loss_curves` takes the mean
 IN, OUT = "in-distribution", "out of distribution"
 
 
@@ -48,30 +51,20 @@ def ability_curves(predictions: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
     for model, group in by_size(predictions):
         for ability, (tasks, mode, split) in abilities(data).items():
             picked = pick(group, tasks, mode, split=split)
-            rows += [
-                (model, ability, step, *_mean(at_step))
-                for step, at_step in picked.groupby("step")
-            ]
+            rows += _curve(model, ability, picked, "step")
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def format_curves(predictions: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
     """Return two trainings, each asked both ways along the tuning: figure 4."""
     rows = []
+    modes = {MATH_MODE: "asked in context", ZERO_SHOT_MODE: "asked zero-shot"}
     for name in ("in_context", "zero_shot"):
-        trained = predictions[predictions["data_formats"] == name]
-        if trained.empty:
-            continue
-        for mode, asked in (
-            (MATH_MODE, "asked in context"),
-            (ZERO_SHOT_MODE, "asked zero-shot"),
-        ):
-            picked = pick(trained, [data.train_task], mode, split="validation")
+        for mode, asked in modes.items():
+            picked = pick(predictions, [data.train_task], mode, split="validation")
+            picked = picked[picked["data_formats"] == name]
             panel = f"tuned on {name.replace('_', '-')} data"
-            rows += [
-                (panel, asked, step, *_mean(at_step))
-                for step, at_step in picked.groupby("step")
-            ]
+            rows += _curve(panel, asked, picked, "step")
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -93,43 +86,35 @@ def size_curves(
     """
     rows = []
     math = pick(predictions, [data.train_task], MATH_MODE)
-    names = {"instruction_tuned": "instruction-tuned", "raw": "raw", "random": "random"}
-    panels = {
-        "A: as they start": [("", at_start)],
-        "B: raw, specialized": [("after", at_last_step)],
-        "C: instruction-tuned": [("before", at_start), ("after", at_last_step)],
-    }
-    for panel, stages in panels.items():
-        only = {"B": "raw", "C": "instruction_tuned"}.get(panel[0])
-        for start, group in math.groupby("start", sort=False):
-            if only and start != only:
-                continue
-            for stage, ends in stages:
-                rows += [
-                    (panel, stage or names[start], size, *_mean(at_size))
-                    for size, at_size in ends(group).groupby("size")
-                ]
+    for start, group in math.groupby("start", sort=False):
+        name = start.replace("_", "-")
+        rows += _curve("A: as they start", name, at_start(group), "size")
+    for panel, start, series, end in (
+        ("B: raw, specialized", "raw", "after", at_last_step),
+        ("C: instruction-tuned", "instruction_tuned", "before", at_start),
+        ("C: instruction-tuned", "instruction_tuned", "after", at_last_step),
+    ):
+        group = math[math["start"] == start]
+        rows += _curve(panel, series, end(group), "size")
     table = pd.DataFrame(rows, columns=COLUMNS)
     if teacher:
         parameters, accuracy = teacher
         row = ("A: as they start", "teacher", parameters, *[accuracy] * 3, 0, 1)
-        table.loc[len(table)] = row
+        table.loc[len(table)] = row  # keeps sizes whole numbers
     return table
 
 
-def loss_curves(logs: pd.DataFrame, *, window: int = 20) -> pd.DataFrame:
-    """Return the training losses above their floor, means of a window: figure 3 B.
+def loss_curves(logs: pd.DataFrame) -> pd.DataFrame:
+    """Return the training losses above their floor, means of `WINDOW`: figure 3 B.
 
     Parameters
     ----------
     logs : DataFrame
         ``loss, seed, step, excess``, nats per target token.
-    window : int
-        Updates that are averaged.
     """
     rows = []
     for loss, group in logs.groupby("loss", sort=False):
-        binned = group.assign(x=(group["step"] - 1) // window * window + window / 2)
+        binned = group.assign(x=(group["step"] - 1) // WINDOW * WINDOW + WINDOW / 2)
         means = binned.pivot_table(index="x", columns="seed", values="excess")
         for x, values in means.iterrows():
             ends = (values.mean(), values.min(), values.max())
@@ -151,13 +136,12 @@ def chosen_checkpoints(predictions: pd.DataFrame, data: DataConfig) -> pd.DataFr
     rows = []
     for model, group in by_size(predictions):
         for ability in (IN, OUT):
-            tasks, mode, _ = abilities(data)[ability]
-            picked = pick(group, tasks, mode, split="validation")
-            picked = picked[picked["step"] > 0]
-            for seed, of_seed in picked.groupby("seed"):
-                accuracy = of_seed.groupby("step")["is_correct"].mean()
-                best = accuracy.idxmax()
-                rows.append((model, ability, seed, best, accuracy[best]))
+            tasks, mode, split = abilities(data)[ability]
+            steps, accuracies = best_steps(pick(group, tasks, mode, split=split))
+            rows += [
+                (model, ability, seed, step, accuracies[seed])
+                for seed, step in steps.items()
+            ]
     return pd.DataFrame(rows, columns="model chosen_by seed step accuracy".split())
 
 
@@ -179,8 +163,7 @@ def abilities_of_choices(predictions: pd.DataFrame, data: DataConfig) -> pd.Data
             tasks, mode, _ = abilities(data)[ability]
             for split in ("validation", "test"):
                 group = predictions[predictions["model"] == model]
-                picked = pick(group, tasks, mode, split=split)
-                picked = picked[picked["step"] == picked["seed"].map(steps)]
+                picked = at_chosen(pick(group, tasks, mode, split=split), steps)
                 row[f"{ability}, {split}"] = picked["is_correct"].mean()
         rows.append(row)
     return pd.DataFrame(rows)
@@ -200,16 +183,13 @@ def what_was_seen(curves: pd.DataFrame) -> list[str]:
     return said
 
 
-def chance_level(problems: pd.DataFrame, data: DataConfig) -> float:
-    """Return what always giving the most frequent answer scores on generic tasks."""
-    return chance(problems, data.generic_tasks)
-
-
-def _mean(rows: pd.DataFrame) -> tuple[float, float, float, int, int]:
-    """Mean accuracy, its interval cut at 0 and 1, problems and seeds."""
-    table = right_answers(rows)
-    answers = table.to_numpy().T  # (seeds, problems)
-    repeats = independent(table, rows["model"].iloc[0]).to_numpy().T
-    found = statistics.paired_difference(np.zeros_like(repeats), repeats)
-    low, high = np.clip([found.ci_low, found.ci_high], 0, 1)
-    return found.estimate, low, high, answers.shape[1], answers.shape[0]
+def _curve(panel: str, series: str, rows: pd.DataFrame, by: str) -> list[tuple]:
+    """A row of `COLUMNS` per step or size: means, intervals cut at 0 and 1."""
+    points = []
+    for x, group in rows.groupby(by):
+        table = right_answers(group)
+        repeats = independent(table, group["model"].iloc[0]).to_numpy().T
+        found = statistics.paired_difference(np.zeros_like(repeats), repeats)
+        low, high = np.clip([found.ci_low, found.ci_high], 0, 1)
+        points.append((panel, series, x, found.estimate, low, high, *table.shape))
+    return points

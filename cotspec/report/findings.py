@@ -16,20 +16,17 @@ from scipy import stats
 
 from cotspec import statistics
 from cotspec.profiles import AlignmentConfig, DataConfig, LossConfig
-from cotspec.report.claims import (
-    MAX_KINK,
-    MIN_CHECKPOINTS,
-    MIN_SIZES,
-    SMALLEST,
-    Condition,
-    Finding,
-    too_few,
-)
+from cotspec.report import claims
+from cotspec.report.claims import SMALLEST, Condition, Finding
 from cotspec.report.pairing import (
     MATH_MODE,
     TRAINING,
+    ZERO_SHOT_MODE,
+    at_chosen,
     at_last_step,
     at_start,
+    before_and_after,
+    best_steps,
     by_size,
     independent,
     pair,
@@ -37,7 +34,6 @@ from cotspec.report.pairing import (
     right_answers,
 )
 
-ZERO_SHOT_MODE = "zero_shot_chain_of_thought"
 # The paper's smallest effects, fractions: Table 1 (C1 to C3) and Table 2 (C4).
 PAPER_LIFT, PAPER_LIFT_LARGEST = 0.089, 0.028
 PAPER_COT_FALL, PAPER_ANSWER_FALL = 0.256, 0.211
@@ -76,16 +72,20 @@ class Measured:
 
 
 def find(run: Measured) -> dict[str, Finding]:
-    """Return the finding of each claim that the run measured.
+    """Return the finding of each claim.
 
     Raises
     ------
     ValueError
         Predictions that are empty, or not of the same problems on both sides.
     """
-    found = {
-        "C1": lift_in_distribution(run),
-        "C2": lift_out_of_distribution(run),
+    data = run.data
+    return {
+        "C1": lift(run, [data.train_task], PAPER_LIFT, PAPER_LIFT),
+        # The paper gains least at its largest size.
+        "C2": lift(
+            run, data.out_of_distribution_tasks, 2 * SMALLEST, PAPER_LIFT_LARGEST
+        ),
         "C3": generic_price(run),
         "C4": starts(run),
         "C5": smooth_growth(run),
@@ -93,79 +93,59 @@ def find(run: Measured) -> dict[str, Finding]:
         "C7": what_losses_teach(run),
         "C8": two_choices(run),
     }
-    return {claim: finding for claim, finding in found.items() if finding}
 
 
-def lift_in_distribution(run: Measured) -> Finding:
-    """C1: accuracy after minus before, at every size."""
-    return _lifts(run, [run.data.train_task], PAPER_LIFT, PAPER_LIFT)
-
-
-def lift_out_of_distribution(run: Measured) -> Finding:
-    """C2: the same on all other math sets; the paper gains least at the largest."""
-    tasks = run.data.out_of_distribution_tasks
-    return _lifts(run, tasks, 2 * SMALLEST, PAPER_LIFT_LARGEST)
-
-
-def _lifts(
-    run: Measured, tasks: Sequence[str], paper: float, paper_largest: float
-) -> Finding:
-    rows = _tuned(pick(run.sizes, tasks, MATH_MODE))
-    groups = by_size(rows)
-    conditions = []
+def lift(run: Measured, tasks: Sequence[str], paper: float, largest: float) -> Finding:
+    """C1, C2: accuracy after minus before, at every size, with the paper's effects."""
+    _, tuned = _raw_and_tuned(pick(run.sizes, tasks, MATH_MODE))
+    groups, conditions = by_size(tuned), []
     for number, (model, group) in enumerate(groups, 1):
-        known = paper_largest if number == len(groups) else paper
-        sides = pair(at_start(group), at_last_step(group))
-        conditions.append(condition(model, *sides, paper=known))
-    words = [_in_words(model, group) for model, group in groups]
-    return _finding(words, conditions)
+        known = largest if number == len(groups) else paper
+        conditions.append(condition(model, *before_and_after(group), paper=known))
+    return _finding([_in_words(*named) for named in groups], conditions)
 
 
-def generic_price(run: Measured) -> Finding | None:
+def generic_price(run: Measured) -> Finding:
     """C3: generic CoT is lost whole, answer-only in large part."""
     words, conditions, left_out = [], [], []
-    level = chance(run.problems, run.data.generic_tasks)
+    level = chance_level(run.problems, run.data)
     for mode, name, paper in (
         ("chain_of_thought", "CoT", PAPER_COT_FALL),
         ("answer_only", "answer-only", PAPER_ANSWER_FALL),
     ):
-        rows = _tuned(pick(run.sizes, run.data.generic_tasks, mode))
-        for model, group in by_size(rows):
-            before, after = pair(at_start(group), at_last_step(group))
+        _, tuned = _raw_and_tuned(pick(run.sizes, run.data.generic_tasks, mode))
+        for model, group in by_size(tuned):
+            before, after = before_and_after(group)
             label = f"{model}, generic {name}"
             words.append(_in_words(label, group))
             base = np.full_like(before, level)
-            if condition("", base, before).ci_low <= 0:
+            if statistics.paired_difference(base, before).ci_low <= 0:
                 left_out.append(label)
                 continue
             fall = condition(f"{label} falls", after, before, paper=paper)
             conditions.append(fall)
             if name == "CoT":
+                ends = f"{label} ends at chance"
                 room = base + SMALLEST
-                conditions.append(
-                    condition(f"{label} ends at chance", after, room, smallest=0.0)
-                )
-    if not words:
-        return None
+                conditions.append(condition(ends, after, room, smallest=0.0))
     words.append(f"chance {level:.1%}")
     if left_out:
         words.append(f"no better than chance at the start: {', '.join(left_out)}")
-    if not conditions:
-        return Finding("; ".join(words), reason="no start is better than chance")
+        return _finding(words, conditions, "no start is better than chance")
     return _finding(words, conditions)
 
 
-def chance(problems: pd.DataFrame, tasks: Sequence[str]) -> float:
-    """Return what always giving a task's most frequent answer scores on test problems.
+def chance_level(problems: pd.DataFrame, data: DataConfig) -> float:
+    """Return what always giving a generic task's most frequent answer scores.
 
     Parameters
     ----------
     problems : DataFrame
-        ``task, split, answer``.
-    tasks : sequence of str
-        Their problems are pooled.
+        ``task, split, answer``; test problems of all generic tasks are pooled.
+    data : DataConfig
     """
-    rows = problems[problems["task"].isin(tasks) & (problems["split"] == "test")]
+    is_asked = problems["task"].isin(data.generic_tasks) & (problems["split"] == "test")
+    rows = problems[is_asked]
     if rows.empty:
         return 0.0
     counts = rows.groupby("task")["answer"].value_counts()
@@ -175,70 +155,54 @@ def chance(problems: pd.DataFrame, tasks: Sequence[str]) -> float:
 def starts(run: Measured) -> Finding:
     """C4: a tuned start ends higher, a raw one gains more; means over the sizes."""
     rows = pick(run.sizes, [run.data.train_task], MATH_MODE)
-    before, after = at_start(rows), at_last_step(rows)
-    sizes = [
-        size
-        for size, group in rows.groupby("size")
+    groups = [
+        group
+        for _, group in rows.groupby("size")
         if {"raw", "instruction_tuned"} <= set(group["start"])
     ]
-    if not sizes:
+    if not groups:
         return Finding("", reason="no size was specialized from both starts")
-    sides = {}
-    for name, frame in (("before", before), ("after", after)):
-        pairs = [
-            pair(
-                frame[(frame["size"] == size) & (frame["start"] == "raw")],
-                frame[(frame["size"] == size) & (frame["start"] != "raw")],
-            )
-            for size in sizes
-        ]
-        sides[name] = [np.mean(side, axis=0) for side in zip(*pairs, strict=True)]
-    (raw_before, tuned_before), (raw, tuned) = sides["before"], sides["after"]
+    (raw_before, tuned_before), (raw, tuned) = (
+        np.mean([pair(*_raw_and_tuned(end(group))) for group in groups], axis=0)
+        for end in (at_start, at_last_step)
+    )
     words = [
-        f"{name} start {first.mean():.1%} → {last.mean():.1%}"
-        for name, first, last in (
-            ("instruction-tuned", tuned_before, tuned),
-            ("raw", raw_before, raw),
-        )
+        f"instruction-tuned start {tuned_before.mean():.1%} → {tuned.mean():.1%}",
+        f"raw start {raw_before.mean():.1%} → {raw.mean():.1%}",
+        f"means of {len(groups)} sizes, n = {raw.shape[1]}",
     ]
-    words.append(f"means of {len(sizes)} sizes, n = {raw.shape[1]}")
-    higher = condition(
-        "the tuned start ends higher", raw, tuned, paper=PAPER_TUNED_HIGHER
-    )
-    gains = condition(
-        "the raw start gains more",
-        tuned - tuned_before,
-        raw - raw_before,
-        paper=PAPER_RAW_GAINS,
-    )
-    return _finding(words, [higher, gains])
+    ends = "the tuned start ends higher"
+    gains = [tuned - tuned_before, raw - raw_before]
+    conditions = [
+        condition(ends, raw, tuned, paper=PAPER_TUNED_HIGHER),
+        condition("the raw start gains more", *gains, paper=PAPER_RAW_GAINS),
+    ]
+    return _finding(words, conditions)
 
 
 def smooth_growth(run: Measured) -> Finding:
     """C5: slopes in log size, the lift at every size, and no jump."""
     rows = pick(run.sizes, [run.data.train_task], MATH_MODE)
-    tuned = _tuned(rows)
-    num_sizes = tuned["size"].nunique()
-    if num_sizes < MIN_SIZES:
-        return Finding("", reason=f"{num_sizes} sizes; the rule needs {MIN_SIZES}")
+    raw, tuned = _raw_and_tuned(rows)
+    sizes, needed = tuned["size"].nunique(), claims.MIN_SIZES
+    if sizes < needed:
+        return Finding("", reason=f"{sizes} sizes; the rule needs {needed}")
     conditions, words = [], []
-    for name, group in (("tuned", tuned), ("raw", rows[rows["start"] == "raw"])):
-        if group["size"].nunique() < MIN_SIZES:
+    for name, group in (("tuned", tuned), ("raw", raw)):
+        if group["size"].nunique() < needed:
             continue
         slope, kink = size_coefficients(at_last_step(group))
         zero = np.zeros_like(slope)
         slope = condition(f"slope, {name} start", zero, slope)
-        conditions.append(slope)
-        bend = condition(
-            f"bend, {name} start", zero, kink, smallest=MAX_KINK, is_equivalence=True
-        )
-        conditions.append(bend)
+        no_jump = {"smallest": claims.MAX_KINK, "is_equivalence": True}
+        bend = condition(f"bend, {name} start", zero, kink, **no_jump)
+        conditions += [slope, bend]
         words.append(
             f"{name} start after: {100 * slope.estimate:+.1f} points per doubling, "
             f"bend {100 * bend.estimate:+.1f}"
         )
     for model, group in by_size(tuned):
-        sides = pair(at_start(group), at_last_step(group))
+        sides = before_and_after(group)
         conditions.append(condition(f"lift, {model}", *sides, paper=PAPER_LIFT))
     return _finding(words, conditions)
 
@@ -285,7 +249,7 @@ def what_formats_teach(run: Measured) -> Finding:
             if rows.empty:
                 return Finding("", reason=f"no student was {label}")
             words.append(_in_words(label, rows))
-            before, after = pair(at_start(rows), at_last_step(rows))
+            before, after = before_and_after(rows)
             falls = name == "zero_shot" and mode == MATH_MODE
             sides = (after, before) if falls else (before, after)
             verb = "falls" if falls else "rises"
@@ -296,105 +260,84 @@ def what_formats_teach(run: Measured) -> Finding:
 def what_losses_teach(run: Measured) -> Finding:
     """C7: the training loss less its floor, and accuracy within five points."""
     rows = at_last_step(pick(run.losses, [run.data.train_task], MATH_MODE))
-    rows = rows[_is_plain(rows, run.loss, run.alignment)]
-    sides = [
-        rows[rows["loss"] == name]
-        for name in ("sample_matching", "distribution_matching")
-    ]
-    logs = run.loss_logs.pivot(index="step", columns=["loss", "seed"], values="excess")
-    if any(side.empty for side in sides) or logs.columns.nlevels < 2:
+    # Of distribution matching the profile's own variant; sample matching has none.
+    fields = ["tail", "divergence", "cross_entropy_weight"]
+    is_own = (rows[fields] == [getattr(run.loss, f) for f in fields]).all(axis=1)
+    is_own &= rows["alignment"] == run.alignment.method
+    losses = ["sample_matching", "distribution_matching"]
+    sampled = rows[rows["loss"] == losses[0]]
+    matched = rows[is_own & (rows["loss"] == losses[1])]
+    if sampled.empty or matched.empty:
         return Finding("", reason="students of both losses were not measured")
-    try:
-        gap = logs["sample_matching"] - logs["distribution_matching"]  # (steps, seeds)
-    except KeyError:
+    if not set(losses) <= set(run.loss_logs["loss"]):
         return Finding("", reason="losses of both trainings were not logged")
-    last = gap.iloc[-max(1, len(gap) // 4) :]
-    model = sides[0]["model"].iloc[0]
-    names = ("lower loss over the training", "lower loss in its last quarter")
-    conditions = [
-        over_seeds(name, _per_base(part.mean(), model), SMALLEST_LOSS, unit="nats")
-        for name, part in zip(names, (gap, last), strict=True)
-        if gap.shape[1] > 1
-    ]
-    means = logs.iloc[-len(last) :].T.groupby("loss").mean().mean(axis=1)
+    logs = run.loss_logs.pivot(index="step", columns=["loss", "seed"], values="excess")
+    gap = logs[losses[0]] - logs[losses[1]]  # (steps, seeds)
+    quarter = max(1, len(gap) // 4)
+    means = logs.iloc[-quarter:].T.groupby("loss").mean().mean(axis=1)
     words = [
         f"{name.replace('_', ' ')} {means[name]:.3f} nats above its floor at the end, "
         f"{side['is_correct'].mean():.1%} right"
-        for name, side in zip(means.index[::-1], sides, strict=True)
+        for name, side in zip(losses, (sampled, matched), strict=True)
+    ]
+    if gap.shape[1] == 1:
+        return _finding(words, [], "1 seed; the rule needs 3")
+    model = sampled["model"].iloc[0]
+    parts = {"over the training": gap, "in its last quarter": gap.iloc[-quarter:]}
+    conditions = [
+        over_seeds(f"lower loss {when}", part.mean(), model, SMALLEST_LOSS, "nats")
+        for when, part in parts.items()
     ]
     equal = condition(
         "accuracy within 5 points",
-        *pair(*sides),
+        *pair(sampled, matched),
         smallest=SMALLEST,
         is_equivalence=True,
     )
-    if not conditions:
-        return Finding("; ".join(words), reason="1 seed; the rule needs 3")
     return _finding(words, [*conditions, equal])
-
-
-def _is_plain(
-    rows: pd.DataFrame, loss: LossConfig, alignment: AlignmentConfig
-) -> pd.Series:
-    """Which rows are of the profile's own variant; sample matching has none."""
-    fields = ("tail", "divergence", "cross_entropy_weight")
-    own = (rows[list(fields)] == [getattr(loss, f) for f in fields]).all(axis=1)
-    own &= rows["alignment"] == alignment.method
-    return own | (rows["loss"] == "sample_matching")
 
 
 def two_choices(run: Measured) -> Finding:
     """C8: where both validation curves peak, and what either choice gains."""
-    rows = run.abilities[run.abilities["step"] > 0]
-    rows = rows[rows["model"] == rows["model"].iloc[-1]] if len(rows) else rows
-    data, sides = run.data, {}
-    for name, tasks in (
-        ("in", [data.train_task]),
-        ("out", data.out_of_distribution_tasks),
-    ):
-        test = pick(run.abilities, tasks, MATH_MODE)
-        valid = pick(run.abilities, tasks, MATH_MODE, split="validation")
-        sides[name] = [f[f.index.isin(rows.index)] for f in (valid, test)]
-    if any(frame.empty for frames in sides.values() for frame in frames):
+    rows, data = run.abilities, run.data
+    is_last = rows["model"].isin(rows["model"].iloc[-1:])
+    rows = rows[is_last & (rows["step"] > 0)]
+    tasks = {
+        "in distribution": [data.train_task],
+        "out of distribution": data.out_of_distribution_tasks,
+    }
+    test = {where: pick(rows, names, MATH_MODE) for where, names in tasks.items()}
+    valid = {
+        where: pick(rows, names, MATH_MODE, split="validation")
+        for where, names in tasks.items()
+    }
+    if any(side.empty for side in (*test.values(), *valid.values())):
         return Finding("", reason="validation and test were not measured on both sides")
-    num_checkpoints = sides["in"][0]["step"].nunique()
-    if num_checkpoints < MIN_CHECKPOINTS:
-        reason = f"{num_checkpoints} checkpoints; the rule needs {MIN_CHECKPOINTS}"
-        return Finding("", reason=reason)
-    choices = {name: _choices(valid) for name, (valid, _) in sides.items()}
-    conditions = []
-    if len(choices["in"]) > 1:
-        excess = _peaks_apart(sides["in"][0], sides["out"][0])
-        conditions.append(
-            over_seeds("peaks apart", excess, SMALLEST_SHARE, unit="share of draws")
-        )
+    inside, outside = valid.values()
+    steps, needed = inside["step"].nunique(), claims.MIN_CHECKPOINTS
+    if steps < needed:
+        return Finding("", reason=f"{steps} checkpoints; the rule needs {needed}")
+    choices = {where: best_steps(side)[0] for where, side in valid.items()}
     words = [
-        f"chosen {name.replace('out', 'out of')} distribution: "
-        f"steps {', '.join(map(str, steps))}"
-        for name, steps in choices.items()
+        f"chosen {where}: steps {', '.join(map(str, steps))}"
+        for where, steps in choices.items()
     ]
-    for own, other, where, paper in (
-        ("in", "out", "in distribution", 0.02),
-        ("out", "in", "out of distribution", 0.013),
-    ):
-        test = sides[own][1]
-        both = [_at_chosen(test, choices[name]) for name in (other, own)]
-        label = f"own choice is better {where}"
-        conditions.append(condition(label, *pair(*both), paper=paper))
+    conditions = []
+    if inside["seed"].nunique() > 1:
+        model, excess = inside["model"].iloc[0], _peaks_apart(inside, outside)
+        share = over_seeds(
+            "peaks apart", excess, model, SMALLEST_SHARE, "share of draws"
+        )
+        conditions.append(share)
+    papers = (0.02, 0.013)
+    for own, other, paper in zip(tasks, reversed(tasks), papers, strict=True):
+        sides = [at_chosen(test[own], choices[where]) for where in (other, own)]
+        label = f"own choice is better {own}"
+        conditions.append(condition(label, *pair(*sides), paper=paper))
     return _finding(words, conditions)
 
 
-def _choices(valid: pd.DataFrame) -> pd.Series:
-    """The best step of each seed, the earliest of equals."""
-    means = valid.pivot_table(index="step", columns="seed", values="is_correct")
-    return means.idxmax()
-
-
-def _at_chosen(rows: pd.DataFrame, steps: pd.Series) -> pd.DataFrame:
-    return rows[rows["step"] == rows["seed"].map(steps)]
-
-
-def _peaks_apart(inside: pd.DataFrame, outside: pd.DataFrame) -> np.ndarray:
+def _peaks_apart(inside: pd.DataFrame, outside: pd.DataFrame) -> pd.Series:
     """How much more often both sets choose differently than two draws of one set do.
 
     Per seed: the share of bootstrap draws of the problems in which the two sets peak
@@ -404,28 +347,21 @@ def _peaks_apart(inside: pd.DataFrame, outside: pd.DataFrame) -> np.ndarray:
 
     def peaks(rows: pd.DataFrame) -> np.ndarray:
         """Chosen steps, shape (resamples,), of one seed."""
-        table = rows.pivot(
-            index=["task", "problem_id"], columns="step", values="is_correct"
-        )
+        problem = ["task", "problem_id"]
+        table = rows.pivot(index=problem, columns="step", values="is_correct")
         answers = table.to_numpy(dtype=float)  # (problems, steps)
         n = len(answers)
         weights = generator.multinomial(n, np.full(n, 1 / n), size=NUM_RESAMPLES)
         return (weights @ answers).argmax(axis=1)
 
-    found = []
+    excess = {}
     for seed, rows in inside.groupby("seed"):
         other = outside[outside["seed"] == seed]
         one, two = (peaks(rows), peaks(rows)), (peaks(other), peaks(other))
         between = np.mean([(a != b).mean() for a in one for b in two])
         within = np.mean([(a != b).mean() for a, b in (one, two)])
-        found.append(between - within)
-    seeds = sorted(inside["seed"].unique())
-    return _per_base(pd.Series(found, index=seeds), inside["model"].iloc[0])
-
-
-def _per_base(by_seed: pd.Series, model: str) -> np.ndarray:
-    """Average a value per seed over the seeds that share a base."""
-    return independent(by_seed.to_frame().T, model).to_numpy().ravel()
+        excess[seed] = between - within
+    return pd.Series(excess)
 
 
 def condition(
@@ -450,30 +386,37 @@ def condition(
         change.ci_low,
         change.ci_high,
         smallest,
-        num_seeds=first.shape[0],
-        num_problems=first.shape[1],
+        *first.shape,
         is_equivalence=is_equivalence,
         paper=paper,
-        variances=statistics.components(first, second),
+        squares=change.squares,
     )
 
 
-def over_seeds(label: str, values: np.ndarray, smallest: float, *, unit: str):
-    """Return a condition on a mean over seeds, by Student's t."""
+def over_seeds(
+    label: str, by_seed: pd.Series, model: str, smallest: float, unit: str
+) -> Condition:
+    """Return a condition on a mean over seeds, or their bases, by Student's t."""
+    values = independent(by_seed.to_frame().T, model).to_numpy().ravel()
     mean, error = values.mean(), stats.sem(values)
     half = stats.t.ppf(0.975, len(values) - 1) * error
-    ends = np.round([mean, mean - half, mean + half], 12) + 0.0
+    ends = statistics.settled(np.array([mean, mean - half, mean + half]))
     return Condition(label, *ends, smallest, num_seeds=len(values), unit=unit)
 
 
-def _finding(words: Sequence[str], conditions: Sequence[Condition]) -> Finding:
-    if not conditions:
-        return Finding("; ".join(words), reason="nothing was measured")
-    return Finding("; ".join(words), tuple(conditions), too_few(conditions))
+def _finding(
+    words: Sequence[str],
+    conditions: Sequence[Condition],
+    missing: str = "nothing was measured",
+) -> Finding:
+    """What was measured; `missing` is the reason where there is no condition."""
+    reason = claims.too_few(conditions) if conditions else missing
+    return Finding("; ".join(words), tuple(conditions), reason)
 
 
-def _tuned(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[rows["start"] != "raw"]
+def _raw_and_tuned(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    is_raw = rows["start"] == "raw"
+    return rows[is_raw], rows[~is_raw]
 
 
 def _in_words(label: str, rows: pd.DataFrame) -> str:

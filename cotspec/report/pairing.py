@@ -11,21 +11,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from cotspec import statistics
-from cotspec.profiles import NUM_BASES, DataConfig
+from cotspec.profiles import NUM_BASES
 
 MATH_MODE = "in_context_chain_of_thought"
-GENERIC_MODES = ("chain_of_thought", "answer_only")
+ZERO_SHOT_MODE = "zero_shot_chain_of_thought"
 # What tells one training from another in the predictions.
 TRAINING = (
     "model start size seed data_formats loss tail divergence cross_entropy_weight "
     "alignment"
 ).split()
-
-
-def math_tasks(data: DataConfig) -> list[str]:
-    """Return the training task and the out-of-distribution sets."""
-    return [data.train_task, *data.out_of_distribution_tasks]
 
 
 def pick(
@@ -38,24 +32,13 @@ def pick(
     ValueError
         No predictions at all.
     """
-    require_rows(predictions)
+    if predictions.empty:
+        raise ValueError("predictions: empty; the notebook that measures them must run")
     return predictions[
         predictions["task"].isin(tasks)
         & (predictions["prompt_mode"] == mode)
         & (predictions["split"] == split)
     ]
-
-
-def require_rows(predictions: pd.DataFrame) -> None:
-    """Refuse an empty table of predictions.
-
-    Raises
-    ------
-    ValueError
-        It is empty.
-    """
-    if predictions.empty:
-        raise ValueError("predictions: empty; the notebook that measures them must run")
 
 
 def require_one_setting(frames: Mapping[str, pd.DataFrame]) -> None:
@@ -158,9 +141,21 @@ def pair(first: pd.DataFrame, second: pd.DataFrame) -> tuple[np.ndarray, np.ndar
     return one, two
 
 
-def compare(
-    first: pd.DataFrame, second: pd.DataFrame
-) -> tuple[np.ndarray, np.ndarray, statistics.Difference]:
-    """Return right answers of two systems, (seeds, problems), and their difference."""
-    before, after = pair(first, second)
-    return before, after, statistics.paired_difference(before, after)
+def before_and_after(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return `pair` of the start and the last step of some trainings."""
+    return pair(at_start(rows), at_last_step(rows))
+
+
+def best_steps(validation: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Return each seed's step of highest accuracy, the earliest of equals, and that.
+
+    The start is no choice.
+    """
+    rows = validation[validation["step"] > 0]
+    means = rows.pivot_table(index="step", columns="seed", values="is_correct")
+    return means.idxmax(), means.max()
+
+
+def at_chosen(rows: pd.DataFrame, steps: pd.Series) -> pd.DataFrame:
+    """Return the rows of the step that was chosen for their seed."""
+    return rows[rows["step"] == rows["seed"].map(steps)]

@@ -1,12 +1,14 @@
-"""The main table: our students before and after.
+"""The report's tables: our students before and after, and the paper's Tables 1 to 3.
 
-Enters: predictions before and after. Leaves: one table for ``main_table.csv`` and
-Markdown tables for the report; fractions in the first, percent in the second.
+Enters: predictions before and after, the choices of notebook 07 and ``published.csv``
+(260 numbers, a source each). Leaves: one table for ``main_table.csv``, fractions, and
+tables of text in percent: the paper's layout, with ours below on a scale of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,10 +19,11 @@ from cotspec.report.pairing import (
     MATH_MODE,
     at_last_step,
     at_start,
-    compare,
+    before_and_after,
     right_answers,
 )
 
+DATA_FILES = ("published.csv",)  # part of the keys of stages that read them
 COLUMNS = (
     "model start size task prompt_mode n num_seeds before before_low before_high "
     "after after_low after_high change change_low change_high "
@@ -28,12 +31,34 @@ COLUMNS = (
 ).split()
 # Other readings of the same math answers; generic tasks have none.
 SCORERS = {"reference": "reference_is_correct", "lm_eval": "lm_eval_is_correct"}
-_SUMMARY = (
-    ("in-distribution", "in-distribution", MATH_MODE),
-    ("out of distribution", "out of distribution", MATH_MODE),
-    ("generic, CoT", "generic ability", "chain_of_thought"),
-    ("generic, answer-only", "generic ability", "answer_only"),
-)
+STUDENT, PLACE = ["size", "model", "start"], ["task", "prompt_mode"]
+# Columns of the summary: the group of tasks and the prompt mode.
+SUMMARY = {
+    "in-distribution": ("in-distribution", MATH_MODE),
+    "out of distribution": ("out of distribution", MATH_MODE),
+    "generic, CoT": ("generic ability", "chain_of_thought"),
+    "generic, answer-only": ("generic ability", "answer_only"),
+}
+SETS = {
+    "GSM8K": ("gsm8k", "chain_of_thought"),
+    "MultiArith": ("multiarith", "chain_of_thought"),
+    "ASDiv": ("asdiv", "chain_of_thought"),
+    "SVAMP": ("svamp", "chain_of_thought"),
+    "BBH-AO": ("bbh", "answer_only"),
+    "BBH-CoT": ("bbh", "chain_of_thought"),
+}
+
+
+def load_published() -> pd.DataFrame:
+    """Return the published numbers: ``model, size, kind, dataset, prompt, stage,
+    value_percent, source``."""
+    return pd.read_csv(Path(__file__).with_name("published.csv"), keep_default_na=False)
+
+
+def _of_table(published: pd.DataFrame, number: int) -> pd.DataFrame:
+    """The numbers of one of the paper's tables, in its order."""
+    source = f"Fu et al. 2023, arXiv 2301.12726v1, Table {number}"
+    return published[published["source"].str.startswith(source)]
 
 
 def task_groups(data: DataConfig) -> dict[str, list[str]]:
@@ -91,29 +116,23 @@ def main_table(
 
 
 def _change(rows: pd.DataFrame) -> dict[str, float]:
-    sides = at_start(rows), at_last_step(rows)
-    _, _, change = compare(*sides)
-    before, after = (right_answers(side).to_numpy().T for side in sides)
-    row = {"n": before.shape[1], "num_seeds": before.shape[0]}
-    for name, answers in (("before", before), ("after", after)):
-        row[name] = answers.mean()
-        row[f"{name}_low"], row[f"{name}_high"] = _interval(answers)
-    row |= {"change": change.estimate}
+    change = statistics.paired_difference(*before_and_after(rows))
+    row = {"change": change.estimate}
     row |= {"change_low": change.ci_low, "change_high": change.ci_high}
-    for name, column in SCORERS.items():
-        for side, answered in zip(("before", "after"), sides, strict=True):
+    for side, answered in (("before", at_start(rows)), ("after", at_last_step(rows))):
+        answers = right_answers(answered).to_numpy().T
+        num_seeds, n = answers.shape
+        row |= {"n": n, "num_seeds": num_seeds, side: answers.mean()}
+        ends = [statistics.wilson_interval(right, n) for right in answers.sum(axis=1)]
+        row[f"{side}_low"], row[f"{side}_high"] = np.mean(ends, axis=0)
+        for name, column in SCORERS.items():
             row[f"{side}_{name}"] = answered[column].astype(float).mean()
     return row
 
 
-def _interval(answers: np.ndarray) -> np.ndarray:
-    """The Wilson interval of each seed's accuracy, averaged."""
-    n = answers.shape[1]
-    ends = [statistics.wilson_interval(int(right), n) for right in answers.sum(axis=1)]
-    return np.mean(ends, axis=0)
-
-
-def percent(value: float, low: float, high: float, *, signed: bool = False) -> str:
+def percent(
+    value: float, low: float = np.nan, high: float = np.nan, *, signed: bool = False
+) -> str:
     """Write a fraction and its interval in percent (changes: percentage points)."""
     if pd.isna(value):
         return ""
@@ -124,10 +143,33 @@ def percent(value: float, low: float, high: float, *, signed: bool = False) -> s
     return f"{text} [{form.format(100 * low)}, {form.format(100 * high)}]"
 
 
+def _sides(rows: pd.DataFrame, suffix: str = "") -> list[str]:
+    sides = zip(rows[f"before{suffix}"], rows[f"after{suffix}"], strict=True)
+    return [f"{100 * before:.1f} → {100 * after:.1f}" for before, after in sides]
+
+
+def _cells(rows: pd.DataFrame, name: str, *, signed: bool = False) -> list[str]:
+    columns = [rows[name], rows[f"{name}_low"], rows[f"{name}_high"]]
+    return [percent(*cell, signed=signed) for cell in zip(*columns, strict=True)]
+
+
+def _wide(
+    rows: pd.DataFrame,
+    texts: Sequence[str],
+    index: Sequence[str],
+    columns: Sequence[str],
+    names: Mapping[str, object],
+) -> pd.DataFrame:
+    """Spread a text per row over columns, `names` to their values; empty if missing."""
+    table = rows.assign(text=texts).pivot(index=index, columns=columns, values="text")
+    table = table.reindex(columns=list(names.values())).fillna("")
+    return table.set_axis(list(names), axis=1).reset_index()
+
+
 def summary_rows(
     table: pd.DataFrame, groups: Mapping[str, Sequence[str]]
 ) -> pd.DataFrame:
-    """Return one line per student: each ability before → after, and the change.
+    """Return a line per student: before → after, and the change.
 
     Parameters
     ----------
@@ -141,22 +183,19 @@ def summary_rows(
     DataFrame
         Text, in percent and points; empty where a student was not tested.
     """
-    ours = table.set_index(["task", "prompt_mode"])
-    lines = []
-    for key, student in ours.groupby(["model", "start", "size"], sort=False):
-        line = {"student": key[0], "start": key[1].replace("_", " ")}
-        line["parameters"] = f"{int(key[2]):,}"
-        for column, group, mode in _SUMMARY:
-            place = (pooled_name(group, groups[group]), mode)
-            known = place in student.index
-            line[column] = _before_after(student.loc[place]) if known else ""
-        lines.append(line)
-    return pd.DataFrame(lines)
-
-
-def _before_after(row: pd.Series) -> str:
-    change = percent(row["change"], row["change_low"], row["change_high"], signed=True)
-    return f"{100 * row['before']:.1f} → {100 * row['after']:.1f} ({change})"
+    places = {
+        column: (pooled_name(group, groups[group]), mode)
+        for column, (group, mode) in SUMMARY.items()
+    }
+    changes = zip(_sides(table), _cells(table, "change", signed=True), strict=True)
+    texts = [f"{sides} ({change})" for sides, change in changes]
+    rows = _wide(table, texts, STUDENT, PLACE, places)
+    named = {
+        "student": rows["model"],
+        "start": rows["start"].str.replace("_", " "),
+        "parameters": rows["size"].astype(int).map("{:,}".format),
+    }
+    return pd.DataFrame(named | {column: rows[column] for column in places})
 
 
 def scorer_rows(
@@ -177,7 +216,7 @@ def scorer_rows(
         A line per student for the training task and for the pooled
         out-of-distribution sets, asked in context with chain of thought.
     """
-    sets = [pooled_name(g, groups[g]) for _, g, mode in _SUMMARY if mode == MATH_MODE]
+    sets = [pooled_name(name, groups[name]) for name in list(groups)[:2]]
     is_shown = table["task"].isin(sets) & (table["prompt_mode"] == MATH_MODE)
     rows = table[is_shown]
     return pd.DataFrame(
@@ -185,16 +224,11 @@ def scorer_rows(
             "student": rows["model"],
             "start": rows["start"].str.replace("_", " "),
             "set": rows["task"],
-            "ours": _sides(rows, ""),
+            "ours": _sides(rows),
             "reference's regex": _sides(rows, "_reference"),
             "lm-eval, flexible": _sides(rows, "_lm_eval"),
         }
     )
-
-
-def _sides(rows: pd.DataFrame, suffix: str) -> list[str]:
-    sides = zip(rows[f"before{suffix}"], rows[f"after{suffix}"], strict=True)
-    return [f"{100 * before:.1f} → {100 * after:.1f}" for before, after in sides]
 
 
 def form_rows(form: pd.DataFrame) -> pd.DataFrame:
@@ -211,31 +245,129 @@ def form_rows(form: pd.DataFrame) -> pd.DataFrame:
         "right_with_form": "right, of these",
         "right_without": "right, of the others",
     }
-    shown = form[["checkpoint", "prompt_mode", "n"]].copy()
+    shown = form[["checkpoint", "prompt_mode", "n", *names]].rename(columns=names)
     shown["prompt_mode"] = shown["prompt_mode"].str.replace("_", " ")
-    for column, title in names.items():
-        shown[title] = [percent(value, np.nan, np.nan) for value in form[column]]
+    for title in names.values():
+        shown[title] = [percent(value) for value in shown[title]]
     return shown
 
 
 def our_rows(table: pd.DataFrame) -> pd.DataFrame:
     """Return the main table as a reader sees it, in percent."""
-    rows = table
     return pd.DataFrame(
         {
-            "student": rows["model"],
-            "start": rows["start"].str.replace("_", " "),
-            "set": rows["task"],
-            "prompt": rows["prompt_mode"].str.replace("_", " "),
-            "n": rows["n"].astype(int).map("{:,}".format),
-            "seeds": rows["num_seeds"].astype(int),
-            "before, %": _cells(rows, "before"),
-            "after, %": _cells(rows, "after"),
-            "change, points": _cells(rows, "change", signed=True),
+            "student": table["model"],
+            "start": table["start"].str.replace("_", " "),
+            "set": table["task"],
+            "prompt": table["prompt_mode"].str.replace("_", " "),
+            "n": table["n"].astype(int).map("{:,}".format),
+            "seeds": table["num_seeds"].astype(int),
+            "before, %": _cells(table, "before"),
+            "after, %": _cells(table, "after"),
+            "change, points": _cells(table, "change", signed=True),
         }
     )
 
 
-def _cells(rows: pd.DataFrame, name: str, *, signed: bool = False) -> list[str]:
-    columns = [rows[name], rows[f"{name}_low"], rows[f"{name}_high"]]
-    return [percent(*cell, signed=signed) for cell in zip(*columns, strict=True)]
+def table1(
+    published: pd.DataFrame, main: pd.DataFrame, groups: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """Return Table 1: every row of the paper, then our students, before → after.
+
+    Parameters
+    ----------
+    published : DataFrame
+    main : DataFrame
+        From `main_table`: our students.
+    groups : mapping
+        From `task_groups`.
+    """
+    rows = []
+    by_model = _of_table(published, 1).groupby(["model", "size", "kind"], sort=False)
+    for (model, size, kind), known in by_model:
+        row = {"where": "paper", "model": model, "size": size}
+        for name, (dataset, prompt) in SETS.items():
+            cell = known[(known["dataset"] == dataset) & (known["prompt"] == prompt)]
+            # What it does not report; of others' generic ability it asks.
+            is_asked = kind == "contemporary" and dataset == "bbh"
+            row[name] = _cell(cell) or ("?" if is_asked else "–")
+        rows.append(row)
+    places = dict(zip(SETS, _our_places(groups), strict=True))
+    ours = _wide(main, _sides(main), STUDENT, PLACE, places)
+    ours["model"] += ", " + ours.pop("start").str.replace("_", " ")
+    ours["size"] = ours["size"].map("{:,.0f}".format)
+    return pd.concat([pd.DataFrame(rows), ours.assign(where="here")], ignore_index=True)
+
+
+def _our_places(groups: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+    """Our set and prompt for each column: tasks are in the paper's order, by name."""
+    others = groups["out of distribution"]
+    named = [next((t for t in others if n.lower() in t), "") for n in list(SETS)[1:4]]
+    generic = pooled_name("generic ability", groups["generic ability"])
+    math = [(task, MATH_MODE) for task in (groups["in-distribution"][0], *named)]
+    return [*math, (generic, "answer_only"), (generic, "chain_of_thought")]
+
+
+def _cell(rows: pd.DataFrame) -> str:
+    """Before → after, or the one number; several sources that differ: all of them."""
+    stages = {s: g["value_percent"].tolist() for s, g in rows.groupby("stage")}
+    if {"before", "after"} <= set(stages):
+        return f"{stages['before'][0]} → {stages['after'][0]}"
+    return " / ".join(map(str, dict.fromkeys(stages.get("published", []))))
+
+
+def table2(published: pd.DataFrame, main: pd.DataFrame, task: str) -> pd.DataFrame:
+    """Return Table 2: tuned and raw starts, before → after, on the training task.
+
+    The paper's are validation numbers; ours are test numbers, which chose nothing.
+    """
+    rows = []
+    for size, known in _of_table(published, 2).groupby("size", sort=False):
+        cells = {model: _cell(group) for model, group in known.groupby("model")}
+        row = {"where": "paper (validation)", "size": size}
+        row |= {"instruction-tuned": cells["FlanT5"], "raw": cells["T5"]}
+        rows.append(row)
+    ours = main[(main["task"] == task) & (main["prompt_mode"] == MATH_MODE)]
+    starts = {"instruction-tuned": "instruction_tuned", "raw": "raw"}
+    ours = _wide(ours, _sides(ours), ["size", "model"], ["start"], starts)
+    ours["size"] = ours.pop("model")
+    ours["where"] = "here (test)"
+    return pd.concat([pd.DataFrame(rows), ours], ignore_index=True)
+
+
+def table3(published: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
+    """Return Table 3: what each validation set's choice can do, on both sides.
+
+    Parameters
+    ----------
+    choices : DataFrame
+        From `curves.abilities_of_choices`. Its test columns are the sharper question:
+        does the choice pay on problems that did not choose?
+    """
+    rows = []
+    chosen = _of_table(published, 3)
+    chosen = chosen[chosen["stage"] == "after"]
+    for (size, kind), group in chosen.groupby(["size", "kind"], sort=False):
+        values = group.set_index("dataset")["value_percent"]
+        rows.append(
+            {
+                "where": "paper",
+                "model": f"FlanT5 {size}",
+                "chosen by": kind.split("chosen by ")[1],
+                "in distribution, validation": values["gsm8k (validation)"],
+                "out of it, validation": values["M-A-S (validation mean)"],
+            }
+        )
+    names = {"model": "model", "chosen_by": "chosen by"} | {
+        f"{ours}, {split}": f"{papers}, {split}"
+        for split in ("validation", "test")
+        for ours, papers in (
+            ("in-distribution", "in distribution"),
+            ("out of distribution", "out of it"),
+        )
+    }
+    ours = choices.reindex(columns=list(names)).rename(columns=names)
+    shares = list(names.values())[2:]
+    ours[shares] = ours[shares].map(percent)
+    table = pd.concat([pd.DataFrame(rows), ours.assign(where="here")])
+    return table[["where", *names.values()]].fillna("").reset_index(drop=True)
