@@ -25,8 +25,8 @@ from cotspec.alignment import (
     align,
     align_all,
 )
+from cotspec.alignment.matching import edit_distance, equal_partners
 from cotspec.alignment.student import vocabulary_bytes
-from cotspec.alignment.warping import edit_distance, equal_partners
 
 SENTENCES = [
     "Anna has 12 apples and buys 30 more.\nSo she has 12 + 30 = 42 apples.",
