@@ -25,13 +25,6 @@ class WordTokenizer:
         return {"input_ids": ids + [1] * add_special_tokens}
 
 
-@pytest.fixture(scope="session")
-def t5(data_dir):
-    from cotspec.models import load_t5_tokenizer
-
-    return load_t5_tokenizer(str(data_dir / "t5"))
-
-
 def kept_traces(num_questions=5, samples_each=2):
     return Dataset.from_list(
         [
