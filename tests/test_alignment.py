@@ -277,14 +277,15 @@ def gpt2_traces(texts, gpt2, vocabulary=None):
 
 
 def steps(*rows):
-    return TeacherTrace.from_token_strings(rows)
+    """A trace by steps ``{token: probability}``, the sampled token first."""
+    return TeacherTrace.from_token_strings(
+        [[next(iter(row.items())), *row.items()] for row in rows]
+    )
 
 
 def test_worked_example_of_the_docstring(t5):
     trace = steps(
-        [("earns", 0.7), ("earns", 0.7), ("makes", 0.2)],
-        [(" $", 0.8), (" $", 0.8), (" 12", 0.1)],
-        [("12", 0.9), ("12", 0.9), ("1", 0.05)],
+        {"earns": 0.7, "makes": 0.2}, {" $": 0.8, " 12": 0.1}, {"12": 0.9, "1": 0.05}
     )
     targets = align(trace, t5)
     assert tokens_of(t5, targets) == ["▁earn", "s", "▁$12"]
@@ -296,7 +297,7 @@ def test_worked_example_of_the_docstring(t5):
 
 
 def test_the_first_token_has_a_distribution(t5):
-    trace = steps([("If", 0.1), ("If", 0.1), ("She", 0.3), (" She", 0.2), ("\n", 0.1)])
+    trace = steps({"If": 0.1, "She": 0.3, " She": 0.2, "\n": 0.1})
     for method in ("offsets", "dtw"):
         targets = align(trace, t5, method=method)
         assert rule_names(targets) == ["SAME_SPAN"]
@@ -304,69 +305,50 @@ def test_the_first_token_has_a_distribution(t5):
         assert np.allclose(targets.tail_mass, 0.4)
 
 
-CERTAIN_MAY = [("May", 1.0), ("May", 1.0), ("x", 0.0)]
+MAY = {"May": 1.0, "x": 0.0}
 # By claim: the teacher's steps, and the last student token's candidates.
 LAST_TOKENS = {
     "a folded newline is no decision of the student": (
-        [
-            [("in", 1.0), ("in", 1.0), ("of", 0.0)],
-            [("\n", 0.4), ("\n", 0.4), (".", 0.6)],
-            [("May", 0.7), ("May", 0.7), ("April", 0.2)],
-        ],
+        [MAY, {"\n": 0.4, ".": 0.6}, {"May": 0.7, "April": 0.2}],
         {"▁May": 0.7, "▁April": 0.2},
     ),
     "a candidate within a word gets no mark": (
-        [CERTAIN_MAY, [(".", 0.5), (".", 0.5), ("in", 0.3)]],
+        [MAY, {".": 0.5, "in": 0.3}],
         {".": 0.5, "in": 0.3},
     ),
     "a candidate with a space gets one": (
-        [CERTAIN_MAY, [("s", 0.6), ("s", 0.6), (" in", 0.3)]],
+        [MAY, {"s": 0.6, " in": 0.3}],
         {"s": 0.6, "▁in": 0.3},
     ),
     "colliding candidates add": (
-        [
-            [
-                ("May", 0.4),
-                *[("May", 0.4), (" May", 0.3), (" babysits", 0.1), (" babys", 0.1)],
-            ]
-        ],
+        [{"May": 0.4, " May": 0.3, " babysits": 0.1, " babys": 0.1}],
         {"▁May": 0.7, "▁baby": 0.2},
     ),
-    "a sampled token outside the top k takes the last slot": (
-        [[("May", 0.05), ("April", 0.5), ("June", 0.2), ("July", 0.1)]],
-        {"▁May": 0.05, "▁April": 0.5, "▁June": 0.2},
-    ),
     "what the student cannot write goes into the tail": (
-        [
-            [
-                ("May", 0.5),
-                *[("May", 0.5), ("{", 0.2), ("\n\n", 0.1), ("<|endoftext|>", 0.1)],
-            ]
-        ],
+        [{"May": 0.5, "{": 0.2, "\n\n": 0.1, "<|endoftext|>": 0.1}],
         {"▁May": 0.5, "▁": 0.2},
     ),
     "control tokens of other models spell nothing": (
-        [
-            [
-                ("May", 0.4),
-                *[
-                    (name, 0.2)
-                    for name in ("<｜end▁of▁sentence｜>", "<|im_end|>", "</s>")
-                ],
-            ]
-        ],
+        [{"May": 0.4, "<｜end▁of▁sentence｜>": 0.2, "<|im_end|>": 0.2, "</s>": 0.2}],
         {"▁May": 0.4},
     ),
 }
 
 
-@pytest.mark.parametrize(
-    ("rows", "expected"), LAST_TOKENS.values(), ids=LAST_TOKENS.keys()
-)
-def test_a_students_last_token(t5, rows, expected):
+@pytest.mark.parametrize("claim", LAST_TOKENS)
+def test_of_the_last_token(claim, t5):
+    rows, expected = LAST_TOKENS[claim]
     targets = align(steps(*rows), t5)
     assert candidates(t5, targets, -1) == expected
     assert np.isclose(targets.tail_mass[-1], 1 - sum(expected.values()))
+
+
+def test_a_sampled_token_outside_the_top_k_takes_the_last_slot(t5):
+    row = [("May", 0.05), ("April", 0.5), ("June", 0.2), ("July", 0.1)]
+    targets = align(TeacherTrace.from_token_strings([row]), t5)
+    expected = {"▁May": 0.05, "▁April": 0.5, "▁June": 0.2}
+    assert candidates(t5, targets, 0) == expected
+    assert np.allclose(targets.tail_mass, 0.25)
 
 
 def test_a_teachers_special_tokens_spell_nothing(byte_level):
@@ -380,10 +362,7 @@ def test_a_teachers_special_tokens_spell_nothing(byte_level):
 
 
 def test_after_a_bare_mark_only_what_begins_with_it_is_left(t5):
-    trace = steps(
-        [("2", 1.0), ("2", 1.0), ("", 0.0), ("", 0.0)],
-        [(" x", 0.5), (" x", 0.5), (" in", 0.2), (" he", 0.2)],
-    )
+    trace = steps({"2": 1.0, "": 0.0, "x": 0.0}, {" x": 0.5, " in": 0.2, " he": 0.2})
     targets = align(trace, t5)
     assert tokens_of(t5, targets) == ["▁2", "▁", "x"]
     assert candidates(t5, targets, 1) == {"▁": 0.7, "▁in": 0.2}
@@ -393,19 +372,22 @@ def test_after_a_bare_mark_only_what_begins_with_it_is_left(t5):
 
 def test_a_space_alone_in_a_byte_level_student_is_a_token(byte_level):
     text = "a  b"
-    trace = steps(*[[(c, 0.5), (c, 0.5), ("z", 0.3)] for c in text])
+    trace = steps(*[{c: 0.5, "z": 0.3} for c in text])
     targets = align(trace, byte_level)
     validate(targets)
     assert b"".join(spelled(byte_level, targets.student_ids)).decode() == text
+
+
+def without_alternatives(text, pieces, probs):
+    none = ((),) * len(pieces), np.zeros((len(pieces), 0))
+    return TeacherTrace(text, tuple(pieces), np.log(probs), *none)
 
 
 def test_unicode_normalisation_keeps_later_tokens_in_place(t5):
     text = "½ ﬁve … e\u0301t\u00a0May"
     raw = text.encode()
     pieces = [raw[: -len(" May")], raw[-len(" May") : -3], b"May"]
-    trace = TeacherTrace(
-        text, tuple(pieces), np.log([0.5, 0.5, 0.25]), ((),) * 3, np.zeros((3, 0))
-    )
+    trace = without_alternatives(text, pieces, [0.5, 0.5, 0.25])
     targets = align(trace, t5)
     validate(targets)
     assert tokens_of(t5, targets)[-1] == "▁May"
@@ -416,9 +398,7 @@ def test_unicode_normalisation_keeps_later_tokens_in_place(t5):
 def test_a_character_of_several_teacher_tokens_is_one_chain(byte_level, t5):
     raw = "a 😀".encode()
     pieces = (b"a", raw[1:3], raw[3:])
-    trace = TeacherTrace(
-        "a 😀", pieces, np.log([0.5, 0.8, 0.5]), ((),) * 3, np.zeros((3, 0))
-    )
+    trace = without_alternatives("a 😀", pieces, [0.5, 0.8, 0.5])
     targets = align(trace, t5)
     assert tokens_of(t5, targets)[-2:] == ["▁", "<unk>"]
     assert rule_names(targets)[-2] == "STARTS_TOGETHER"
@@ -688,14 +668,14 @@ def test_offsets_hardly_miss_what_the_paper_softens_in_gsm8k(rationales, gpt2, t
 
 
 def bad_traces():
-    good = steps([("May", 0.5), ("May", 0.5)])
+    good = steps({"May": 0.5})
     return {
         "": good,
-        "empty": steps([(" ", 0.5), (" ", 0.5)]),
+        "empty": steps({" ": 0.5}),
         "lone_surrogate": dataclasses.replace(good, text="\ud800"),
         "not_spelled": dataclasses.replace(good, text="May."),
         "bad_probabilities": dataclasses.replace(good, topk_logprobs=np.array([[0.1]])),
-        "control_token": steps([("May</s>", 0.5), ("May</s>", 0.5)]),
+        "control_token": steps({"May</s>": 0.5}),
     }
 
 
@@ -716,7 +696,7 @@ def test_a_bad_trace_alone_is_an_error_that_names_the_reason(reason, t5):
 
 
 def test_a_text_without_student_tokens_is_empty_by_either_method(t5):
-    trace = steps([("\x01", 0.5), ("\x01", 0.5)])
+    trace = steps({"\x01": 0.5})
     for method in ("offsets", "dtw"):
         assert align_all([trace], t5, method=method).reasons == ["empty"]
 
@@ -726,7 +706,7 @@ def test_an_empty_batch_is_no_error(t5):
 
 
 def test_padding_and_truncation_set_by_others_do_not_matter(folding_unigram):
-    trace = steps([("Anna", 0.5), ("Anna", 0.5)], [(" has", 0.5), (" has", 0.5)])
+    trace = steps({"Anna": 0.5}, {" has": 0.5})
     expected = align(trace, folding_unigram).student_ids.tolist()
     folding_unigram(["a", "b b"], padding="max_length", max_length=1, truncation=True)
     assert align(trace, folding_unigram).student_ids.tolist() == expected
@@ -767,9 +747,8 @@ def test_a_row_with_fewer_alternatives_is_padded(t5):
 
 
 def test_partial_characters_of_token_strings_are_bytes():
-    trace = steps(
-        [("bytes: \\\\xc3", 0.5), ("/", 0.5)], [("bytes:\\xa9", 1.0), ("a", 0.0)]
-    )
+    rows = [("bytes: \\\\xc3", 0.5), ("/", 0.5)], [("bytes:\\xa9", 1.0), ("a", 0.0)]
+    trace = TeacherTrace.from_token_strings(rows)
     assert trace.text == " é"
     assert trace.token_bytes == (b" \xc3", b"\xa9")
 
