@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
+from cotspec.profiles import BBH_TASKS
+
 PROMPT_MODES = ("answer_only", "chain_of_thought")
 TIERS = ("answer_is", "hashes", "last_number", "none")
 
@@ -115,9 +117,8 @@ def parse_number(text: str) -> Fraction | None:
     """
     clean = _normalise_number_text(text)
     numbers = list(_numbers(clean))
-    if len(numbers) != 1 or re.search(r"\d\s*:\s*\d", clean):
-        return None
-    return numbers[0]
+    is_one = len(numbers) == 1 and not re.search(r"\d\s*:\s*\d", clean)
+    return numbers[0][0] if is_one else None
 
 
 def final_number(completion: str) -> tuple[Fraction | None, str]:
@@ -129,13 +130,12 @@ def final_number(completion: str) -> tuple[Fraction | None, str]:
     for tier, matches in found.items():
         if not matches:
             continue
-        statement = text[matches[-1].end() :]
-        if _is_denial(matches[-1]) or _is_open(statement):
+        number, is_open = stated_number(text[matches[-1].end() :])
+        if is_open or _is_denial(matches[-1]):
             return None, "none"
-        number = first_number(statement)
         if number is not None:
             return number, tier
-    numbers = list(_numbers(text))
+    numbers = [number for number, _ in _numbers(text)]
     return (numbers[-1], "last_number") if numbers else (None, "none")
 
 
@@ -149,40 +149,27 @@ def _is_final(match: re.Match[str], text: str) -> bool:
     return not below.strip() or not re.search(r"[^\W\d_]{2}", line)
 
 
-def first_number(text: str) -> Fraction | None:
-    """Return the first number; of an equation ("4536 - 702 = 3834") its result."""
-    return next(_numbers(_result(text)), None)
-
-
-def _result(text: str) -> str:
-    """Return what an equation at the start of a text is equal to, else the text."""
-    left, *results = text.partition("\n")[0].split("=")
-    if (
-        results
-        and _is_expression(left)
-        and next(_numbers(results[-1]), None) is not None
-    ):
-        return results[-1]
-    return text
-
-
 def _is_denial(statement: re.Match[str]) -> bool:
     """Whether it says what the answer is not."""
     return statement[0].casefold().rstrip(":").endswith(("n't", "n’t"))
 
 
-def _is_open(statement: str) -> bool:
-    """Whether a statement does not say which number it means.
+def stated_number(statement: str) -> tuple[Fraction | None, bool]:
+    """Return a statement's first number, and whether it leaves its number open.
 
-    A false right would be trained on: what is denied, a choice, a range, a sum that is
-    not worked out or a text that may be one number or two is no answer.
+    Of an equation at its start ("4536 - 702 = 3834") the number is the result. A false
+    right would be trained on: what is denied, a choice, a range, a sum that is not
+    worked out or a text that may be one number or two is open.
     """
-    text = _result(statement)
-    first = next((m for m in _NUMBER.finditer(text) if _magnitude(m) is not None), None)
-    if first is None:
-        return False
-    after = text[first.end() :]
-    return bool(_DENIED.match(text) or _GOES_ON.match(after))
+    left, *results = statement.partition("\n")[0].split("=")
+    if results and _is_expression(left):
+        result = next(_numbers(results[-1]), None)
+        statement = statement if result is None else results[-1]
+    number, end = next(_numbers(statement), (None, 0))
+    if number is None:
+        return None, False
+    goes_on = _GOES_ON.match(statement, end)
+    return number, bool(goes_on or _DENIED.match(statement))
 
 
 _DENIED = re.compile(
@@ -268,8 +255,7 @@ _NUMBER = re.compile(
     (?=[-.\d])
     (?P<sign>(?<![\w)])(?<!\d\ )-)?
     (?:
-        (?P<whole>\d+)\ (?P<over>\d+)/(?P<under>\d+)(?![\d/])     # 2 1/2
-      | (?P<numerator>\d+)/(?P<denominator>\d+)(?![\d/])          # 1/2
+        (?:(?P<whole>\d+)\ )?(?P<over>\d+)/(?P<under>\d+)(?![\d/])  # 2 1/2, 1/2
       | (?P<decimal>
             (?: (?<![\d,]) [1-9]\d{0,2} (?:,\d{3})+ (?!,?\d)      # 10,000
               | \d+ )
@@ -282,25 +268,17 @@ _NUMBER = re.compile(
 )
 
 
-def _numbers(text: str) -> Iterator[Fraction]:
-    """Yield the numbers of normalised text, left to right."""
+def _numbers(text: str) -> Iterator[tuple[Fraction, int]]:
+    """Yield the numbers of normalised text, left to right, and where each ends."""
     for match in _NUMBER.finditer(text):
-        number = _magnitude(match)
-        if number is not None:
-            yield -number if match["sign"] else number
-
-
-def _magnitude(match: re.Match[str]) -> Fraction | None:
-    if len(match.group()) > _MAX_DIGITS:
-        return None
-    if match["decimal"]:
-        return Fraction(match["decimal"].replace(",", ""))
-    whole, over, under = (
-        (match["whole"], match["over"], match["under"])
-        if match["whole"]
-        else ("0", match["numerator"], match["denominator"])
-    )
-    return Fraction(int(over), int(under)) + int(whole) if int(under) else None
+        whole, over, under = match.group("whole", "over", "under")
+        if len(match[0]) > _MAX_DIGITS or (under and not int(under)):
+            continue
+        if under:
+            number = int(whole or 0) + Fraction(int(over), int(under))
+        else:
+            number = Fraction(match["decimal"].replace(",", ""))
+        yield -number if match["sign"] else number, match.end()
 
 
 # --- BigBench-Hard -------------------------------------------------------------------
@@ -353,12 +331,9 @@ def _final_answer(completion: str, parse: Parser, prompt_mode: str) -> str | Non
     lines = [line for line in map(_plain, said.splitlines()) if line]
     if not lines:
         return None
-    if parse is _word_list and (statements or prompt_mode == "answer_only"):
-        return parse(" ".join(_list_lines(lines)))
-    if statements:
-        return parse(lines[0])
-    if prompt_mode == "answer_only":
-        return parse(lines[0])
+    if statements or prompt_mode == "answer_only":
+        is_list = parse is _word_list
+        return parse(" ".join(_list_lines(lines)) if is_list else lines[0])
     predicted = None if parse in (_text, _word_list) else parse(lines[-1])
     is_bare = predicted is not None and len(_text(lines[-1])) <= len(predicted) + 2
     return predicted if is_bare else None
@@ -429,8 +404,9 @@ def _choice(*allowed: str) -> Parser:
 
 
 def _integer(line: str) -> str | None:
-    text = _normalise_number_text(line)
-    number = None if _is_open(text) else first_number(text)
+    number, is_open = stated_number(_normalise_number_text(line))
+    if is_open:
+        return None
     return str(number) if number is not None and number.denominator == 1 else None
 
 
@@ -447,34 +423,15 @@ def _brackets(line: str) -> str | None:
     return " ".join(match.group().replace(" ", ""))
 
 
-_YES_NO = _choice("Yes", "No")
+_YES_NO = ("causal_judgement", "navigate", "web_of_lies")
 _PARSERS: dict[str, Parser] = {
+    **{task.removeprefix("bbh/"): _letter for task in BBH_TASKS},
+    **dict.fromkeys(_YES_NO, _choice("Yes", "No")),
+    **dict.fromkeys(("multistep_arithmetic_two", "object_counting"), _integer),
     "boolean_expressions": _choice("True", "False"),
-    "causal_judgement": _YES_NO,
-    "date_understanding": _letter,
-    "disambiguation_qa": _letter,
     "dyck_languages": _brackets,
     "formal_fallacies": _choice("valid", "invalid"),
-    "geometric_shapes": _letter,
-    "hyperbaton": _letter,
-    "logical_deduction_five_objects": _letter,
-    "logical_deduction_seven_objects": _letter,
-    "logical_deduction_three_objects": _letter,
-    "movie_recommendation": _letter,
-    "multistep_arithmetic_two": _integer,
-    "navigate": _YES_NO,
-    "object_counting": _integer,
-    "penguins_in_a_table": _letter,
-    "reasoning_about_colored_objects": _letter,
-    "ruin_names": _letter,
-    "salient_translation_error_detection": _letter,
-    "snarks": _letter,
     "sports_understanding": _choice("yes", "no"),
-    "temporal_sequences": _letter,
-    "tracking_shuffled_objects_five_objects": _letter,
-    "tracking_shuffled_objects_seven_objects": _letter,
-    "tracking_shuffled_objects_three_objects": _letter,
-    "web_of_lies": _YES_NO,
     "word_sorting": _word_list,
 }
 

@@ -9,10 +9,10 @@ that a stage depends only on the numbers it uses.
 from __future__ import annotations
 
 import ast
-import dataclasses
 import difflib
 import typing
 from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
 from types import MappingProxyType
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -25,6 +25,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    TypeAdapter,
     ValidationError,
 )
 from pydantic.dataclasses import dataclass
@@ -75,19 +76,21 @@ def _plain_url(url: str) -> str:
     return url
 
 
-BBH_TASKS = tuple(
-    f"bbh/{stem}"
-    for stem in (
-        "boolean_expressions causal_judgement date_understanding disambiguation_qa "
-        "dyck_languages formal_fallacies geometric_shapes hyperbaton "
-        "logical_deduction_five_objects logical_deduction_seven_objects "
-        "logical_deduction_three_objects movie_recommendation multistep_arithmetic_two "
-        "navigate object_counting penguins_in_a_table reasoning_about_colored_objects "
-        "ruin_names salient_translation_error_detection snarks sports_understanding "
-        "temporal_sequences tracking_shuffled_objects_five_objects "
-        "tracking_shuffled_objects_seven_objects "
-        "tracking_shuffled_objects_three_objects web_of_lies word_sorting"
-    ).split()
+def _tasks(folder: str, names: str) -> tuple[str, ...]:
+    return tuple(f"{folder}/{name}" for name in names.split())
+
+
+BBH_TASKS = _tasks(
+    "bbh",
+    "boolean_expressions causal_judgement date_understanding disambiguation_qa "
+    "dyck_languages formal_fallacies geometric_shapes hyperbaton "
+    "logical_deduction_five_objects logical_deduction_seven_objects "
+    "logical_deduction_three_objects movie_recommendation multistep_arithmetic_two "
+    "navigate object_counting penguins_in_a_table reasoning_about_colored_objects "
+    "ruin_names salient_translation_error_detection snarks sports_understanding "
+    "temporal_sequences tracking_shuffled_objects_five_objects "
+    "tracking_shuffled_objects_seven_objects tracking_shuffled_objects_three_objects "
+    "web_of_lies word_sorting",
 )
 
 
@@ -264,184 +267,142 @@ class Profile:
     experiments: ExperimentsConfig = ExperimentsConfig()
 
 
-SECTIONS = tuple(
-    f.name for f in dataclasses.fields(Profile) if f.name not in ("name", "summary")
+_PROFILE = TypeAdapter(Profile)
+SECTIONS = tuple(f.name for f in fields(Profile) if f.name not in ("name", "summary"))
+
+_MICRO = Profile(
+    name="micro",
+    summary="the whole experiment in the micro-world, on a laptop, offline",
+    data=DataConfig(
+        train_task="micro/math",
+        out_of_distribution_tasks=_tasks("micro", "multiarith asdiv svamp"),
+        generic_tasks=_tasks(
+            "micro",
+            "last_letters word_sorting object_counting boolean_expressions navigate "
+            "tracking_shuffled_objects date_understanding web_of_lies "
+            "reasoning_about_colored_objects logical_deduction",
+        ),
+        num_train=2000,
+        num_validation=150,
+        num_test_math=300,
+        num_test_generic=40,
+    ),
+    teacher=TeacherConfig(
+        backend="huggingface",
+        model="micro-teacher",
+        num_samples=5,
+        max_new_tokens=96,
+        batch_size=512,
+    ),
+    student=StudentConfig(model="micro-base"),
+    # PAPER: four demonstrations. HERE: one; they are most of an input's tokens.
+    formats=FormatsConfig(num_demonstrations=1),
+    training=TrainingConfig(
+        optimizer="adafactor",
+        learning_rate=1.5e-2,
+        max_steps=720,
+        batch_tokens=2048,
+        num_checkpoints=6,
+        precision="float32",
+    ),
+    evaluation=EvaluationConfig(
+        num_demonstrations=1,
+        max_input_tokens=512,
+        max_new_tokens=80,
+        batch_tokens=32768,
+        precision="float32",
+    ),
+    experiments=ExperimentsConfig(
+        seeds=(0, 1, 2, 3, 4),
+        students=MICRO_STUDENTS,
+        raw_students=MICRO_STUDENTS[:3],  # the paper's Table 2 has three sizes
+        num_workers=2,
+    ),
 )
-
-_MICRO_MATH_TASKS = ("micro/multiarith", "micro/asdiv", "micro/svamp")
-
-
-def _smoke() -> Profile:
-    return Profile(
-        name="smoke",
-        summary="the micro-world at its smallest counts (tests, CI)",
-        data=DataConfig(
-            train_task="micro/math",
-            out_of_distribution_tasks=_MICRO_MATH_TASKS,
-            generic_tasks=(
-                "micro/last_letters",
-                "micro/boolean_expressions",
-                "micro/object_counting",
-            ),
-            num_train=48,
-            num_validation=24,
-            num_test_math=24,
-            num_test_generic=24,
+_SMOKE = replace(
+    _MICRO,
+    name="smoke",
+    summary="the micro-world at its smallest counts (tests, CI)",
+    data=replace(
+        _MICRO.data,
+        generic_tasks=_tasks(
+            "micro", "last_letters boolean_expressions object_counting"
         ),
-        teacher=TeacherConfig(
-            backend="huggingface",
-            model="micro-teacher",
-            num_samples=4,
-            max_new_tokens=96,
-            batch_size=64,
-        ),
-        student=StudentConfig(model="micro-base"),
-        formats=FormatsConfig(num_demonstrations=1),
-        training=TrainingConfig(
-            optimizer="adafactor",
-            learning_rate=1.5e-2,
-            max_steps=36,
-            batch_tokens=4096,
-            num_checkpoints=3,
-        ),
-        evaluation=EvaluationConfig(
-            max_input_tokens=512,
-            max_new_tokens=80,
-            batch_tokens=32768,
-            num_demonstrations=1,
-            precision="float32",
-        ),
-        experiments=ExperimentsConfig(
-            seeds=(0,),
-            students=("micro-small", "micro-base"),
-            raw_students=("micro-small", "micro-base"),
-            num_workers=2,
-        ),
-    )
-
-
-_MICRO_GENERIC_TASKS = tuple(
-    f"micro/{family}"
-    for family in (
-        "last_letters word_sorting object_counting boolean_expressions navigate "
-        "tracking_shuffled_objects date_understanding web_of_lies "
-        "reasoning_about_colored_objects logical_deduction"
-    ).split()
+        num_train=48,
+        num_validation=24,
+        num_test_math=24,
+        num_test_generic=24,
+    ),
+    teacher=replace(_MICRO.teacher, num_samples=4, batch_size=64),
+    training=replace(
+        _MICRO.training,
+        max_steps=36,
+        batch_tokens=4096,
+        num_checkpoints=3,
+        precision="auto",
+    ),
+    experiments=replace(
+        _MICRO.experiments,
+        seeds=(0,),
+        students=MICRO_STUDENTS[:2],
+        raw_students=MICRO_STUDENTS[:2],
+    ),
 )
-
-
-def _micro() -> Profile:
-    return Profile(
-        name="micro",
-        summary="the whole experiment in the micro-world, on a laptop, offline",
-        data=DataConfig(
-            train_task="micro/math",
-            out_of_distribution_tasks=_MICRO_MATH_TASKS,
-            generic_tasks=_MICRO_GENERIC_TASKS,
-            num_train=2000,
-            num_validation=150,
-            num_test_math=300,
-            num_test_generic=40,
-        ),
-        teacher=TeacherConfig(
-            backend="huggingface",
-            model="micro-teacher",
-            num_samples=5,
-            max_new_tokens=96,
-            batch_size=512,
-        ),
-        student=StudentConfig(model="micro-base"),
-        # PAPER: four demonstrations. HERE: one; they are most of an input's tokens.
-        formats=FormatsConfig(num_demonstrations=1),
-        training=TrainingConfig(
-            optimizer="adafactor",
-            learning_rate=1.5e-2,
-            max_steps=720,
-            batch_tokens=2048,
-            num_checkpoints=6,
-            precision="float32",
-        ),
-        evaluation=EvaluationConfig(
-            num_demonstrations=1,
-            max_input_tokens=512,
-            max_new_tokens=80,
-            batch_tokens=32768,
-            precision="float32",
-        ),
-        experiments=ExperimentsConfig(
-            seeds=(0, 1, 2, 3, 4),
-            students=MICRO_STUDENTS,
-            raw_students=MICRO_STUDENTS[:3],  # the paper's Table 2 has three sizes
-            num_workers=2,
-        ),
-    )
-
-
-_BBH_SAMPLE = tuple(
-    f"bbh/{stem}"
-    for stem in (
-        "boolean_expressions causal_judgement date_understanding disambiguation_qa "
-        "logical_deduction_three_objects navigate object_counting snarks "
-        "tracking_shuffled_objects_three_objects web_of_lies"
-    ).split()
+_REAL_MATH = {
+    "train_task": "gsm8k",
+    "out_of_distribution_tasks": ("multiarith", "asdiv", "svamp"),
+}
+_BBH_SAMPLE = _tasks(
+    "bbh",
+    "boolean_expressions causal_judgement date_understanding disambiguation_qa "
+    "logical_deduction_three_objects navigate object_counting snarks "
+    "tracking_shuffled_objects_three_objects web_of_lies",
 )
-
-
-def _smollm2() -> Profile:
-    return Profile(
-        name="smollm2",
-        summary="a pretrained student on real problems, on a laptop, without a hub",
-        data=DataConfig(
-            train_task="gsm8k",
-            out_of_distribution_tasks=("multiarith", "asdiv", "svamp"),
-            generic_tasks=_BBH_SAMPLE[::2],
-            num_train=400,
-            num_validation=8,
-            num_test_math=16,
-            num_test_generic=4,
-        ),
-        teacher=TeacherConfig(
-            backend="dataset", num_samples=1, study_questions=8, study_samples=1
-        ),
-        student=StudentConfig(model="smollm2"),
-        # PAPER: four demonstrations. HERE: one; they are most of an input's tokens.
-        formats=FormatsConfig(num_demonstrations=1, max_input_tokens=512),
-        loss=LossConfig(name="sample_matching"),
-        training=TrainingConfig(
-            learning_rate=1e-4,
-            max_steps=40,
-            batch_tokens=2048,
-            num_frozen_layers=20,
-            num_checkpoints=2,
-        ),
-        evaluation=EvaluationConfig(
-            math_prompt_modes=(
-                "in_context_chain_of_thought",
-                "zero_shot_chain_of_thought",
-            ),
-            num_demonstrations=1,
-            max_input_tokens=1024,
-            max_new_tokens=100,
-            batch_tokens=32768,
-        ),
-        experiments=ExperimentsConfig(seeds=(0,), students=("smollm2",), num_workers=2),
-    )
-
-
+_SMOLLM2 = Profile(
+    name="smollm2",
+    summary="a pretrained student on real problems, on a laptop, without a hub",
+    data=DataConfig(
+        **_REAL_MATH,
+        generic_tasks=_BBH_SAMPLE[::2],
+        num_train=400,
+        num_validation=8,
+        num_test_math=16,
+        num_test_generic=4,
+    ),
+    teacher=TeacherConfig(
+        backend="dataset", num_samples=1, study_questions=8, study_samples=1
+    ),
+    student=StudentConfig(model="smollm2"),
+    # PAPER: four demonstrations. HERE: one; they are most of an input's tokens.
+    formats=FormatsConfig(num_demonstrations=1),
+    loss=LossConfig(name="sample_matching"),
+    training=TrainingConfig(
+        learning_rate=1e-4,
+        max_steps=40,
+        batch_tokens=2048,
+        num_frozen_layers=20,
+        num_checkpoints=2,
+    ),
+    evaluation=EvaluationConfig(
+        math_prompt_modes=("in_context_chain_of_thought", "zero_shot_chain_of_thought"),
+        num_demonstrations=1,
+        max_input_tokens=1024,
+        max_new_tokens=100,
+        batch_tokens=32768,
+    ),
+    experiments=ExperimentsConfig(seeds=(0,), students=("smollm2",), num_workers=2),
+)
 # The defaults are what one card finishes; README.md has the paper's counts.
 FLAN_T5_SIZES = ("small", "base", "large", "xl", "xxl")
 
 
-def _flan_t5(
-    size: str, batch_tokens: int, accumulation: int, **training: typing.Any
-) -> Profile:
+def _flan_t5(size: str, batch_tokens: int, **training: object) -> Profile:
     up_to_this = FLAN_T5_SIZES[: FLAN_T5_SIZES.index(size) + 1]
     return Profile(
         name=f"flan-t5-{size}",
         summary=f"the paper with google/flan-t5-{size}, on one GPU",
         data=DataConfig(
-            train_task="gsm8k",
-            out_of_distribution_tasks=("multiarith", "asdiv", "svamp"),
+            **_REAL_MATH,
             generic_tasks=_BBH_SAMPLE,
             num_test_math=300,
             num_test_generic=50,
@@ -455,7 +416,7 @@ def _flan_t5(
         training=TrainingConfig(
             num_epochs=3.0,
             batch_tokens=batch_tokens,
-            gradient_accumulation_steps=accumulation,
+            gradient_accumulation_steps=65536 // batch_tokens,
             **training,
         ),
         evaluation=EvaluationConfig(batch_tokens=131_072),
@@ -467,21 +428,17 @@ def _flan_t5(
     )
 
 
-def _all_profiles() -> dict[str, Profile]:
-    profiles = [
-        _smoke(),
-        _micro(),
-        _smollm2(),
-        _flan_t5("small", 16384, 4),
-        _flan_t5("base", 8192, 8),
-        _flan_t5("large", 8192, 8, activation_checkpointing=True),
-        _flan_t5("xl", 16384, 4, activation_checkpointing=True),
-        _flan_t5("xxl", 8192, 8, activation_checkpointing=True, optimizer="adafactor"),
-    ]
-    return {profile.name: profile for profile in profiles}
-
-
-PROFILES = MappingProxyType(_all_profiles())
+_ALL = (
+    _SMOKE,
+    _MICRO,
+    _SMOLLM2,
+    _flan_t5("small", 16384),
+    _flan_t5("base", 8192),
+    _flan_t5("large", 8192, activation_checkpointing=True),
+    _flan_t5("xl", 16384, activation_checkpointing=True),
+    _flan_t5("xxl", 8192, activation_checkpointing=True, optimizer="adafactor"),
+)
+PROFILES = MappingProxyType({profile.name: profile for profile in _ALL})
 DEFAULT_PROFILE = "micro"
 
 
@@ -510,46 +467,30 @@ def resolve(name: str, overrides: dict[str, object] | None = None) -> Profile:
             f"OVERRIDES: {overrides!r}. Allowed: a dict such as "
             '{"training.learning_rate": 1e-3}'
         )
-    profile = PROFILES[name]
-    changes: dict[str, dict[str, object]] = {}
+    values = as_dict(PROFILES[name])
     faults: list[str] = []
     for dotted, value in overrides.items():
-        try:
-            section, field = _field_of(dotted)
-        except ValueError as error:
-            faults.append(str(error))
+        section, _, field = str(dotted).partition(".")
+        if section not in values:
+            fault = f"unknown section{_hint(section, values)}"
+        elif field not in values[section]:
+            fault = f"unknown field{_hint(field, values[section])}"
         else:
-            changes.setdefault(section, {})[field.name] = _read(value, field)
-    for section, values in changes.items():
-        config = getattr(profile, section)
-        try:
-            changed = dataclasses.replace(config, **values)
-            profile = dataclasses.replace(profile, **{section: changed})
-        except ValidationError as error:
-            faults += [_in_words(section, fault) for fault in error.errors()]
+            config = type(getattr(PROFILES[name], section))
+            values[section][field] = _read(value, config.__annotations__[field])
+            continue
+        faults.append(f"profile field {dotted!r}: {fault}")
+    try:
+        profile = replace(PROFILES[name], **values)
+    except ValidationError as error:
+        faults += map(_in_words, error.errors())
     if faults:
         raise ValueError("; ".join(faults))
     return profile
 
 
-def _field_of(dotted: object) -> tuple[str, dataclasses.Field]:
-    section, _, name = str(dotted).partition(".")
-    if section not in SECTIONS:
-        raise ValueError(
-            f"profile field {dotted!r}: unknown section{_hint(section, SECTIONS)}"
-        )
-    config = type(getattr(PROFILES[DEFAULT_PROFILE], section))
-    fields = {f.name: f for f in dataclasses.fields(config)}
-    if name not in fields:
-        raise ValueError(
-            f"profile field {dotted!r}: unknown field{_hint(name, fields)}"
-        )
-    return section, fields[name]
-
-
-def _read(value: object, field: dataclasses.Field) -> object:
+def _read(value: object, annotation: str) -> object:
     """Read what the shell or papermill made text of: None and tuples."""
-    annotation = str(field.type)
     if isinstance(value, bool) and "bool" not in annotation:
         return str(value)  # no number, though Python would take it for one
     if not isinstance(value, str):
@@ -566,8 +507,8 @@ def _read(value: object, field: dataclasses.Field) -> object:
     return tuple(part.strip(" \"'") for part in value.split(",") if part.strip())
 
 
-def _in_words(section: str, fault: dict) -> str:
-    field = ".".join(str(part) for part in (section, *fault["loc"][:1]))
+def _in_words(fault: dict) -> str:
+    field = ".".join(fault["loc"][:2])
     said = fault["msg"].removeprefix("Value error, ")
     # An address may hold a password.
     shown = "" if field == "teacher.base_urls" else f" {fault['input']!r}:"
@@ -597,10 +538,4 @@ def parse_sets(items: Sequence[str]) -> dict[str, object]:
 
 def as_dict(profile: Profile) -> dict[str, dict[str, object]]:
     """Return ``{section: {field: value}}`` with JSON-ready values."""
-    return {
-        section: {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in dataclasses.asdict(getattr(profile, section)).items()
-        }
-        for section in SECTIONS
-    }
+    return _PROFILE.dump_python(profile, mode="json", exclude={"name", "summary"})

@@ -14,7 +14,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import repeat
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -61,14 +60,11 @@ class FittedPrompt:
     Attributes
     ----------
     text : str
-    num_tokens : int
-        Tokens of `text`, the end-of-sequence token included.
     num_demonstrations, num_dropped : int
         Demonstrations kept, and left out whole.
     """
 
     text: str
-    num_tokens: int
     num_demonstrations: int
     num_dropped: int
 
@@ -205,7 +201,6 @@ def fit_prompts(
     ValueError
         If a question does not fit even without demonstrations.
     """
-    _check_mode(mode)
     shown = [
         [] if mode.startswith("zero_shot") else _others(question, demonstrations)
         for question, demonstrations in items
@@ -225,10 +220,14 @@ def fit_prompts(
         for i, text, length in zip(batch, texts, lengths, strict=True):
             if length <= max_input_tokens:
                 dropped = len(shown[i]) - num_kept[i]
-                fitted[i] = FittedPrompt(text, length, num_kept[i], dropped)
+                fitted[i] = FittedPrompt(text, num_kept[i], dropped)
                 continue
             if num_kept[i] == 0:
-                raise ValueError(_too_long(items[i][0], length, max_input_tokens))
+                raise ValueError(
+                    f"question {items[i][0][:60]!r}…: {length} tokens without "
+                    f"demonstrations; max_input_tokens is {max_input_tokens}. Raise it "
+                    "or leave the problem out"
+                )
             num_kept[i] -= 1
             pending.append(i)
     return fitted
@@ -240,7 +239,7 @@ def build_examples(
     config: FormatsConfig,
     *,
     seed: int,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Dataset:
     """Turn kept solutions into training examples of every configured format.
 
@@ -251,14 +250,14 @@ def build_examples(
     Parameters
     ----------
     kept : Dataset
-        Kept traces; rows with a non-empty ``drop_reason`` are passed over.
+        Filtered traces; rows with a non-empty ``drop_reason`` are passed over.
     problems : Dataset
         The training problems. A solution of any other problem is an error.
     config : FormatsConfig
     seed : int
         The demonstrations of example i are drawn with ``seed + i``.
-    tokenizer : optional
-        Where given, demonstrations are dropped to fit ``config.max_input_tokens``.
+    tokenizer : PreTrainedTokenizerBase
+        The student's; demonstrations are dropped to fit ``config.max_input_tokens``.
 
     Returns
     -------
@@ -272,26 +271,31 @@ def build_examples(
         Nothing kept, a solution of an unknown problem, or too few questions to show.
     """
     rows = _kept_rows(kept, problems)
-    pool = _by_problem(rows)
+    pool: dict[str, list[dict]] = {}
+    for row in rows:
+        pool.setdefault(row["problem_id"], []).append(row)
     if len(pool) < 2 and any(f.startswith("in_context") for f in config.data_formats):
         raise ValueError(
             "formats.data_formats: in-context examples show other questions, but only "
             "1 question has a kept solution. Sample more, or use zero-shot formats"
         )
-    ids = list(pool)
-    first_of_each = [pool[problem_id][0] for problem_id in ids]
+    groups, num_shown = list(pool.values()), config.num_demonstrations
     examples = []
     for data_format in config.data_formats:
         is_cot = data_format.endswith("chain_of_thought")
-        chosen = rows if is_cot else first_of_each
+        chosen = rows if is_cot else [solutions[0] for solutions in groups]
         items = []
         for index, row in enumerate(chosen):
             rng = Random(seed + index)
-            drawn = rng.sample(ids, min(len(ids), config.num_demonstrations + _SPARES))
-            shown = _as_demonstrations(row, [pool[i] for i in drawn], rng)
-            items.append((row["question"], shown[: config.num_demonstrations]))
-        fitted = _fit(items, data_format, tokenizer, config.max_input_tokens)
-        examples += map(_example, chosen, repeat(data_format), fitted)
+            drawn = rng.sample(groups, min(len(groups), num_shown + _SPARES))
+            shown = [_as_demonstration(rng.choice(solutions)) for solutions in drawn]
+            # Under another id too the question itself is none of them.
+            items.append((row["question"], _others(row["question"], shown)[:num_shown]))
+        fitted = fit_prompts(
+            items, data_format, tokenizer, max_input_tokens=config.max_input_tokens
+        )
+        for row, prompt in zip(chosen, fitted, strict=True):
+            examples.append(_example(row, data_format, prompt))
     return Dataset.from_list(examples)
 
 
@@ -301,17 +305,14 @@ def spellable(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     T5's vocabulary has no braces, backslash, caret or tilde, for instance: they become
     the unknown token (github.com/huggingface/transformers/issues/21836).
     """
-    return tokenizer.unk_token_id not in _token_ids(text, tokenizer)
+    folded = " ".join(text.split())
+    ids = tokenizer(folded, add_special_tokens=False, verbose=False)["input_ids"]
+    return tokenizer.unk_token_id not in ids
 
 
 def count_unspellable(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many texts the tokenizer cannot write (`spellable`)."""
     return sum(not spellable(text, tokenizer) for text in texts)
-
-
-def _token_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    folded = " ".join(text.split())
-    return tokenizer(folded, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 def _check_mode(mode: str) -> None:
@@ -331,13 +332,8 @@ def _others(
 
 
 def _kept_rows(kept: Dataset, problems: Dataset) -> list[dict]:
-    columns = ["problem_id", "sample_id", "question", "answer", "completion"]
-    reasons = kept["drop_reason"][:] if "drop_reason" in kept.column_names else None
-    rows = [
-        row
-        for index, row in enumerate(kept.select_columns(columns))
-        if reasons is None or not reasons[index]
-    ]
+    columns = "problem_id sample_id question answer completion drop_reason".split()
+    rows = [row for row in kept.select_columns(columns) if not row["drop_reason"]]
     if not rows:
         raise ValueError(
             f"0 of {len(kept)} solutions were kept, nothing to train on: sample more "
@@ -353,52 +349,8 @@ def _kept_rows(kept: Dataset, problems: Dataset) -> list[dict]:
     return rows
 
 
-def _by_problem(rows: Sequence[dict]) -> dict[str, list[dict]]:
-    groups: dict[str, list[dict]] = {}
-    for row in rows:
-        groups.setdefault(row["problem_id"], []).append(row)
-    return groups
-
-
-def _as_demonstrations(
-    row: dict, groups: Sequence[list[dict]], rng: Random
-) -> list[Demonstration]:
-    """Take one kept solution of each question but this one, under whatever id."""
-    chosen = [rng.choice(group) for group in groups]
-    candidates = [
-        Demonstration(r["question"], r["completion"], r["answer"]) for r in chosen
-    ]
-    return _others(row["question"], candidates)
-
-
-def _fit(
-    items: Sequence[tuple[str, Sequence[Demonstration]]],
-    data_format: str,
-    tokenizer: PreTrainedTokenizerBase | None,
-    max_input_tokens: int,
-) -> list[FittedPrompt]:
-    """Fit where there is a tokenizer; else show every demonstration."""
-    if tokenizer is not None:
-        return fit_prompts(
-            items, data_format, tokenizer, max_input_tokens=max_input_tokens
-        )
-    is_zero_shot = data_format.startswith("zero_shot")
-    return [
-        FittedPrompt(
-            build_inputs(question, data_format, shown),
-            num_tokens=0,
-            num_demonstrations=0 if is_zero_shot else len(shown),
-            num_dropped=0,
-        )
-        for question, shown in items
-    ]
-
-
-def _too_long(question: str, num_tokens: int, max_input_tokens: int) -> str:
-    return (
-        f"question {question[:60]!r}…: {num_tokens} tokens without demonstrations; "
-        f"max_input_tokens is {max_input_tokens}. Raise it or leave the problem out"
-    )
+def _as_demonstration(row: dict) -> Demonstration:
+    return Demonstration(row["question"], row["completion"], row["answer"])
 
 
 def _example(row: dict, data_format: str, fitted: FittedPrompt) -> dict:

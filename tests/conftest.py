@@ -28,3 +28,19 @@ def data_dir() -> Path:
             "no real data: set COTSPEC_DATA to a folder laid out as README says"
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def t5(data_dir):
+    """T5's real tokenizer."""
+    from transformers import T5Tokenizer
+
+    return T5Tokenizer.from_pretrained(data_dir / "t5")
+
+
+@pytest.fixture(scope="session")
+def gpt2(data_dir):
+    """GPT-2's real tokenizer."""
+    from transformers import GPT2TokenizerFast
+
+    return GPT2TokenizerFast.from_pretrained(data_dir / "gpt2")

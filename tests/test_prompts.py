@@ -25,13 +25,6 @@ class WordTokenizer:
         return {"input_ids": ids + [1] * add_special_tokens}
 
 
-@pytest.fixture(scope="session")
-def t5(data_dir):
-    from cotspec.models import load_t5_tokenizer
-
-    return load_t5_tokenizer(str(data_dir / "t5"))
-
-
 def kept_traces(num_questions=5, samples_each=2):
     return Dataset.from_list(
         [
@@ -53,8 +46,22 @@ def problems_of(kept):
     return Dataset.from_dict({"problem_id": sorted(set(kept["problem_id"]))})
 
 
+def build(kept, *, problems=None, seed=0, **config):
+    return prompts.build_examples(
+        kept,
+        problems or problems_of(kept),
+        FormatsConfig(**config),
+        seed=seed,
+        tokenizer=WordTokenizer(),
+    )
+
+
 def only(examples, data_format):
     return [row for row in examples if row["data_format"] == data_format]
+
+
+def num_words(text):
+    return len(WordTokenizer()(text)["input_ids"])
 
 
 @pytest.mark.parametrize(
@@ -154,22 +161,14 @@ def fit(question, mode, shown, *, max_input_tokens, description=""):
     return fitted
 
 
-def test_whole_demonstrations_are_dropped_until_the_prompt_fits():
-    mode = "in_context_answer_only"
-    full = fit("Q1?", mode, [TWO, FOUR], max_input_tokens=100)
-    assert (full.num_demonstrations, full.num_dropped) == (2, 0)
-    tight = fit("Q1?", mode, [TWO, FOUR], max_input_tokens=full.num_tokens - 1)
-    text = prompts.build_inputs("Q1?", mode, [TWO])
-    length = len(WordTokenizer()(text)["input_ids"])
-    assert tight == prompts.FittedPrompt(text, length, 1, 1)
-
-
-def test_a_prompt_that_fits_exactly_loses_nothing():
-    mode = "chain_of_thought"
-    text = prompts.build_inputs("Q1?", mode, [TWO], description="Add.")
-    length = len(WordTokenizer()(text)["input_ids"])
-    fitted = fit("Q1?", mode, [TWO], max_input_tokens=length, description="Add.")
-    assert fitted == prompts.FittedPrompt(text, length, 1, 0)
+@pytest.mark.parametrize(("room", "num_kept"), [(0, 2), (-1, 1)])
+def test_whole_demonstrations_are_dropped_until_the_prompt_fits(room, num_kept):
+    mode, about = "chain_of_thought", {"description": "Add."}
+    whole = prompts.build_inputs("Q1?", mode, [TWO, FOUR], **about)
+    limit = num_words(whole) + room
+    fitted = fit("Q1?", mode, [TWO, FOUR], max_input_tokens=limit, **about)
+    text = prompts.build_inputs("Q1?", mode, [TWO, FOUR][:num_kept], **about)
+    assert fitted == prompts.FittedPrompt(text, num_kept, 2 - num_kept)
 
 
 def test_a_question_longer_than_the_window_is_an_error_that_says_what_to_do():
@@ -181,16 +180,13 @@ def test_fitting_many_prompts_equals_fitting_each():
     items = [(f"Q{i} " + "word " * i, [TWO, FOUR]) for i in range(25)]
     mode = "in_context_chain_of_thought"
     many = prompts.fit_prompts(items, mode, WordTokenizer(), max_input_tokens=60)
-    each = [
-        fit(question, mode, shown, max_input_tokens=60) for question, shown in items
-    ]
-    assert many == each
+    assert many == [fit(q, mode, shown, max_input_tokens=60) for q, shown in items]
     assert len({fitted.num_demonstrations for fitted in many}) > 1
 
 
 def test_cot_keeps_every_solution_and_answer_only_one_example_a_question():
     kept = kept_traces(num_questions=5, samples_each=3)
-    examples = prompts.build_examples(kept, problems_of(kept), FormatsConfig(), seed=0)
+    examples = build(kept)
     counts = {name: len(only(examples, name)) for name in DATA_FORMATS}
     assert counts == {
         "in_context_chain_of_thought": 15,
@@ -206,7 +202,7 @@ def test_cot_keeps_every_solution_and_answer_only_one_example_a_question():
 
 def test_demonstrations_are_other_questions_with_a_kept_solution():
     kept = kept_traces(num_questions=6)
-    examples = prompts.build_examples(kept, problems_of(kept), FormatsConfig(), seed=3)
+    examples = build(kept, seed=3)
     for row in only(examples, "in_context_chain_of_thought"):
         *shown, asked = row["inputs"].split("\n\n")
         assert row["num_demonstrations"] == len(shown) == 4
@@ -220,7 +216,7 @@ def test_a_twin_of_the_question_is_never_shown():
     kept = kept_traces(num_questions=4, samples_each=1).to_list()
     twin = kept[0] | {"problem_id": "toy/train/twin"}
     kept = Dataset.from_list([*kept, twin])
-    examples = prompts.build_examples(kept, problems_of(kept), FormatsConfig(), seed=1)
+    examples = build(kept, seed=1)
     for row in examples:
         *shown, asked = row["inputs"].split("\n\n")
         assert all(asked.split("\n")[0] != block.split("\n")[0] for block in shown)
@@ -228,12 +224,8 @@ def test_a_twin_of_the_question_is_never_shown():
 
 def test_examples_depend_on_the_seed_alone():
     kept = kept_traces(num_questions=9)
-    build = [
-        prompts.build_examples(kept, problems_of(kept), FormatsConfig(), seed=seed)
-        for seed in (0, 0, 50)
-    ]
-    assert build[0].to_list() == build[1].to_list()
-    assert build[0].to_list() != build[2].to_list()
+    first, again, other = (build(kept, seed=seed).to_list() for seed in (0, 0, 50))
+    assert first == again != other
 
 
 def test_dropped_solutions_are_not_trained_on():
@@ -241,19 +233,13 @@ def test_dropped_solutions_are_not_trained_on():
     for row in rows:
         row["drop_reason"] = "wrong" if row["sample_id"] else ""
     kept = Dataset.from_list(rows)
-    config = FormatsConfig(data_formats=("zero_shot_chain_of_thought",))
-    examples = prompts.build_examples(kept, problems_of(kept), config, seed=0)
+    examples = build(kept, data_formats=("zero_shot_chain_of_thought",))
     assert examples["sample_id"] == [0, 0, 0]
 
 
-def test_training_examples_fit_the_window_where_a_tokenizer_is_given():
-    kept = kept_traces()
-    config = FormatsConfig(max_input_tokens=40)
-    examples = prompts.build_examples(
-        kept, problems_of(kept), config, seed=0, tokenizer=WordTokenizer()
-    )
-    lengths = [len(WordTokenizer()(text)["input_ids"]) for text in examples["inputs"]]
-    assert max(lengths) <= 40
+def test_training_examples_fit_the_window():
+    examples = build(kept_traces(), max_input_tokens=40)
+    assert max(map(num_words, examples["inputs"])) <= 40
     shown = {row["data_format"]: row["num_demonstrations"] for row in examples}
     assert shown["in_context_chain_of_thought"] < shown["in_context_answer_only"]
 
@@ -269,13 +255,13 @@ def test_nothing_kept_or_an_unknown_problem_is_an_error(change, message):
     kept = kept_traces()
     changed = Dataset.from_list([row | change for row in kept])
     with pytest.raises(ValueError, match=message):
-        prompts.build_examples(changed, problems_of(kept), FormatsConfig(), seed=0)
+        build(changed, problems=problems_of(kept))
 
 
 def test_one_question_cannot_be_shown_to_itself():
     kept = kept_traces(num_questions=1)
     with pytest.raises(ValueError, match="only 1 question has a kept solution"):
-        prompts.build_examples(kept, problems_of(kept), FormatsConfig(), seed=0)
+        build(kept)
 
 
 def test_braces_are_a_loss_and_folded_newlines_are_not():

@@ -297,7 +297,7 @@ LATER = {"05", "07", "08", "09", "10"}
             {"00", "01", "02", "03", "04", "evaluation"},
         ),
         ("answers.py", {"02", "06", "evaluation"}, {"03", "training"}),
-        ("alignment/warping.py", {"04", "09"}, {"06", "training", "evaluation"}),
+        ("alignment/matching.py", {"04", "09"}, {"06", "training", "evaluation"}),
         ("decoding.py", {"01", "06", "evaluation"}, {"03", "04", "training"}),
         ("micro/world.py", {"00"}, {"training", "evaluation"}),
         ("micro/tokenizers/student.json", {"03", "05", "training"}, {"02"}),

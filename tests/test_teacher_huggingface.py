@@ -19,10 +19,10 @@ from transformers import (
     MistralForCausalLM,
     PreTrainedTokenizerFast,
 )
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 import cotspec.models
 from cotspec import decoding, teacher
-from cotspec.alignment.student import byte_alphabet
 from cotspec.models import Teacher
 from cotspec.profiles import TeacherConfig
 from cotspec.prompts import Demonstration
@@ -39,7 +39,7 @@ QUESTIONS = ("How many legs have 3 cats?", "What is 2 + 3?", "Two and two?", "Wh
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE of ASCII with a few merges, among them ``.\\n``."""
     printable = {*range(32, 127), ord("\t"), ord("\n")}
-    alphabet = sorted(c for c, byte in byte_alphabet().items() if byte in printable)
+    alphabet = sorted(c for b, c in bytes_to_unicode().items() if b in printable)
     merges = [("Ġ", "a"), ("Ġa", "n"), ("t", "h"), (".", "Ċ"), ("Ċ", "Q")]
     vocabulary = {token: i for i, token in enumerate(alphabet)}
     vocabulary |= {a + b: 97 + i for i, (a, b) in enumerate(merges)}

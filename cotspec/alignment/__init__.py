@@ -23,7 +23,7 @@ Three conventions carry the rest:
 - *The left context is fixed.* The student tokens before a position are written, so an
   alternative is re-tokenised from that position on, never merged with what precedes.
 
-Modules: `offsets` and `warping` match, `transfer` gives probabilities, `student` asks
+Modules: `matching` has the two methods, `transfer` gives probabilities, `student` asks
 the student's tokenizer, `records` and `table` are what enters and leaves.
 """
 
@@ -36,39 +36,23 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import TYPE_CHECKING
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
-from cotspec.alignment.offsets import by_offsets
+from cotspec.alignment.matching import by_offsets, by_warping
 from cotspec.alignment.records import SOFT_RULES, AlignedTargets, Rule, TeacherTrace
 from cotspec.alignment.student import StudentTokenizer, open_student
 from cotspec.alignment.transfer import targets_of
-from cotspec.alignment.warping import by_warping
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-__all__ = [
-    "DROP_REASONS",
-    "METHODS",
-    "SOFT_RULES",
-    "AlignedTargets",
-    "Alignment",
-    "Rule",
-    "TeacherTrace",
-    "align",
-    "align_all",
-]
 
 METHODS = {"offsets": by_offsets, "dtw": by_warping}
-DROP_REASONS = (
-    "empty",
-    "lone_surrogate",
-    "not_spelled",
-    "bad_probabilities",
-    "control_token",
-)
+DROP_REASONS = {
+    "empty": "the student reads no token in the text",
+    "lone_surrogate": "the text is not Unicode: it holds a lone surrogate",
+    "not_spelled": "token_bytes joined do not spell the text",
+    "bad_probabilities": "log-probabilities are NaN or sum to more than 1",
+    "control_token": "the student reads a control token, such as </s>, in the text",
+}
 MASS_TOLERANCE = 1e-2  # published probabilities are rounded to four decimals
 TRACES_PER_CHUNK = 256  # what a process is given at a time
 
@@ -152,22 +136,13 @@ def align(
 
     ``▁$12`` gets .8 × .9; the first token has a distribution like any other.
     """
-    match = _method(method)
-    reason, targets = _align_one(trace, open_student(student_tokenizer), match)
-    if targets is None:
+    done = align_all([trace], student_tokenizer, method=method, num_proc=1)
+    reason = done.reasons[0]
+    if reason:
         raise ValueError(
-            f"trace: {_EXPLANATIONS[reason]} ({reason}); text {trace.text[:60]!r}"
+            f"trace: {DROP_REASONS[reason]} ({reason}); text {trace.text[:60]!r}"
         )
-    return targets
-
-
-_EXPLANATIONS = {
-    "empty": "the student reads no token in the text",
-    "lone_surrogate": "the text is not Unicode: it holds a lone surrogate",
-    "not_spelled": "token_bytes joined do not spell the text",
-    "bad_probabilities": "log-probabilities are NaN or sum to more than 1",
-    "control_token": "the student reads a control token, such as </s>, in the text",
-}
+    return done.targets[0]
 
 
 def align_all(
@@ -191,31 +166,26 @@ def align_all(
     ValueError
         Unknown method, or a tokenizer without offsets.
     """
-    match = _method(method)
-    student = open_student(student_tokenizer)
-    if num_proc is None and sys.platform != "linux":
-        num_proc = 1  # to fork is not safe elsewhere
+    if method not in METHODS:
+        raise ValueError(f"method: {method!r}. Allowed: {', '.join(METHODS)}")
+    student, match = open_student(student_tokenizer), METHODS[method]
     if num_proc is None:
-        num_proc = min(os.cpu_count() or 1, 1 + len(traces) // (8 * TRACES_PER_CHUNK))
+        few = 1 + len(traces) // (8 * TRACES_PER_CHUNK)
+        # To fork is not safe elsewhere.
+        num_proc = min(os.cpu_count() or 1, few) if sys.platform == "linux" else 1
     if num_proc == 1:
         found = [_align_one(trace, student, match) for trace in traces]
     else:
-        found = _align_side_by_side(traces, student_tokenizer, match, num_proc)
+        found = _align_side_by_side(traces, student, match, num_proc)
     return Alignment([t for _, t in found], [reason for reason, _ in found])
 
 
-def _method(name: str):
-    if name not in METHODS:
-        raise ValueError(f"method: {name!r}. Allowed: {', '.join(METHODS)}")
-    return METHODS[name]
+_WORK: list = []  # traces, student, method: what forked processes inherit
 
 
-_WORK: list = []  # traces, tokenizer, method: what forked processes inherit
-
-
-def _align_side_by_side(traces, tokenizer, match, num_proc: int) -> list[tuple]:
+def _align_side_by_side(traces, student, match, num_proc: int) -> list[tuple]:
     """Fork, so that only results are sent: to pickle a trace takes half as long."""
-    _WORK[:] = [traces, tokenizer, match]
+    _WORK[:] = traces, student, match
     starts = range(0, len(traces), TRACES_PER_CHUNK)
     with ProcessPoolExecutor(num_proc, mp_context=get_context("fork")) as pool:
         found = [pair for done in pool.map(_align_chunk, starts) for pair in done]
@@ -224,8 +194,7 @@ def _align_side_by_side(traces, tokenizer, match, num_proc: int) -> list[tuple]:
 
 
 def _align_chunk(start: int) -> list[tuple]:
-    traces, tokenizer, match = _WORK
-    student = open_student(tokenizer)  # each process opens its own
+    traces, student, match = _WORK
     chunk = traces[start : start + TRACES_PER_CHUNK]
     return [_align_one(trace, student, match) for trace in chunk]
 
@@ -252,7 +221,6 @@ def _most_mass(trace: TeacherTrace) -> float:
     """The largest sum over one step's alternatives, the sampled token among them."""
     mass = np.exp(trace.topk_logprobs).sum(1)
     own = np.exp(trace.token_logprobs)
-    is_named = [
-        a in b for a, b in zip(trace.token_bytes, trace.topk_bytes, strict=True)
-    ]
+    named = zip(trace.token_bytes, trace.topk_bytes, strict=True)
+    is_named = [sampled in alternatives for sampled, alternatives in named]
     return float(np.max(np.maximum(own, mass + np.where(is_named, 0, own))))

@@ -64,14 +64,10 @@ class TeacherTrace:
 
     def __post_init__(self) -> None:
         length = len(self.token_bytes)
-        shapes = {
-            "token_logprobs": np.shape(self.token_logprobs)[:1],
-            "topk_bytes": (len(self.topk_bytes),),
-            "topk_logprobs": np.shape(self.topk_logprobs)[:1],
-        }
-        for name, shape in shapes.items():
-            if shape != (length,):
-                raise ValueError(f"{name}: {shape} rows for {length} teacher tokens")
+        for name in ("token_logprobs", "topk_bytes", "topk_logprobs"):
+            rows = len(getattr(self, name))
+            if rows != length:
+                raise ValueError(f"{name}: {rows} rows for {length} teacher tokens")
         if np.ndim(self.topk_logprobs) != 2:
             raise ValueError("topk_logprobs: expected shape (T', k)")
         if any(len(row) != self.k for row in self.topk_bytes):
@@ -112,27 +108,24 @@ class TeacherTrace:
             ``bytes:\\xc3`` spelling of partial characters is understood;
             ``<|endoftext|>`` spells nothing.
         """
-        tokens = tuple(_spelled(step[0][0]) for step in steps)
-        rows = [
-            {"bytes": _spelled(name), "prob": prob}
-            for step in steps
-            for name, prob in step[1:]
-        ]
         k = max((len(step) - 1 for step in steps), default=0)
         if any(len(step) != k + 1 for step in steps):
             raise ValueError(f"steps: expected {k + 1} (token, probability) pairs each")
-        names = [row["bytes"] for row in rows]
-        probs = np.array([row["prob"] for row in rows], np.float64)
+        names = [
+            [b"" if name == "<|endoftext|>" else token_bytes(name) for name, _ in step]
+            for step in steps
+        ]
+        probs = np.array([[prob for _, prob in step] for step in steps], np.float64)
         with np.errstate(divide="ignore"):
-            return cls(
-                text=b"".join(tokens).decode("utf-8", "surrogateescape"),
-                token_bytes=tokens,
-                token_logprobs=np.log([step[0][1] for step in steps]),
-                topk_bytes=tuple(
-                    tuple(names[i * k : (i + 1) * k]) for i in range(len(steps))
-                ),
-                topk_logprobs=np.log(probs).reshape(len(steps), k),
-            )
+            logprobs = np.log(probs.reshape(len(steps), k + 1))
+        tokens = tuple(row[0] for row in names)
+        return cls(
+            text=b"".join(tokens).decode("utf-8", "surrogateescape"),
+            token_bytes=tokens,
+            token_logprobs=logprobs[:, 0],
+            topk_bytes=tuple(tuple(row[1:]) for row in names),
+            topk_logprobs=logprobs[:, 1:],
+        )
 
 
 def token_bytes(token: str) -> bytes:
@@ -152,10 +145,6 @@ def token_bytes(token: str) -> bytes:
 
 
 _ESCAPED = re.compile(rb"\\x([0-9a-fA-F]{2})")
-
-
-def _spelled(token: str) -> bytes:
-    return b"" if token == "<|endoftext|>" else token_bytes(token)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 WORD_MARK = "▁"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -34,16 +36,12 @@ class Token(NamedTuple):
     end: int
 
 
-@functools.cache
-def byte_alphabet() -> dict[str, int]:
-    """Return GPT-2's printable character for each byte, inverted.
-
-    Source: Radford et al. 2019, ``bytes_to_unicode`` of the GPT-2 encoder.
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    alphabet = {chr(byte): byte for byte in printable}
-    return alphabet | {chr(256 + rank): byte for rank, byte in enumerate(others)}
+def spelled_bytes(text: str, tokens: Iterable[Token]) -> bytearray:
+    """Return 1 for each byte of the text that some token spells, 0 for the others."""
+    covered = bytearray(len(text.encode()))
+    for token in tokens:
+        covered[token.start : token.end] = b"\1" * (token.end - token.start)
+    return covered
 
 
 def vocabulary_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
@@ -64,12 +62,13 @@ def vocabulary_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
     return table
 
 
+_BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
+
+
 def _spell(token: str, is_byte_level: bool) -> bytes:
     if is_byte_level:
-        alphabet = byte_alphabet()
-        if all(character in alphabet for character in token):
-            return bytes(alphabet[character] for character in token)
-        return token.encode()
+        is_bytes = all(character in _BYTES for character in token)
+        return bytes(_BYTES[c] for c in token) if is_bytes else token.encode()
     if single := _BYTE_TOKEN.fullmatch(token):
         return bytes([int(single[1], 16)])
     return token.replace(WORD_MARK, " ").encode("utf-8", "replace")
@@ -195,11 +194,5 @@ def _without_prefix(node):
     return node | inner | changes.get(node.get("type"), {})
 
 
-_OPENED: list = []
-
-
-def open_student(tokenizer: PreTrainedTokenizerBase) -> StudentTokenizer:
-    """Return the tokenizer as the alignment reads it; the last one is kept."""
-    if not _OPENED or _OPENED[0] is not tokenizer:
-        _OPENED[:] = [tokenizer, StudentTokenizer(tokenizer)]
-    return _OPENED[1]
+# A tokenizer as the alignment reads it; the last one is kept.
+open_student = functools.lru_cache(maxsize=1)(StudentTokenizer)

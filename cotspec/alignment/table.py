@@ -88,11 +88,12 @@ def rule_shares(results: Mapping[str, Alignment]) -> pd.DataFrame:
     DataFrame
         ``method, rule`` (lower case), ``num_tokens``, ``share`` of the method's tokens.
     """
-    rows = []
-    for method, result in results.items():
-        rules = _joined(result, "rule")
-        rows += [(method, *counted) for counted in _shares(rules)]
-    return pd.DataFrame(rows, columns=["method", "rule", "num_tokens", "share"])
+    rows = [
+        (method, *counted)
+        for method, result in results.items()
+        for counted in _shares(_joined(result, "rule"))
+    ]
+    return pd.DataFrame(rows, columns=["method", *_COUNTED])
 
 
 def number_shares(
@@ -114,34 +115,30 @@ def number_shares(
         method's tokens of that kind.
     """
     vocabulary = tokenizer.get_vocab()
-    has_digit = np.zeros(1 + max(vocabulary.values()), bool)
-    has_digit[[i for name, i in vocabulary.items() if any(map(str.isdigit, name))]] = (
-        True
-    )
+    numbers = [i for name, i in vocabulary.items() if any(map(str.isdigit, name))]
     rows = []
     for method, result in results.items():
-        is_number = has_digit[_joined(result, "student_ids")]
+        is_number = np.isin(_joined(result, "student_ids"), numbers)
         rules = _joined(result, "rule")
         for kind, picked in (("numbers", is_number), ("other tokens", ~is_number)):
             rows += [(method, kind, *counted) for counted in _shares(rules[picked])]
-    columns = ["method", "kind", "rule", "num_tokens", "share"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["method", "kind", *_COUNTED])
+
+
+_COUNTED = ("rule", "num_tokens", "share")
 
 
 def _joined(result: Alignment, field: str) -> np.ndarray:
     """One field of all targets, end to end."""
     found = [getattr(target, field) for target in result.targets if target is not None]
-    return np.concatenate([np.zeros(0, np.int64), *found]).astype(np.int64)
+    return np.concatenate([np.zeros(0, np.int64), *found])
 
 
 def _shares(rules: np.ndarray) -> list[tuple[str, int, float]]:
     """Return name, count and share of every rule that occurs."""
-    counts = np.bincount(rules, minlength=len(Rule)).tolist()
-    return [
-        (rule.name.lower(), counts[rule], counts[rule] / len(rules))
-        for rule in Rule
-        if counts[rule]
-    ]
+    found, counts = np.unique(rules, return_counts=True)
+    counted = zip(found.tolist(), counts.tolist(), strict=True)
+    return [(Rule(rule).name.lower(), n, n / len(rules)) for rule, n in counted]
 
 
 def describe(
@@ -186,10 +183,9 @@ def token_spans(
         trace.text, add_special_tokens=False, return_offsets_mapping=True
     )
     rows = list(_teacher_spans(trace))
-    for token_id, (start, end), name in zip(
-        encoded["input_ids"], encoded["offset_mapping"], rule, strict=True
-    ):
-        token = tokenizer.convert_ids_to_tokens(token_id)
+    tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
+    offsets = encoded["offset_mapping"]
+    for token, (start, end), name in zip(tokens, offsets, rule, strict=True):
         rows.append(("student", token, start, end, name))
     return pd.DataFrame(rows, columns=["side", "token", "start", "end", "rule"])
 

@@ -12,9 +12,9 @@ from itertools import accumulate
 
 import numpy as np
 
-from cotspec.alignment.offsets import Match
+from cotspec.alignment.matching import Match
 from cotspec.alignment.records import AlignedTargets, TeacherTrace
-from cotspec.alignment.student import StudentTokenizer, Token
+from cotspec.alignment.student import StudentTokenizer, Token, spelled_bytes
 
 
 def targets_of(
@@ -100,14 +100,11 @@ def _word_starts(
 
     It does after whitespace that it has not written as a token, and at the start.
     """
-    raw = trace.text.encode()
-    spelled = bytearray(len(raw))
-    for token in tokens:
-        spelled[token.start : token.end] = b"\1" * (token.end - token.start)
+    raw, is_spelled = trace.text.encode(), spelled_bytes(trace.text, tokens)
     starts = list(accumulate(map(len, trace.token_bytes), initial=0))[:-1]
     return [
         student.marks_words
         if at == 0
-        else raw[at - 1 : at].isspace() and not spelled[at - 1]
+        else raw[at - 1 : at].isspace() and not is_spelled[at - 1]
         for at in starts
     ]

@@ -18,7 +18,7 @@ from cotspec.figures.results import (
     curve_panels,
     pass_at_k,
 )
-from cotspec.figures.style import LOSS_STYLES, save_figure
+from cotspec.figures.style import save_figure
 from cotspec.figures.tokens import (
     cost_matrix,
     example_parts,
@@ -29,26 +29,3 @@ from cotspec.figures.tokens import (
     token_alignment,
     top_alternatives,
 )
-
-__all__ = [
-    "LOSS_STYLES",
-    "accuracy_bars",
-    "claim_effects",
-    "cost_matrix",
-    "curve_panels",
-    "example_parts",
-    "failures_by_steps",
-    "four_formats",
-    "funnel",
-    "length_histogram",
-    "logit_pushes",
-    "loss_curves",
-    "loss_shapes",
-    "pass_at_k",
-    "probability_strip",
-    "rule_shares",
-    "save_figure",
-    "temperature_study",
-    "token_alignment",
-    "top_alternatives",
-]

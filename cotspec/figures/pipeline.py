@@ -120,23 +120,19 @@ def _stack(axes: Axes, wide: pd.DataFrame, styles: Mapping, **edge: object) -> N
     axes.xaxis.set_major_formatter("{x:.0%}")
 
 
-@style.draws("step loss learning_rate")
-def loss_curves(metrics: pd.DataFrame, *, styles: Mapping = style.LOSS_STYLES) -> Chart:
+@style.draws("series step loss learning_rate")
+def loss_curves(metrics: pd.DataFrame) -> Chart:
     """Draw the training loss and the learning rate against the update.
 
     Parameters
     ----------
     metrics : DataFrame
-        ``step`` (updates), ``loss`` (nats per token), ``learning_rate``; an optional
-        ``series`` (losses, data formats) makes one curve each.
-    styles : mapping of str to Style, optional
-        Look of each series (`LOSS_STYLES`, `FORMAT_STYLES`); others are black.
+        ``series`` (a key of `LOSS_STYLES`), ``step`` (updates), ``loss`` (nats per
+        token), ``learning_rate``.
     """
     chart, (left, right) = style.new_chart(2.3, ncols=2, width_ratios=(2, 1))
-    if "series" not in metrics:
-        metrics = metrics.assign(series="training")
     for name, series in metrics.groupby("series", sort=False):
-        look = styles.get(name, Style(str(name), style.BLACK, "."))
+        look = style.LOSS_STYLES[name]
         _draw_loss(left, series.dropna(subset=["loss"]), look)
         rates = series.dropna(subset=["learning_rate"])
         right.plot(rates["step"], rates["learning_rate"], look.line, c=look.colour)
@@ -163,14 +159,14 @@ def _draw_loss(axes: Axes, series: pd.DataFrame, look: Style) -> None:
 
 
 @style.draws("kind length")
-def length_histogram(lengths: pd.DataFrame, *, limit: int | None = None) -> Chart:
+def length_histogram(lengths: pd.DataFrame, *, limit: int) -> Chart:
     """Draw how many tokens texts take, one outline per kind.
 
     Parameters
     ----------
     lengths : DataFrame
         ``kind`` (what is counted: a data format, "right" and "wrong"), ``length``.
-    limit : int, optional
+    limit : int
         A dashed line: where texts are cut.
     """
     kinds = lengths.groupby("kind", sort=False)["length"]
@@ -184,8 +180,7 @@ def length_histogram(lengths: pd.DataFrame, *, limit: int | None = None) -> Char
         outline |= {"fill": index == 0, "alpha": 1.0 if index else 0.35}
         outline["label"] = f"{look.label or kind} {numbers}"
         seaborn.histplot(x=picked, bins=bins, element="step", ax=axes, **outline)
-    if limit is not None:
-        axes.axvline(limit, color=style.BLACK, ls="--", lw=1, label=f"cut at {limit:,}")
+    axes.axvline(limit, color=style.BLACK, ls="--", lw=1, label=f"cut at {limit:,}")
     axes.set(xlabel="length (tokens)", ylabel="count", xlim=(0, None))
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     chart.legend(loc="outside upper center", ncols=3 if len(kinds) < 3 else 2)
@@ -200,7 +195,7 @@ _APART = 0.008  # of the axis, between the intervals of two measures
 
 
 @style.draws("temperature group measure value ci_low ci_high")
-def temperature_study(study: pd.DataFrame, *, used: float | None = None) -> Chart:
+def temperature_study(study: pd.DataFrame, *, used: float) -> Chart:
     """Draw accuracy, and beside it diversity, against the sampling temperature.
 
     Parameters
@@ -208,15 +203,14 @@ def temperature_study(study: pd.DataFrame, *, used: float | None = None) -> Char
     study : DataFrame
         ``temperature, group`` ("accuracy" or "diversity"), ``measure, value, ci_low,
         ci_high``; from `teacher.studies.summarize`.
-    used : float, optional
+    used : float
         The temperature of the run, marked by a dotted line.
     """
     chart, panels = style.new_chart(2.6, ncols=2)
     for axes, (group, (label, colours)) in zip(panels, _PANELS.items(), strict=True):
         _draw_measures(axes, study[study["group"] == group], colours)
         axes.set_xticks(study["temperature"].unique())
-        if used is not None:
-            axes.axvline(used, c=style.GREY, ls=":", lw=1, label=f"this run: {used:g}")
+        axes.axvline(used, c=style.GREY, ls=":", lw=1, label=f"this run: {used:g}")
         axes.set(xlabel="temperature", ylabel=label, ylim=(0, 1.02))
         axes.yaxis.set_major_formatter("{x:.0%}")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2)

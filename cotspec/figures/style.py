@@ -325,26 +325,21 @@ def save_figure(
         "provenance": dict(provenance or {}),
     }
     text = json.dumps(description, indent=2, sort_keys=True, ensure_ascii=False)
-    contents = {
-        "png": _rendered(figure, name, "png"),
-        "svg": _numbered(_rendered(figure, name, "svg"), name),
-        "csv": numbers.encode(),
-        "json": f"{text}\n".encode(),
-    }
+    contents: dict[str, bytes] = {}
+    # Without these, SVG ids are random and both formats carry date or version.
+    look = {"svg.hashsalt": name, "svg.fonttype": "path"}
+    metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": "cotspec"}}
+    with matplotlib.style.context(["default", look]):
+        for suffix, facts in metadata.items():
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix, dpi=PNG_DPI, metadata=facts)
+            contents[suffix] = buffer.getvalue()
+    contents["svg"] = _numbered(contents["svg"], name)
+    contents |= {"csv": numbers.encode(), "json": f"{text}\n".encode()}
     return {
         suffix: artifacts.write_bytes(Path(folder) / f"{name}.{suffix}", content)
         for suffix, content in contents.items()
     }
-
-
-def _rendered(figure: Figure, name: str, suffix: str) -> bytes:
-    # Without these, SVG ids are random and both formats carry date or version.
-    metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": "cotspec"}}
-    buffer = io.BytesIO()
-    look = {"svg.hashsalt": name, "svg.fonttype": "path"}
-    with matplotlib.style.context(["default", look]):
-        figure.savefig(buffer, format=suffix, dpi=PNG_DPI, metadata=metadata[suffix])
-    return buffer.getvalue()
 
 
 def _numbered(svg: bytes, name: str) -> bytes:

@@ -100,7 +100,7 @@ def best_of(rounds, traces, tokenizer, method):
     """CPU seconds of one process."""
     tries = []
     for _ in range(rounds):
-        students._OPENED.clear()  # a student that has read nothing yet
+        students.open_student.cache_clear()  # a student that has read nothing yet
         tries.append(
             cpu_seconds(align_all, traces, tokenizer, method=method, num_proc=1)
         )
