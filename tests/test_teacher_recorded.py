@@ -13,7 +13,7 @@ from cotspec.micro import tokenizers as micro_tokenizers
 from cotspec.profiles import ALIGNMENT_METHODS, TeacherConfig
 from cotspec.teacher import release as recorded
 from cotspec.teacher.release import read_traces
-from cotspec.teacher.traces import as_dataset, as_row, write_parquet
+from cotspec.teacher.traces import as_dataset, as_row
 
 
 def problems() -> Dataset:
@@ -40,8 +40,7 @@ def rows(num_questions: int = 3, num_samples: int = 2) -> list[dict]:
 
 
 def compact(made, path):
-    write_parquet(made, path)
-    return path
+    return artifacts.write_dataset(path, as_dataset(made))
 
 
 def draw(path, **changes) -> Dataset:

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from cotspec import teacher
 from cotspec.profiles import TeacherConfig
-from cotspec.teacher.__main__ import main
 from cotspec.teacher.release import (
     import_release,
     load_restricted,
+    main,
     read_solution,
     read_traces,
 )

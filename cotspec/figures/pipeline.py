@@ -207,7 +207,7 @@ def temperature_study(study: pd.DataFrame, *, used: float | None = None) -> Char
     ----------
     study : DataFrame
         ``temperature, group`` ("accuracy" or "diversity"), ``measure, value, ci_low,
-        ci_high``; from `teacher.studies.summarize`.
+        ci_high``; from `teacher.studies.compare_temperatures`.
     used : float, optional
         The temperature of the run, marked by a dotted line.
     """
