@@ -161,6 +161,13 @@ class FaultServer:
             return False
         if fault == "slow":
             await asyncio.sleep(0.02)
+        if fault == "drip":  # a header without end, bit by bit
+            writer.write(b"HTTP/1.1 200 X\r\nX-Wait: ")
+            for _ in range(60):
+                writer.write(b".")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+            return False
         status, extra, content = self._reply(fault, headers, body)
         if fault == "torn":
             content = content[: len(content) // 2]

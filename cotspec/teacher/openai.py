@@ -166,7 +166,7 @@ class Client:
         self.key = os.environ.get("OPENAI_API_KEY", "")
         bases = self.config.base_urls or (OPENAI_URL,)
         urls = [url.rstrip("/") + PATHS[self.config.api] for url in bases]
-        self._urls = cycle(urls)
+        self.urls = cycle(urls)
         # This machine is never reached by a proxy: requests to it hold the key.
         near = [str(httpx.URL(scheme="all", host=host)) for host in _NEAR]
         self.http = httpx.AsyncClient(
@@ -263,7 +263,7 @@ class Client:
         try:
             async for attempt in tries:
                 with attempt:
-                    url = next(self._urls)
+                    url = next(self.urls)
                     self.counts["sent"] += 1
                     content = await asyncio.wait_for(
                         self._fetch(url, body), self.backend.timeout
