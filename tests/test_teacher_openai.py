@@ -49,7 +49,7 @@ def draw_refused(match: str, *, always: str, server=(), **changes):
     """Draw from a server that is always at fault; return it and what was said."""
     with running(always=always) as faulty:
         vars(faulty).update(server)
-        with pytest.raises(teacher.ServerError, match=match) as raised:
+        with pytest.raises(openai.ServerError, match=match) as raised:
             draw(backend(faulty, **changes))
     return faulty.log["requests"], str(raised.value)
 
@@ -180,10 +180,10 @@ def test_a_reply_that_drips_without_end_is_given_up():
 
 def test_what_arrived_before_a_failure_is_kept_and_not_asked_again(tmp_path):
     with running(0.5, faults=("403",)) as server:
-        with pytest.raises(teacher.ServerError, match="status 403"):
+        with pytest.raises(openai.ServerError, match="status 403"):
             draw(backend(server, max_in_flight=1), count=40, store=tmp_path)
     with teacher.SampleStore(tmp_path) as store:
-        kept = len(store)
+        kept = len(store.offsets)
     with running() as server:
         assert len(draw(backend(server), count=40, store=tmp_path)) == 200
         assert server.log["requests"] <= 2 + 80 - kept // 3
@@ -312,7 +312,7 @@ def test_anything_but_stop_is_no_end_unless_the_answer_came(reason, text, read):
     ("reply", "error"),
     [
         (b'{"error": {"message": "Rate limit exceeded"}}', openai.Busy),
-        (b'{"error": {"code": "insufficient_quota"}}', teacher.ServerError),
+        (b'{"error": {"code": "insufficient_quota"}}', openai.ServerError),
         (b"[" * 100_000, openai.InvalidReply),
         (b"null", openai.InvalidReply),
         (b'{"choices": [3]}', openai.InvalidReply),
@@ -370,7 +370,7 @@ def test_a_token_may_lack_an_alternative_where_two_have_one_text():
     ],
 )
 def test_what_a_reply_lacks_is_named(changes, message):
-    with pytest.raises(teacher.ServerError, match=message):
+    with pytest.raises(openai.ServerError, match=message):
         openai.check(dataclasses.replace(GOOD, **changes), 2)
 
 
@@ -379,5 +379,5 @@ def test_logprobs_must_not_follow_the_temperature():
     cold = [[math.log(p) for p in squared], [0.0]]
     openai.check_temperature(GOOD, GOOD)
     cold = dataclasses.replace(GOOD, topk_logprobs=cold)
-    with pytest.raises(teacher.ServerError, match="differ by 0.41 nats between"):
+    with pytest.raises(openai.ServerError, match="differ by 0.41 nats between"):
         openai.check_temperature(GOOD, cold)

@@ -142,7 +142,7 @@ def test_a_written_solution_is_one_hot_in_the_students_tokens():
 def test_one_solution_a_question_and_a_changed_one_is_another_sample(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert len(written(["1 + 1 = 2", ""], num_samples=3, store=tmp_path)) == 1
-    assert "5 samples are not there" in caplog.text
+    assert "5 samples are not in it" in caplog.text
     [row] = written(["2 - 2 = 0", ""], store=tmp_path)
     assert row["completion"].startswith("2 - 2")
 

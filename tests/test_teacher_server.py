@@ -21,7 +21,7 @@ from test_teacher_store import problems
 
 from cotspec import models, teacher
 from cotspec.profiles import TeacherConfig
-from cotspec.teacher.openai import OpenAIBackend
+from cotspec.teacher.openai import OpenAIBackend, ServerError
 
 pytestmark = pytest.mark.server
 
@@ -118,5 +118,5 @@ def test_transformers_serve_is_refused_for_the_logprobs_it_drops(tmp_path):
     command = [python, "-m", "transformers.cli.transformers", "serve"]
     with serving(command) as url:
         source = backend(url, model=str(tmp_path), api="chat")
-        with pytest.raises(teacher.ServerError, match="returns no logprobs"):
+        with pytest.raises(ServerError, match="returns no logprobs"):
             teacher.sample(PROBLEMS, source, num_samples=1, temperature=0.5, seed=0)

@@ -32,7 +32,6 @@ from cotspec.teacher.traces import (
     Completion,
     Request,
     SamplingOptions,
-    ServerError,
     as_dataset,
     as_row,
     sample_keys,
@@ -222,16 +221,3 @@ def sample_study(
         marked = filter_traces(traces, FilterConfig())
         parts.append(marked.add_column("temperature", [temperature] * len(marked)))
     return concatenate_datasets(parts)
-
-
-__all__ = [
-    "Backend",
-    "Request",
-    "SampleStore",
-    "SamplingOptions",
-    "ServerError",
-    "build_requests",
-    "load_backend",
-    "sample",
-    "sample_study",
-]

@@ -8,6 +8,7 @@ run, each question once for its samples, and many questions are decoded together
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,7 +17,6 @@ from dataclasses import dataclass
 import torch
 
 from cotspec import decoding, models
-from cotspec.decoding import Row
 from cotspec.models import Teacher
 from cotspec.profiles import TeacherConfig
 from cotspec.teacher.traces import (
@@ -81,7 +81,7 @@ class HuggingFaceBackend:
         """
         model, tokenizer = self.teacher.model, self.teacher.tokenizer
         token_ids = [tokenizer(request.prompt)["input_ids"] for request in requests]
-        _check_window(self.teacher, requests, token_ids, self.max_new_tokens)
+        self._check_window(requests, token_ids)
         is_shared = decoding.shares_prefixes(model)
         if not is_shared:
             logger.warning("%s: demonstrations are computed per question", self.model)
@@ -114,6 +114,21 @@ class HuggingFaceBackend:
                     samples = zip(batch, done, strict=True)
                     yield [(i, s, c) for (i, s), c in samples if s in missing[i]]
 
+    def _check_window(
+        self, requests: Sequence[Request], token_ids: Sequence[Sequence[int]]
+    ) -> None:
+        """Raise ValueError, before anything is sampled, if a prompt cannot fit."""
+        name, config = self.teacher.name, self.teacher.model.config
+        window = getattr(config, "max_position_embeddings", None) or math.inf
+        for request, ids in zip(requests, token_ids, strict=True):
+            if len(ids) + self.max_new_tokens > window:
+                raise ValueError(
+                    f"problem {request.problem_id!r}: its prompt of {len(ids)} tokens "
+                    f"and {self.max_new_tokens} new ones exceed the {window} that "
+                    f"{name} reads. Lower teacher.num_demonstrations or "
+                    "teacher.max_new_tokens, or leave the problem out"
+                )
+
     def _write(
         self,
         batch: decoding.CausalBatch,
@@ -122,7 +137,18 @@ class HuggingFaceBackend:
         vocabulary: Sequence[bytes],
     ) -> list[Completion]:
         """Sample one solution per row of the batch."""
-        steps = _Steps(len(seeds), options)
+        shape = (len(seeds), options.max_new_tokens, options.top_k)  # (R, steps, k)
+        drawn, top_logprobs = torch.zeros(shape[:2]), torch.zeros(shape)
+        top_ids = torch.zeros(shape, dtype=torch.int32)
+
+        def record(step, rows, chosen, logprobs) -> None:
+            """Keep, on the CPU, one step of the rows that go on."""
+            rows, top = rows.cpu(), logprobs.topk(options.top_k)
+            logprobs = logprobs.gather(1, chosen.clamp(min=0)[:, None])[:, 0]
+            drawn[rows, step] = logprobs.cpu()
+            top_ids[rows, step] = top.indices.int().cpu()
+            top_logprobs[rows, step] = top.values.cpu()
+
         uniforms = decoding.draw_uniforms(seeds, options.max_new_tokens)
         rows = decoding.write_rows(
             batch,
@@ -130,27 +156,35 @@ class HuggingFaceBackend:
             temperature=options.temperature,
             vocabulary=vocabulary,
             end_tokens=end_ids(self.teacher),
-            record=steps.record,
+            record=record,
         )
-        return [steps.completion(i, row, vocabulary) for i, row in enumerate(rows)]
+        kept = zip(rows, drawn, top_ids, top_logprobs, strict=True)
+        return [_completion(*one, vocabulary) for one in kept]
 
 
-def _check_window(
-    teacher: Teacher,
-    requests: Sequence[Request],
-    token_ids: Sequence[Sequence[int]],
-    max_new_tokens: int,
-) -> None:
-    """Raise ValueError, before anything is sampled, for a prompt that cannot fit."""
-    window = getattr(teacher.model.config, "max_position_embeddings", None)
-    for request, ids in zip(requests, token_ids, strict=True):
-        if window is not None and len(ids) + max_new_tokens > window:
-            raise ValueError(
-                f"problem {request.problem_id!r}: its prompt of {len(ids)} tokens and "
-                f"{max_new_tokens} new ones exceed the {window} that {teacher.name} "
-                "reads. Lower teacher.num_demonstrations or teacher.max_new_tokens, or "
-                "leave the problem out"
-            )
+def _completion(
+    row: decoding.Row,
+    logprobs: torch.Tensor,
+    top_ids: torch.Tensor,
+    top_logprobs: torch.Tensor,
+    vocabulary: Sequence[bytes],
+) -> Completion:
+    """Return a row's solution, cut to whole UTF-8 characters."""
+    end = valid_length(bytes(row.text), row.cut)
+    pieces = cut_tokens([vocabulary[i] for i in row.tokens], end)
+    length = len(pieces)
+    is_whole = sum(map(len, pieces)) == row.cut
+    names = top_ids[:length].tolist()
+    return Completion(
+        text=b"".join(pieces).decode(),
+        token_ids=row.tokens[:length],
+        token_bytes=pieces,
+        token_logprobs=logprobs[:length].tolist(),
+        topk_ids=names,
+        topk_bytes=[[vocabulary[i] for i in step] for step in names],
+        topk_logprobs=top_logprobs[:length].tolist(),
+        finish_reason=row.finish_reason if is_whole else "length",
+    )
 
 
 def group_by_context(requests: Sequence[Request]) -> list[list[int]]:
@@ -189,41 +223,3 @@ def end_ids(teacher: Teacher) -> frozenset[int]:
     configured = teacher.model.generation_config.eos_token_id
     several = configured if isinstance(configured, list) else [configured]
     return frozenset([*several, teacher.tokenizer.eos_token_id]) - {None}
-
-
-class _Steps:
-    """What was drawn at each step, (R, steps) and (R, steps, k), on the CPU."""
-
-    def __init__(self, num_rows: int, options: SamplingOptions):
-        shape = (num_rows, options.max_new_tokens, options.top_k)
-        self.logprobs = torch.zeros(shape[:2])
-        self.top_ids = torch.zeros(shape, dtype=torch.int32)
-        self.top_logprobs = torch.zeros(shape)
-
-    def record(self, step, rows, chosen, logprobs) -> None:
-        """Keep one step of the rows that go on, see `decoding.write_rows`."""
-        rows = rows.cpu()
-        top = logprobs.topk(self.top_ids.shape[-1])
-        drawn = logprobs.gather(1, chosen.clamp(min=0)[:, None])[:, 0]
-        self.logprobs[rows, step] = drawn.cpu()
-        self.top_ids[rows, step] = top.indices.int().cpu()
-        self.top_logprobs[rows, step] = top.values.cpu()
-
-    def completion(self, index: int, row: Row, table: Sequence[bytes]) -> Completion:
-        """Return the row's solution, cut to whole UTF-8 characters."""
-        ids = row.tokens
-        end = valid_length(bytes(row.text), row.cut)
-        pieces = cut_tokens([table[i] for i in ids], end)
-        length = len(pieces)
-        whole = sum(map(len, pieces)) == row.cut
-        top_ids = self.top_ids[index, :length].tolist()
-        return Completion(
-            text=b"".join(pieces).decode(),
-            token_ids=ids[:length],
-            token_bytes=pieces,
-            token_logprobs=self.logprobs[index, :length].tolist(),
-            topk_ids=top_ids,
-            topk_bytes=[[table[i] for i in step] for step in top_ids],
-            topk_logprobs=self.top_logprobs[index, :length].tolist(),
-            finish_reason=row.finish_reason if whole else "length",
-        )

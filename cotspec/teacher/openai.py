@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import os
+import random
 import re
 import time
 from collections import Counter
@@ -24,13 +25,6 @@ from itertools import cycle, islice, takewhile
 
 import httpx
 from anyio.from_thread import start_blocking_portal
-from tenacity import (
-    AsyncRetrying,
-    RetryCallState,
-    retry_if_exception_type,
-    stop_after_attempt,
-    wait_exponential_jitter,
-)
 
 from cotspec.alignment.records import token_bytes
 from cotspec.profiles import TeacherConfig
@@ -40,10 +34,8 @@ from cotspec.teacher.traces import (
     Request,
     Sample,
     SamplingOptions,
-    ServerError,
     cut_tokens,
     sample_seed,
-    valid_length,
 )
 
 logger = logging.getLogger(__name__)
@@ -59,6 +51,10 @@ _LOOKS_LIKE_A_KEY = re.compile(r"\b(?:sk|pk|hf|Bearer)[-_ ][\w*.-]{4,}")
 _PROBE = "Q: What is 2 + 3?\nA: Let's think step by step.\n"
 _ADVICE = "A server that returns them: vLLM, or llama-cpp-python with --logits_all true"
 _STORED = "What came before is stored; the same call goes on from there"
+
+
+class ServerError(RuntimeError):
+    """A server that refuses, keeps failing, or lacks what sampling needs."""
 
 
 class InvalidReply(ValueError):
@@ -253,38 +249,28 @@ class Client:
         InvalidReply
             Malformed each time, or not `retried`.
         """
-        most = self.backend.max_retries + 1
-        tries = AsyncRetrying(
-            stop=stop_after_attempt(most),
-            retry=retry_if_exception_type(retried),
-            wait=self._wait,
-            reraise=True,
-        )
-        try:
-            async for attempt in tries:
-                with attempt:
-                    url = next(self.urls)
-                    self.counts["sent"] += 1
-                    content = await asyncio.wait_for(
-                        self._fetch(url, body), self.backend.timeout
-                    )
-                    return read_reply(content, top_k=self.options.top_k, n=body["n"])
-        except _TRANSIENT as error:
-            said = f"{url}: {self._said(error)}, {most} times. {_STORED}"
-            raise ServerError(said) from None
-
-    def _wait(self, state: RetryCallState) -> float:
-        """Return the seconds to wait; some at random, not to march in step."""
-        error, first = state.outcome.exception(), self.backend.backoff
-        self.counts[self._said(error)] += 1
-        own = wait_exponential_jitter(initial=first, max=MAX_DELAY, jitter=first / 2)
-        asked = getattr(error, "after", 0.0)
-        if asked > 5:
-            logger.warning("waiting %.0f s, as asked by the server", asked)
-        return max(own(state), asked)
-
-    def _said(self, error: BaseException) -> str:
-        return self.cleaned(str(error) or type(error).__name__)
+        backend = self.backend
+        for tried in range(backend.max_retries + 1):
+            url = next(self.urls)
+            self.counts["sent"] += 1
+            try:
+                sent = asyncio.wait_for(self._fetch(url, body), backend.timeout)
+                return read_reply(await sent, top_k=self.options.top_k, n=body["n"])
+            except retried as error:
+                said = self.cleaned(str(error) or type(error).__name__)
+                self.counts[said] += 1
+                if tried < backend.max_retries:
+                    asked = getattr(error, "after", 0.0)
+                    if asked > 5:
+                        logger.warning("waiting %.0f s, as asked by the server", asked)
+                    # Some of it at random: clients shall not march in step.
+                    own = backend.backoff * (2**tried + random.uniform(0, 0.5))
+                    await asyncio.sleep(max(min(own, MAX_DELAY), asked))
+                elif isinstance(error, InvalidReply):
+                    raise
+                else:
+                    said = f"{url}: {said}, {tried + 1} times. {_STORED}"
+                    raise ServerError(said) from None
 
     async def _fetch(self, url: str, body: dict) -> bytes:
         """Send one request; return the body of a 2xx reply."""
@@ -413,7 +399,7 @@ def read_choice(choice: Mapping, *, top_k: int) -> Completion:
     end = find_end(encoded + b"\n")
     # Only "stop" is an end: "abort", "content_filter" and the like tear a text.
     reason = "stop" if choice.get("finish_reason") == "stop" or end else "length"
-    end = valid_length(encoded, len(encoded)) if end is None else min(end, len(encoded))
+    end = len(encoded) if end is None else min(end, len(encoded))
     if b"".join(pieces).startswith(encoded):
         pieces, text = cut_tokens(pieces, end), encoded[:end].decode()
     steps = steps[: len(pieces)]

@@ -21,9 +21,8 @@ import pickle
 import pickletools
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -246,7 +245,7 @@ _LISTS = ("token_ids", "token_bytes", "token_logprobs")
 _TOPS = ("topk_ids", "topk_bytes", "topk_logprobs")
 
 
-def load(config: TeacherConfig) -> RecordedBackend | WrittenBackend:
+def load(config: TeacherConfig) -> RecordedBackend:
     """Return the backend of solutions that are there; a release is imported once.
 
     Raises
@@ -254,9 +253,9 @@ def load(config: TeacherConfig) -> RecordedBackend | WrittenBackend:
     ValueError
         ``teacher.path`` does not exist, or see `import_release`.
     """
-    limits = {"max_new_tokens": config.max_new_tokens, "top_k": config.top_k}
+    limits = (config.max_new_tokens, config.top_k)
     if config.backend == "dataset":
-        return WrittenBackend(**limits)
+        return RecordedBackend(None, *limits)
     if not config.path or not Path(config.path).exists():
         raise ValueError(
             f"teacher.path: {config.path!r} does not exist. Allowed: a file of traces "
@@ -268,26 +267,28 @@ def load(config: TeacherConfig) -> RecordedBackend | WrittenBackend:
         if not path.exists():
             _, repairs = import_release(config.path, path)
             logger.info("%s: repaired %s", config.path, dict(repairs))
-    return RecordedBackend(path, **limits)
+    return RecordedBackend(path, *limits)
 
 
 @dataclass(frozen=True)
 class RecordedBackend:
-    """Recorded traces as a backend; what is not in the file is left out and counted."""
+    """Solutions that are there; what is not is left out and counted.
 
-    path: Path
+    Attributes
+    ----------
+    path : Path, or None for the solutions that the problems come with
+    """
+
+    path: Path | None
     max_new_tokens: int = 256
     top_k: int = 5
 
-    @cached_property
+    @property
     def model(self) -> str:
         """The file's name and contents."""
-        return f"recorded {self.path.name} {artifacts.checksum(self.path)[:16]}"
-
-    @cached_property
-    def traces(self) -> Dataset:
-        """The file's traces."""
-        return read_traces(self.path)
+        if self.path is None:
+            return WRITTEN
+        return f"recorded {self.path.name} {artifacts.identity(self.path)}"
 
     def complete(
         self,
@@ -295,20 +296,60 @@ class RecordedBackend:
         options: SamplingOptions,
         missing: Mapping[int, set[int]],
     ) -> Iterator[list[Sample]]:
-        """Yield what the file has of each request, see `Backend`."""
-        traces = self.traces
-        places: dict[str, dict[int, int]] = {}  # the row of each sample id
-        asked = zip(traces["question"], traces["sample_id"], strict=True)
-        for row, (question, sample_id) in enumerate(asked):
-            places.setdefault(_fold(question), {}).setdefault(sample_id, row)
+        """Yield what there is of each request, see `Backend`.
+
+        Raises
+        ------
+        ValueError
+            See `read_traces`; or no problem has a solution of its own.
+        """
+        if self.path is None:
+            solutions = _written(requests)
+        else:
+            solutions = _recorded(read_traces(self.path), options.top_k)
         num_absent = 0
         for index, wanted in missing.items():
-            found = places.get(_fold(requests[index].question), {})
+            found = solutions(requests[index])
             num_absent += len(wanted - found.keys())
-            rows = [(s, traces[found[s]]) for s in sorted(wanted & found.keys())]
-            yield [(index, s, as_completion(row, options.top_k)) for s, row in rows]
+            yield [(index, s, found[s]) for s in sorted(wanted & found.keys())]
         if num_absent:
-            logger.warning("%s: %d samples are not in it", self.path, num_absent)
+            name = self.path or self.model
+            logger.warning("%s: %d samples are not in it", name, num_absent)
+
+
+Find = Callable[[Request], dict[int, Completion]]  # each sample id's solution
+
+
+def _recorded(traces: Dataset, top_k: int) -> Find:
+    """Find a question's traces, whatever its id and white space."""
+    places: dict[str, dict[int, int]] = {}  # the row of each sample id
+    columns = zip(traces["question"], traces["sample_id"], strict=True)
+    for row, (question, sample_id) in enumerate(columns):
+        places.setdefault(_fold(question), {}).setdefault(sample_id, row)
+
+    def find(request: Request) -> dict[int, Completion]:
+        rows = places.get(_fold(request.question), {})
+        return {s: as_completion(traces[row], top_k) for s, row in rows.items()}
+
+    return find
+
+
+def _written(requests: Sequence[Request]) -> Find:
+    """Find the one solution that a question comes with; its words are the tokens."""
+    if not any(request.solution for request in requests):
+        raise ValueError(
+            f"teacher.backend 'dataset': none of {len(requests)} problems comes "
+            "with a solution. Allowed: a data.train_task that does, such as gsm8k"
+        )
+
+    def find(request: Request) -> dict[int, Completion]:
+        words = [word.encode() for word in re.findall(r"\s*\S+", request.solution)]
+        tops = [[(word, 0.0)] for word in words]  # all of the probability
+        logprobs = [0.0] * len(words)
+        done = Completion.without_ids(request.solution, words, logprobs, tops, "stop")
+        return {0: done} if words else {}
+
+    return find
 
 
 def read_traces(path: Path | str) -> Dataset:
@@ -369,52 +410,6 @@ def as_completion(row: Mapping[str, object], top_k: int) -> Completion:
     found = {name: row[name] for name in (*_LISTS, "finish_reason")}
     found |= {name: [step[:top_k] for step in row[name]] for name in _TOPS}
     return Completion(row["completion"], **found)
-
-
-_WORD = re.compile(r"\s*\S+")
-
-
-@dataclass(frozen=True)
-class WrittenBackend:
-    """The training set's own solutions: one a question, words without probabilities."""
-
-    model: str = WRITTEN
-    max_new_tokens: int = 256
-    top_k: int = 5
-
-    def complete(
-        self,
-        requests: Sequence[Request],
-        options: SamplingOptions,
-        missing: Mapping[int, set[int]],
-    ) -> Iterator[list[Sample]]:
-        """Yield each request's own solution as sample 0, see `Backend`.
-
-        Raises
-        ------
-        ValueError
-            No problem has a solution of its own.
-        """
-        if not any(request.solution for request in requests):
-            raise ValueError(
-                f"teacher.backend 'dataset': none of {len(requests)} problems comes "
-                "with a solution. Allowed: a data.train_task that does, such as gsm8k"
-            )
-        num_absent = 0
-        for index, wanted in missing.items():
-            found = wanted & {0} if requests[index].solution else set()
-            num_absent += len(wanted - found)
-            yield [(index, s, as_written(requests[index].solution)) for s in found]
-        if num_absent:
-            said = "%d samples are not there: one solution a question"
-            logger.warning(said, num_absent)
-
-
-def as_written(text: str) -> Completion:
-    """Return a text as a solution, a word a token, each with all of the probability."""
-    words = [word.encode() for word in _WORD.findall(text)]
-    tops = [[(word, 0.0)] for word in words]
-    return Completion.without_ids(text, words, [0.0] * len(words), tops, "stop")
 
 
 if __name__ == "__main__":

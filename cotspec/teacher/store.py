@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -29,12 +29,16 @@ SAMPLES, TRACES, IDENTITY = "samples.jsonl", "traces.arrow", "traces.identity"
 _KEY = re.compile(rb'{"key":("(?:[^"\\]|\\.)*"),')
 
 
-class SampleStore(Mapping[str, Completion]):
+class SampleStore:
     """The samples of one folder; a context manager, for one process at a time.
 
     Parameters
     ----------
     folder : Path, made if need be
+
+    Attributes
+    ----------
+    offsets : dict of int, where each key's line begins
     """
 
     def __init__(self, folder: Path | str):
@@ -50,14 +54,14 @@ class SampleStore(Mapping[str, Completion]):
             logger.warning("%s: another run samples into it; waiting", self.path)
             self._lock.acquire()
         self._file = self.path.open("ab+", buffering=0)
-        self._offsets: dict[str, int] = {}
+        self.offsets: dict[str, int] = {}
         end = 0
         with self.path.open("rb") as lines:
             for line in lines:
                 key = _key_of(line)
                 if key is None:  # torn; what follows, if anything, is not ours
                     break
-                self._offsets.setdefault(key, end)
+                self.offsets.setdefault(key, end)
                 end += len(line)
         os.truncate(self.path, end)
         return self
@@ -68,19 +72,13 @@ class SampleStore(Mapping[str, Completion]):
 
     def __getitem__(self, key: str) -> Completion:
         with self.path.open("rb") as file:
-            file.seek(self._offsets[key])
+            file.seek(self.offsets[key])
             record = with_bytes(json.loads(file.readline()))
         del record["key"]
         return Completion(**record)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._offsets)
-
-    def __len__(self) -> int:
-        return len(self._offsets)
-
     def __contains__(self, key: object) -> bool:
-        return key in self._offsets
+        return key in self.offsets
 
     def update(self, samples: Iterable[tuple[str, Completion]]) -> None:
         """Append samples in one write; keys already there are left out."""
@@ -91,7 +89,7 @@ class SampleStore(Mapping[str, Completion]):
         while data:  # an unbuffered write may take only some
             data = data[self._file.write(data) :]
         for key, line in lines.items():
-            self._offsets[key] = offset
+            self.offsets[key] = offset
             offset += len(line)
 
 

@@ -83,17 +83,6 @@ def _owners(lists: pa.ListArray) -> np.ndarray:
     return np.repeat(np.arange(len(lists)), _lengths(lists))
 
 
-# What is left after solutions with this drop reason are gone.
-_LEFT = {
-    "truncated": "complete",
-    "no_answer": "with an answer",
-    "wrong": "right",
-    "unaligned": "tokens intact",
-    "duplicate": "distinct",
-    "over_cap": "within the cap",
-}
-
-
 def funnel_stages(funnel: pd.DataFrame) -> pd.DataFrame:
     """Turn counts by drop reason into what is left after each.
 
@@ -111,10 +100,10 @@ def funnel_stages(funnel: pd.DataFrame) -> pd.DataFrame:
     counts = dict(zip(funnel["stage"], funnel["num_solutions"], strict=True))
     left = counts["sampled"]
     rows = [("sampled", left, "")]
-    for reason in DROP_REASONS:
+    for reason, stage in DROP_REASONS.items():
         left -= counts[reason]
         if counts[reason] or reason == "wrong":
-            rows.append((_LEFT[reason], left, reason.replace("_", " ")))
+            rows.append((stage, left, reason.replace("_", " ")))
     return pd.DataFrame(rows, columns=["stage", "count", "reason"])
 
 
@@ -335,7 +324,9 @@ def shares_by_steps(classified: pd.DataFrame) -> pd.DataFrame:
         ``steps`` ("1" … "6+", "?" without a rationale), ``kind`` (all of `KINDS`),
         ``count``, ``share`` of the solutions with that many steps, ``num_questions``.
     """
-    steps = classified["num_steps"].map(_steps_label)
+    names = {"nan": "?", str(MOST_STEPS): f"{MOST_STEPS}+"}
+    steps = classified["num_steps"].clip(upper=MOST_STEPS)
+    steps = steps.map("{:.0f}".format).replace(names)
     rows = []
     for label in sorted(set(steps), key=lambda text: (text == "?", text)):
         picked = classified[steps == label]
@@ -345,9 +336,3 @@ def shares_by_steps(classified: pd.DataFrame) -> pd.DataFrame:
             rows.append((label, kind, count, share, picked["problem_id"].nunique()))
     names = ["steps", "kind", "count", "share", "num_questions"]
     return pd.DataFrame(rows, columns=names)
-
-
-def _steps_label(num_steps: float) -> str:
-    if np.isnan(num_steps):
-        return "?"
-    return f"{num_steps:.0f}" if num_steps < MOST_STEPS else f"{MOST_STEPS}+"

@@ -130,10 +130,6 @@ class Completion:
 Sample = tuple[int, int, Completion]  # index of the request, sample_id, solution
 
 
-class ServerError(RuntimeError):
-    """A server that refuses, keeps failing, or lacks what sampling needs."""
-
-
 class Backend(Protocol):
     """A source of solutions.
 

@@ -179,7 +179,7 @@ def test_bench_ten_thousand_requests_with_faults(benchmark, tmp_path):
         with teacher.SampleStore(tmp_path) as store:
             for batch in backend.complete(requests, options, missing):
                 store.update((f"{i}/{s}", done) for i, s, done in batch)
-            return list(store)
+            return list(store.offsets)
 
     with subprocess.Popen(command, **pipes, text=True) as server:
         url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
