@@ -9,14 +9,11 @@ import torch
 from test_teacher_store import problems
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoModelForCausalLM,
     Gemma2Config,
-    Gemma2ForCausalLM,
     GPT2Config,
-    GPT2LMHeadModel,
     LlamaConfig,
-    LlamaForCausalLM,
     MistralConfig,
-    MistralForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -50,39 +47,40 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>")
 
 
-LLAMA = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "initializer_range": 0.3,
+LLAMA = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48}
+LLAMA |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+LLAMA |= {"head_dim": 8, "initializer_range": 0.3}
+WINDOW = LLAMA | {"sliding_window": 20}
+CONFIGS = {
+    "llama": LlamaConfig(**LLAMA),
+    "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4),
+    "mistral": MistralConfig(**WINDOW),  # the window is in all layers
+    "gemma2": Gemma2Config(**WINDOW, attn_logit_softcapping=0.5),  # in every other one
 }
 
 
 def tiny_teacher(kind: str = "llama") -> Teacher:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        if kind == "llama":
-            model = LlamaForCausalLM(LlamaConfig(**LLAMA))
-        elif kind == "mistral":
-            model = MistralForCausalLM(MistralConfig(**LLAMA, sliding_window=20))
-        elif kind == "gemma2":
-            config = Gemma2Config(
-                **LLAMA, sliding_window=20, attn_logit_softcapping=0.5
-            )
-            model = Gemma2ForCausalLM(config)
-        else:
-            config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4)
-            model = GPT2LMHeadModel(config)
+        model = AutoModelForCausalLM.from_config(CONFIGS[kind])
     model.generation_config.eos_token_id = None
     return Teacher(f"tiny-{kind}", model.eval(), tiny_tokenizer())
 
 
 PROBLEMS = problems(QUESTIONS)
 REQUESTS = teacher.build_requests(PROBLEMS, DEMONSTRATIONS)
+
+
+def assert_as_computed(source: Teacher, prompt: str, row: dict) -> None:
+    """Compare with one whole forward pass."""
+    expected = plain_logprobs(source, prompt, row["token_ids"])
+    chosen = expected[range(len(expected)), row["token_ids"]]
+    within = {"atol": 1e-3, "rtol": 2**-11}  # half a unit of float16
+    for name, value in (
+        ("token_logprobs", chosen),
+        ("topk_logprobs", expected.topk(5).values),
+    ):
+        torch.testing.assert_close(torch.tensor(row[name]), value, **within)
 
 
 def draw(backend, **changes):
@@ -114,31 +112,18 @@ def plain_logprobs(source: Teacher, prompt: str, token_ids: list[int]):
     return logits[len(prompt_ids) - 1 : -1].float().log_softmax(-1)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "gemma2"])
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_recorded_logprobs_are_those_of_a_plain_forward_pass(kind):
     source = tiny_teacher(kind)
     traces = draw(HuggingFaceBackend(source, 5, max_new_tokens=20))
     assert len(traces) == 12
     for index, row in enumerate(traces):
-        prompt = REQUESTS[index // 3].prompt
-        expected = plain_logprobs(source, prompt, row["token_ids"])
-        chosen = expected[range(len(expected)), row["token_ids"]]
-        within = {"atol": 1e-3, "rtol": 2**-11}  # half a unit of float16
-        torch.testing.assert_close(
-            torch.tensor(row["token_logprobs"]), chosen, **within
-        )
-        top = expected.topk(5)
-        torch.testing.assert_close(
-            torch.tensor(row["topk_logprobs"]), top.values, **within
-        )
+        assert_as_computed(source, REQUESTS[index // 3].prompt, row)
 
 
-@pytest.mark.parametrize(
-    ("kind", "is_exact"),
-    # A sliding window in all layers, and in every other layer.
-    [("llama", True), ("gpt2", True), ("mistral", False), ("gemma2", False)],
-)
-def test_the_shared_prefix_is_used_where_it_is_exact_and_only_there(kind, is_exact):
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_shared_prefix_is_used_where_it_is_exact_and_only_there(kind):
+    is_exact = kind in ("llama", "gpt2")
     assert decoding.shares_prefixes(tiny_teacher(kind).model) is is_exact
 
 
@@ -258,10 +243,7 @@ def test_prompts_without_a_common_token_are_sampled_too(llama):
     done = [s for b in backend.complete(asked, options, {0: {0}, 1: {0}}) for s in b]
     assert sorted((i, s) for i, s, _ in done) == [(0, 0), (1, 0)]
     for index, _, completion in done:
-        expected = plain_logprobs(llama, asked[index].prompt, completion.token_ids)
-        chosen = expected[range(len(expected)), completion.token_ids]
-        found = torch.tensor(completion.token_logprobs)
-        assert torch.allclose(found, chosen, atol=1e-3)
+        assert_as_computed(llama, asked[index].prompt, vars(completion))
 
 
 def test_choose_inverts_the_cumulative_distribution():

@@ -15,13 +15,8 @@ from test_teacher_store import problems
 
 from cotspec import teacher
 from cotspec.profiles import TeacherConfig
-from cotspec.teacher.release import (
-    import_release,
-    load_restricted,
-    main,
-    read_solution,
-    read_traces,
-)
+from cotspec.teacher import release
+from cotspec.teacher.release import import_release, load_restricted, read_solution
 
 
 def step(token: str, probability: float, *others: tuple[str, float]) -> list:
@@ -202,7 +197,7 @@ def test_a_question_listed_twice_shifts_nothing_and_duplicates_are_counted(tmp_p
     write_release(tmp_path, [*questions, "Question 2: c?\n"], num_solutions=3)
     target = tmp_path / "traces.parquet"
     num_solutions, repairs = import_release(tmp_path, target)
-    rows = read_traces(target)
+    rows = release.read_traces(target)
     assert list(
         zip(rows["question"], rows["answer"], rows["sample_id"], strict=True)
     ) == [
@@ -218,16 +213,16 @@ def test_a_question_listed_twice_shifts_nothing_and_duplicates_are_counted(tmp_p
 
 def test_the_command_writes_traces_and_says_what_it_repaired(tmp_path, capsys):
     write_release(tmp_path, ["Question 0: a?\n", "Question 1: b?\n"], 2)
-    main([str(tmp_path)])
+    release.main([str(tmp_path)])
     printed = capsys.readouterr().out
     assert "4  leading ' step'" in printed and "4  solutions in" in printed
-    file = read_traces(tmp_path / "codex_traces.parquet")
+    file = release.read_traces(tmp_path / "codex_traces.parquet")
     assert file["completion"][2:] == ["2.", "2."] and len(file) == 4
 
 
 def test_the_command_names_a_missing_file(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
-        main([str(tmp_path)])
+        release.main([str(tmp_path)])
     assert "codex_questions.pkl: not there" in capsys.readouterr().err
 
 

@@ -96,13 +96,9 @@ def test_llama_cpp_gives_tokens_that_join_with_their_top_five(llama_cpp, api):
         assert max(lengths) == 5 and np.mean(lengths) > 4
         masses = [np.exp(top).sum() for top in row["topk_logprobs"]]
         assert 0.1 < min(masses) and max(masses) <= 1 + 1e-3
-        for piece, logprob, names, top in zip(
-            row["token_bytes"],
-            row["token_logprobs"],
-            row["topk_bytes"],
-            row["topk_logprobs"],
-            strict=True,
-        ):
+        steps = (row["token_bytes"], row["token_logprobs"])
+        tops = (row["topk_bytes"], row["topk_logprobs"])
+        for piece, logprob, names, top in zip(*steps, *tops, strict=True):
             if piece in names:
                 assert top[names.index(piece)] == pytest.approx(logprob, abs=1e-3)
 
