@@ -99,23 +99,6 @@ def test_the_funnel_counts_every_solution_once():
     assert table["num_solutions"].drop("sampled").sum() == 4
 
 
-def test_pass_rate_and_majority_of_each_question():
-    result = marked(
-        ("a", "The answer is 12."),
-        ("a", "The answer is 3."),
-        ("a", "The answer is 3."),
-        ("b", "The answer is 12."),
-        ("b", "Hm."),
-        ("c", "Hm."),
-    )
-    table = filtering.pass_rates(result).set_index("problem_id")
-    assert table["num_samples"].tolist() == [3, 2, 1]
-    assert table["pass_rate"].tolist() == pytest.approx([1 / 3, 1 / 2, 0])
-    assert table["majority"].tolist()[:2] == ["3", "12"]
-    assert table["majority"].isna().tolist() == [False, False, True]
-    assert table["majority_is_correct"].tolist() == [False, True, False]
-
-
 def test_generic_tasks_are_scored_by_their_own_rules():
     solutions = [("a", "So the answer is Yes."), ("a", "So the answer is 12.")]
     result = marked(*solutions, task="bbh/navigate", answer="Yes")
@@ -131,11 +114,3 @@ def test_contamination_is_a_shared_run_of_words():
     ]
     assert filtering.contaminated(texts, [test_question]) == [True, False, False]
     assert filtering.contaminated(texts, ["What is 7 + 5?"]) == [False, False, True]
-
-
-def test_similarity_is_symmetric_and_bounded():
-    a = filtering.word_shingles("one two three four")
-    b = filtering.word_shingles("one two three five")
-    assert filtering.similarity(a, b) == filtering.similarity(b, a) == 1 / 3
-    assert filtering.similarity(a, a) == 1
-    assert filtering.similarity(a, filtering.word_shingles("no")) == 0

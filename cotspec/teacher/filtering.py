@@ -148,32 +148,6 @@ def funnel(marked: Dataset) -> pd.DataFrame:
     return table[["stage", "num_solutions", "fraction", "num_questions"]]
 
 
-def pass_rates(marked: Dataset) -> pd.DataFrame:
-    """Summarise every question.
-
-    Returns
-    -------
-    DataFrame
-        ``problem_id, num_samples, num_correct, pass_rate``, ``majority`` (the most
-        frequent answer, the earlier at a tie; missing without answers) and
-        ``majority_is_correct``.
-    """
-    columns = ["problem_id", "predicted_answer", "is_correct"]
-    groups: dict[str, list[tuple[str | None, bool]]] = defaultdict(list)
-    for problem_id, *vote in zip(*(marked[name] for name in columns), strict=True):
-        groups[problem_id].append(tuple(vote))
-    rows = []
-    for problem_id, votes in groups.items():
-        num_correct = sum(is_correct for _, is_correct in votes)
-        counts = Counter(predicted for predicted, _ in votes if predicted is not None)
-        majority = counts.most_common(1)[0][0] if counts else None
-        wins = majority is not None and (majority, True) in votes
-        rate = num_correct / len(votes)
-        rows.append((problem_id, len(votes), num_correct, rate, majority, wins))
-    names = ["problem_id", "num_samples", "num_correct", "pass_rate", "majority"]
-    return pd.DataFrame(rows, columns=[*names, "majority_is_correct"])
-
-
 def contaminated(
     texts: Iterable[str], test_questions: Iterable[str], *, size: int = 13
 ) -> list[bool]:

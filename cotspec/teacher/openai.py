@@ -220,19 +220,18 @@ class Client:
     def _body(self, prompt: str, *, n: int, seed: int) -> dict[str, object]:
         """Return the JSON body of one request."""
         options = self.options
-        body = {
+        asked = {"prompt": prompt, "logprobs": options.top_k}
+        if self.config.api == "chat":
+            asked = {"messages": [{"role": "user", "content": prompt}]}
+            asked |= {"logprobs": True, "top_logprobs": options.top_k}
+        return {
             "model": self.config.model,
             "n": n,
             "temperature": options.temperature,
             "max_tokens": options.max_new_tokens,
             "seed": seed % 2**31,
             "stop": list(STOP_STRINGS),
-        }
-        if self.config.api == "chat":
-            message = {"role": "user", "content": prompt}
-            asked = {"logprobs": True, "top_logprobs": options.top_k}
-            return body | {"messages": [message]} | asked
-        return body | {"prompt": prompt, "logprobs": options.top_k}
+        } | asked
 
     async def post(
         self, body: dict, *, retried: tuple = (*_TRANSIENT, InvalidReply)

@@ -58,10 +58,11 @@ class SampleStore:
         end = 0
         with self.path.open("rb") as lines:
             for line in lines:
-                key = _key_of(line)
-                if key is None:  # torn; what follows, if anything, is not ours
+                found = _KEY.match(line)
+                # Torn, or zeros where the power failed; what follows is not ours.
+                if not found or not line.endswith(b"}\n") or b"\0" in line:
                     break
-                self.offsets.setdefault(key, end)
+                self.offsets.setdefault(json.loads(found[1]), end)
                 end += len(line)
         os.truncate(self.path, end)
         return self
@@ -91,14 +92,6 @@ class SampleStore:
         for key, line in lines.items():
             self.offsets[key] = offset
             offset += len(line)
-
-
-def _key_of(line: bytes) -> str | None:
-    """Return the key of a whole line; where the power failed, zeros may stand in it."""
-    found = _KEY.match(line)
-    if not found or not line.endswith(b"}\n") or b"\0" in line:
-        return None
-    return json.loads(found[1])
 
 
 def encode_line(key: str, completion: Completion) -> bytes:
