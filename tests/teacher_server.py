@@ -8,26 +8,20 @@ seed and choice index alone; a fault is drawn at random per request.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
+import os
 import random
 import sys
 import threading
+import time
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 LIFETIME = 600  # seconds
-FAULTS = (
-    "429",
-    "500",
-    "hang",
-    "drop",
-    "torn",
-    "no_logprobs",
-    "duplicate",
-    "short",
-    "other_index",
-)  # none of them changes a sample, as "nan" does, which costs a slot
+# None of them changes a sample, as "nan" does, which costs a slot.
+FAULTS = ("429", "500", "hang", "drop", "torn", "no_logprobs", "duplicate", "short")
+FAULTS += ("other_index",)
 WORDS = " If we add 3 and 4 cats is = + 7 then so many legs".split(" ")[1:]
 
 
@@ -107,134 +101,111 @@ def choices_for(body: dict, fault: str) -> list[dict]:
     return choices
 
 
-class FaultServer:
+class FaultServer(ThreadingHTTPServer):
     """Serves until closed; `log` counts requests and faults, `bodies` keeps some."""
 
-    def __init__(
-        self, fault_rate: float = 0.0, faults=FAULTS, always: str = "", tls=None
-    ):
+    daemon_threads, request_queue_size = True, 512
+
+    def __init__(self, fault_rate: float = 0.0, faults=FAULTS, always: str = ""):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
         self.fault_rate, self.faults, self.always = fault_rate, faults, always
-        self.tls = tls  # an SSLContext
         self.more: dict = {}  # beside the choices of every reply
         self.said, self.retry_after = "no", "0.2"  # by a 429
         self.log: Counter = Counter()
-        self.headers: list[dict] = []
-        self.bodies: list[dict] = []
-        self.rng = random.Random(0)
+        self.headers, self.bodies = [], []
+        self.rng, self.lock = random.Random(0), threading.Lock()
         self.in_flight = self.most_in_flight = 0
 
-    async def handle(self, reader, writer) -> None:
-        try:
-            while await self._one(reader, writer):
-                pass
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
+    def begin(self, headers, body: dict) -> str:
+        """Count a request; return its fault, if any."""
+        with self.lock:
+            self.in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+            self.log["requests"] += 1
+            if len(self.bodies) < 100:
+                self.headers.append(headers)
+                self.bodies.append(body)
+            fault = self.always
+            # The probe is short: faults are for the run.
+            is_probe = body["max_tokens"] <= 8
+            if not fault and not is_probe and self.rng.random() < self.fault_rate:
+                fault = self.rng.choice(self.faults)
+            self.log[fault] += bool(fault)
+            return fault
 
-    async def _one(self, reader, writer) -> bool:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-        lines = head.split("\r\n")
-        headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
-        body = json.loads(await reader.readexactly(int(headers["content-length"])))
-        self.in_flight += 1
-        self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        try:
-            return await self._answer(writer, headers, body)
-        finally:
-            self.in_flight -= 1
+    def handle_error(self, *_) -> None:
+        """A client that goes away is none."""
 
-    async def _answer(self, writer, headers: dict, body: dict) -> bool:
-        self.log["requests"] += 1
-        if len(self.bodies) < 100:
-            self.headers.append(headers)
-            self.bodies.append(body)
-        fault = self.always
-        # The probe is short: faults are for the run.
-        if not fault and body["max_tokens"] > 8 and self.rng.random() < self.fault_rate:
-            fault = self.rng.choice(self.faults)
-        self.log[fault] += bool(fault)
-        if fault == "drop":
-            return False
-        if fault == "hang":
-            await asyncio.sleep(1.5)
-            return False
-        if fault == "slow":
-            await asyncio.sleep(0.02)
-        status, extra, content = self._reply(fault, headers, body)
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection of a client."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_) -> None:
+        """Say nothing."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        fault = self.server.begin(self.headers, body)
+        try:
+            self.answer(fault, body)
+        finally:
+            with self.server.lock:
+                self.server.in_flight -= 1
+
+    def answer(self, fault: str, body: dict) -> None:
+        if fault in ("hang", "slow"):
+            time.sleep({"hang": 1.5, "slow": 0.02}[fault])
+        if fault == "drip":  # a header without end, bit by bit
+            self.wfile.write(b"HTTP/1.1 200 X\r\nX-Wait: ")
+            for _ in range(60):
+                self.wfile.write(b".")
+                time.sleep(0.05)
+        if fault in ("hang", "drop", "drip"):
+            self.close_connection = True
+            return
+        if fault.isdigit():
+            said = f"{self.server.said}, {self.headers.get('Authorization', '')}"
+            content = {"error": said}
+        else:
+            choices = choices_for(body, fault)
+            if self.server.always == "ignores_n":
+                choices = choices[:1]
+            content = {"choices": choices} | self.server.more
+        content = json.dumps(content).encode()
         if fault == "torn":
             content = content[: len(content) // 2]
-        writer.write(
-            f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\n{extra}"
-            f"Content-Length: {len(content)}\r\n\r\n".encode()
-            + content
-        )
-        await writer.drain()
-        return True
-
-    def _reply(self, fault: str, headers: dict, body: dict) -> tuple[str, str, bytes]:
-        if fault.isdigit():
-            error = {"error": f"{self.said}, " + headers.get("authorization", "")}
-            extra = f"Retry-After: {self.retry_after}\r\n" if fault == "429" else ""
-            return fault, extra, json.dumps(error).encode()
-        choices = choices_for(body, fault)
-        if self.always == "ignores_n":
-            choices = choices[:1]
-        return "200", "", json.dumps({"choices": choices} | self.more).encode()
-
-
-async def serve(server: FaultServer, announce) -> None:
-    """Announce the port, then serve for at most `LIFETIME` seconds."""
-    listener = await asyncio.start_server(
-        server.handle, "127.0.0.1", 0, limit=2**22, backlog=512, ssl=server.tls
-    )
-    announce(listener.sockets[0].getsockname()[1])
-    async with listener:
-        await asyncio.wait_for(asyncio.Event().wait(), LIFETIME)
+        self.send_response(int(fault) if fault.isdigit() else 200)
+        if fault == "429":
+            self.send_header("Retry-After", self.server.retry_after)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
 
 
 @contextmanager
 def running(*args, **kwargs):
-    """A server in a thread: yields it with its `url`."""
-    server, ready = FaultServer(*args, **kwargs), threading.Event()
-    closing: list = []
-
-    def announce(port: int) -> None:
-        server.port, server.url = port, f"http://127.0.0.1:{port}/v1"
-        closing.append((asyncio.get_running_loop(), asyncio.current_task()))
-        ready.set()
-
-    def work() -> None:
-        with suppress(asyncio.CancelledError):
-            asyncio.run(serve(server, announce))
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    assert ready.wait(10)
-    try:
-        yield server
-    finally:
-        [(loop, task)] = closing
-        loop.call_soon_threadsafe(task.cancel)
-        thread.join(10)
+    """Serve in a thread."""
+    with FaultServer(*args, **kwargs) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fault-rate", type=float, default=0.0)
-    server = FaultServer(parser.parse_args().fault_rate)
-
-    async def run() -> None:
-        closed = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-        serving = asyncio.ensure_future(
-            serve(server, lambda port: print(port, flush=True))
-        )
-        await asyncio.wait({closed, serving}, return_when=asyncio.FIRST_COMPLETED)
-        serving.cancel()
-        await asyncio.wait({serving})
+    lifetime = threading.Timer(LIFETIME, os._exit, [1])
+    lifetime.daemon = True
+    lifetime.start()
+    with running(parser.parse_args().fault_rate) as server:
+        print(server.server_port, flush=True)
+        sys.stdin.read()
         print(json.dumps(server.log), flush=True)
-
-    asyncio.run(run())
 
 
 if __name__ == "__main__":

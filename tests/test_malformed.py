@@ -16,7 +16,7 @@ from test_teacher_recorded import as_json_line, rows
 from test_training import tiny_student
 
 from cotspec import artifacts, profiles, stages, training
-from cotspec.teacher import ServerError, openai
+from cotspec.teacher import openai
 from cotspec.teacher.release import as_completion, read_traces
 
 NONSENSE = (None, "", "x", -1, 1e400, math.nan, True, [], {}, [[]], 10**400, "\u2028")
@@ -52,7 +52,7 @@ def outcome(function, *arguments, **options):
     """Return "read", or the sentence of a refusal."""
     try:
         function(*arguments, **options)
-    except (ValueError, ServerError, openai.Busy) as error:
+    except (ValueError, openai.ServerError, openai.Busy) as error:
         said = str(error)
         assert said.strip() and "Traceback" not in said, repr(error)
         # What a library says for itself names no field and no file.

@@ -42,7 +42,6 @@ LAYERS = {
     "cotspec.sizing": 4,
     "cotspec.run": 5,
     "cotspec.commands": 5,
-    "cotspec.teacher.__main__": 5,
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))

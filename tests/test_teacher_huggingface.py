@@ -6,17 +6,14 @@ import logging
 
 import pytest
 import torch
-from datasets import Dataset
+from test_teacher_store import problems
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoModelForCausalLM,
     Gemma2Config,
-    Gemma2ForCausalLM,
     GPT2Config,
-    GPT2LMHeadModel,
     LlamaConfig,
-    LlamaForCausalLM,
     MistralConfig,
-    MistralForCausalLM,
     PreTrainedTokenizerFast,
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -26,7 +23,8 @@ from cotspec import decoding, teacher
 from cotspec.models import Teacher
 from cotspec.profiles import TeacherConfig
 from cotspec.prompts import Demonstration
-from cotspec.teacher import huggingface
+from cotspec.teacher import huggingface, studies
+from cotspec.teacher.huggingface import HuggingFaceBackend
 
 VOCABULARY = 102  # 97 ASCII characters and 5 merges
 DEMONSTRATIONS = (
@@ -49,50 +47,46 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>")
 
 
-LLAMA = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "initializer_range": 0.3,
+LLAMA = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48}
+LLAMA |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+LLAMA |= {"head_dim": 8, "initializer_range": 0.3}
+WINDOW = LLAMA | {"sliding_window": 20}
+CONFIGS = {
+    "llama": LlamaConfig(**LLAMA),
+    "gpt2": GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4),
+    "mistral": MistralConfig(**WINDOW),  # the window is in all layers
+    "gemma2": Gemma2Config(**WINDOW, attn_logit_softcapping=0.5),  # in every other one
 }
 
 
 def tiny_teacher(kind: str = "llama") -> Teacher:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        if kind == "llama":
-            model = LlamaForCausalLM(LlamaConfig(**LLAMA))
-        elif kind == "mistral":
-            model = MistralForCausalLM(MistralConfig(**LLAMA, sliding_window=20))
-        elif kind == "gemma2":
-            config = Gemma2Config(
-                **LLAMA, sliding_window=20, attn_logit_softcapping=0.5
-            )
-            model = Gemma2ForCausalLM(config)
-        else:
-            config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4)
-            model = GPT2LMHeadModel(config)
+        model = AutoModelForCausalLM.from_config(CONFIGS[kind])
     model.generation_config.eos_token_id = None
     return Teacher(f"tiny-{kind}", model.eval(), tiny_tokenizer())
 
 
-def problems(questions=QUESTIONS) -> Dataset:
-    return Dataset.from_list(
-        [
-            {"problem_id": f"p/{i}", "task": "gsm8k", "question": q, "answer": "1"}
-            for i, q in enumerate(questions)
-        ]
-    )
+PROBLEMS = problems(QUESTIONS)
+REQUESTS = teacher.build_requests(PROBLEMS, DEMONSTRATIONS)
+
+
+def assert_as_computed(source: Teacher, prompt: str, row: dict) -> None:
+    """Compare with one whole forward pass."""
+    expected = plain_logprobs(source, prompt, row["token_ids"])
+    chosen = expected[range(len(expected)), row["token_ids"]]
+    within = {"atol": 1e-3, "rtol": 2**-11}  # half a unit of float16
+    for name, value in (
+        ("token_logprobs", chosen),
+        ("topk_logprobs", expected.topk(5).values),
+    ):
+        torch.testing.assert_close(torch.tensor(row[name]), value, **within)
 
 
 def draw(backend, **changes):
     options = {"num_samples": 3, "temperature": 1.0, "seed": 5} | changes
     options = {"demonstrations": DEMONSTRATIONS} | options
-    return teacher.sample(problems(), backend, **options)
+    return teacher.sample(PROBLEMS, backend, **options)
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +95,13 @@ def llama():
 
 
 @pytest.fixture(scope="module")
-def traces(llama):
-    return draw(huggingface.HuggingFaceBackend(llama, 5, max_new_tokens=20))
+def backend(llama):
+    return HuggingFaceBackend(llama, 5, max_new_tokens=20)
+
+
+@pytest.fixture(scope="module")
+def traces(backend):
+    return draw(backend)
 
 
 def plain_logprobs(source: Teacher, prompt: str, token_ids: list[int]):
@@ -113,37 +112,19 @@ def plain_logprobs(source: Teacher, prompt: str, token_ids: list[int]):
     return logits[len(prompt_ids) - 1 : -1].float().log_softmax(-1)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral", "gemma2"])
+@pytest.mark.parametrize("kind", CONFIGS)
 def test_recorded_logprobs_are_those_of_a_plain_forward_pass(kind):
     source = tiny_teacher(kind)
-    traces = draw(huggingface.HuggingFaceBackend(source, 5, max_new_tokens=20))
-    requests = teacher.build_requests(problems(), DEMONSTRATIONS)
+    traces = draw(HuggingFaceBackend(source, 5, max_new_tokens=20))
     assert len(traces) == 12
     for index, row in enumerate(traces):
-        prompt = requests[index // 3].prompt
-        expected = plain_logprobs(source, prompt, row["token_ids"])
-        chosen = expected[range(len(expected)), row["token_ids"]]
-        within = {"atol": 1e-3, "rtol": 2**-11}  # half a unit of float16
-        torch.testing.assert_close(
-            torch.tensor(row["token_logprobs"]), chosen, **within
-        )
-        top = expected.topk(5)
-        torch.testing.assert_close(
-            torch.tensor(row["topk_logprobs"]), top.values, **within
-        )
+        assert_as_computed(source, REQUESTS[index // 3].prompt, row)
 
 
-def test_the_shared_prefix_is_used_where_it_is_exact_and_only_there():
-    supported = {
-        kind: decoding.shares_prefixes(tiny_teacher(kind).model)
-        for kind in ("llama", "gpt2", "mistral", "gemma2")
-    }
-    assert supported == {
-        "llama": True,
-        "gpt2": True,
-        "mistral": False,  # a sliding window in all layers
-        "gemma2": False,  # in every other layer
-    }
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_the_shared_prefix_is_used_where_it_is_exact_and_only_there(kind):
+    is_exact = kind in ("llama", "gpt2")
+    assert decoding.shares_prefixes(tiny_teacher(kind).model) is is_exact
 
 
 def test_the_shared_prefix_is_refused_where_the_logits_differ(llama, monkeypatch):
@@ -175,32 +156,28 @@ def test_rows_are_in_the_order_of_problems_and_samples(traces):
 
 
 def test_a_sample_does_not_depend_on_the_batch_it_is_drawn_in(llama, traces):
-    alone = draw(huggingface.HuggingFaceBackend(llama, 1, max_new_tokens=20))
+    alone = draw(HuggingFaceBackend(llama, 1, max_new_tokens=20))
     assert list(alone["token_ids"]) == list(traces["token_ids"])
 
 
-def test_more_samples_extend_fewer(llama, traces):
-    backend = huggingface.HuggingFaceBackend(llama, 5, max_new_tokens=20)
+def test_more_samples_extend_fewer(backend, traces):
     two = draw(backend, num_samples=2)
     first_two = traces.filter(lambda row: row["sample_id"] < 2)
     assert list(two["token_ids"]) == list(first_two["token_ids"])
 
 
-def test_another_seed_draws_other_samples(llama, traces):
-    backend = huggingface.HuggingFaceBackend(llama, 5, max_new_tokens=20)
+def test_another_seed_draws_other_samples(backend, traces):
     assert list(draw(backend, seed=6)["completion"]) != list(traces["completion"])
 
 
-def test_temperature_zero_is_greedy(llama):
-    backend = huggingface.HuggingFaceBackend(llama, 5, max_new_tokens=8)
+def test_temperature_zero_is_greedy(backend):
     for row in draw(backend, temperature=0.0):
         assert [ids[0] for ids in row["topk_ids"]] == row["token_ids"]
 
 
 def test_a_resumed_run_redoes_whole_batches_and_equals_an_unbroken_one(
-    llama, traces, tmp_path
+    backend, traces, tmp_path
 ):
-    backend = huggingface.HuggingFaceBackend(llama, 5, max_new_tokens=20)
     draw(backend, store=tmp_path)
     (tmp_path / "traces.identity").unlink()
     samples = tmp_path / "samples.jsonl"
@@ -209,74 +186,64 @@ def test_a_resumed_run_redoes_whole_batches_and_equals_an_unbroken_one(
     assert resumed.to_dict() == traces.to_dict()
 
 
-def test_a_finished_run_asks_the_model_for_nothing(llama, traces, tmp_path):
-    backend = huggingface.HuggingFaceBackend(llama, 5, max_new_tokens=20)
-    draw(backend, store=tmp_path)
-    broken = dataclasses.replace(llama, model=None)
-    again = draw(
-        huggingface.HuggingFaceBackend(broken, 5, max_new_tokens=20), store=tmp_path
-    )
-    assert again.to_dict() == traces.to_dict()
-
-
-def test_the_table_of_a_finished_run_is_used_again(
-    llama, traces, tmp_path, monkeypatch
+def test_a_finished_run_asks_neither_the_model_nor_the_samples(
+    backend, traces, tmp_path, monkeypatch
 ):
-    backend = huggingface.HuggingFaceBackend(llama, 5, max_new_tokens=20)
     draw(backend, store=tmp_path)
     states = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    broken = dataclasses.replace(backend.teacher, model=None)
+    broken = dataclasses.replace(backend, teacher=broken)
     with monkeypatch.context() as patched:
         patched.setattr(teacher, "SampleStore", None)  # no sample is looked at
-        again = draw(backend, store=tmp_path)
+        again = draw(broken, store=tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == states
     assert again.to_dict() == traces.to_dict()
     (tmp_path / "traces.arrow").unlink()
-    rebuilt = draw(backend, store=tmp_path)
+    rebuilt = draw(broken, store=tmp_path)
     assert rebuilt.data.table.equals(again.data.table)
 
 
 def test_a_changed_answer_reaches_the_traces_of_samples_drawn_before(llama, tmp_path):
-    backend = huggingface.HuggingFaceBackend(llama, 5, max_new_tokens=4)
+    backend = HuggingFaceBackend(llama, 5, max_new_tokens=4)
     options = {"num_samples": 1, "temperature": 1.0, "seed": 5, "store": tmp_path}
-    teacher.sample(problems(), backend, **options)
-    corrected = problems().map(lambda row: {"answer": "corrected"})
+    teacher.sample(PROBLEMS, backend, **options)
+    corrected = PROBLEMS.map(lambda row: {"answer": "corrected"})
     traces = teacher.sample(corrected, backend, **options)
     assert set(traces["answer"]) == {"corrected"}
 
 
 def test_a_question_among_the_demonstrations_does_not_shorten_the_prefix():
-    requests = teacher.build_requests(problems(), DEMONSTRATIONS)
-    assert huggingface.group_by_context(requests) == [[0, 2, 3], [1]]
+    assert huggingface.group_by_context(REQUESTS) == [[0, 2, 3], [1]]
 
 
 def test_a_model_without_shared_prefix_says_so(caplog):
     with caplog.at_level(logging.WARNING):
-        draw(huggingface.HuggingFaceBackend(tiny_teacher("mistral"), 4, 4))
+        draw(HuggingFaceBackend(tiny_teacher("mistral"), 4, 4))
     assert "tiny-mistral: demonstrations are computed per question" in caplog.text
 
 
-def test_common_prefix_leaves_one_token_of_every_prompt():
-    assert huggingface.common_prefix_length([[1, 2, 3], [1, 2, 4, 5]]) == 2
-    assert huggingface.common_prefix_length([[1, 2], [1, 2, 4]]) == 1
-    assert huggingface.common_prefix_length([[7, 8, 9]]) == 2
-    assert huggingface.common_prefix_length([[1], [2]]) == 0
+@pytest.mark.parametrize(
+    ("token_ids", "length"),
+    [
+        ([[1, 2, 3], [1, 2, 4, 5]], 2),
+        ([[1, 2], [1, 2, 4]], 1),
+        ([[7, 8, 9]], 2),
+        ([[1], [2]], 0),
+    ],
+)
+def test_common_prefix_leaves_one_token_of_every_prompt(token_ids, length):
+    assert huggingface.common_prefix_length(token_ids) == length
 
 
 def test_prompts_without_a_common_token_are_sampled_too(llama):
-    backend = huggingface.HuggingFaceBackend(llama, 4, max_new_tokens=4)
-    asked = [
-        teacher.Request("a", "x", "x: "),
-        teacher.Request("b", "y", "y is longer: "),
-    ]
+    backend = HuggingFaceBackend(llama, 4, max_new_tokens=4)
+    texts = {"x": "x: ", "y": "y is longer: "}
+    asked = [teacher.Request(q, q, prompt) for q, prompt in texts.items()]
     options = teacher.SamplingOptions(1, 1.0, 0, 4, 5)
     done = [s for b in backend.complete(asked, options, {0: {0}, 1: {0}}) for s in b]
     assert sorted((i, s) for i, s, _ in done) == [(0, 0), (1, 0)]
     for index, _, completion in done:
-        expected = plain_logprobs(llama, asked[index].prompt, completion.token_ids)
-        chosen = expected[range(len(expected)), completion.token_ids]
-        assert torch.allclose(
-            torch.tensor(completion.token_logprobs), chosen, atol=1e-3
-        )
+        assert_as_computed(llama, asked[index].prompt, vars(completion))
 
 
 def test_choose_inverts_the_cumulative_distribution():
@@ -288,8 +255,8 @@ def test_choose_inverts_the_cumulative_distribution():
     assert decoding.choose(logprobs, 0.5, uniforms).tolist() == [0, 1, 1, 2]
 
 
-def test_problem_ids_must_be_unique(llama):
-    twice = Dataset.from_list([problems()[0]] * 2)
+def test_problem_ids_must_be_unique():
+    twice = PROBLEMS.select([0, 0])
     with pytest.raises(ValueError, match="problem_id: 'p/0' occurs more than once"):
         teacher.build_requests(twice)
 
@@ -307,7 +274,7 @@ def test_options_out_of_range_are_named(name, value):
 def test_a_question_beyond_the_window_is_named_before_anything_is_sampled(llama):
     window = llama.model.config.max_position_embeddings
     table = problems((*QUESTIONS, "Why? " * window))
-    backend = huggingface.HuggingFaceBackend(llama)
+    backend = HuggingFaceBackend(llama)
     with pytest.raises(ValueError, match=rf"'p/4'.*{window} that"):
         teacher.sample(table, backend, num_samples=1, temperature=1.0, seed=0)
 
@@ -333,12 +300,63 @@ def test_bfloat16_samples_have_logprobs_near_those_of_a_forward_pass(llama):
     """Its eight bits of mantissa, not the sharing of prompts, set the distance."""
     model = copy.deepcopy(llama.model).bfloat16()
     source = dataclasses.replace(llama, model=model)
-    traces = draw(huggingface.HuggingFaceBackend(source, 5, max_new_tokens=12))
-    requests = teacher.build_requests(problems(), DEMONSTRATIONS)
+    traces = draw(HuggingFaceBackend(source, 5, max_new_tokens=12))
     distances = []
     for index, row in enumerate(traces):
-        expected = plain_logprobs(source, requests[index // 3].prompt, row["token_ids"])
+        expected = plain_logprobs(source, REQUESTS[index // 3].prompt, row["token_ids"])
         chosen = expected[range(len(expected)), row["token_ids"]]
         distances += (torch.tensor(row["token_logprobs"]) - chosen).abs().tolist()
     assert len(distances) > 50
     assert sum(distances) / len(distances) < 0.05
+
+
+# --- the study of temperatures --------------------------------------------------------
+
+CONFIG = TeacherConfig(
+    backend="huggingface",
+    study_temperatures=(0.0, 1.0),
+    study_questions=2,
+    study_samples=3,
+)
+
+
+def test_a_study_spreads_its_questions_and_samples_at_each_temperature(llama, tmp_path):
+    backend = HuggingFaceBackend(llama, 6, max_new_tokens=12)
+    options = {"seed": 0, "store": tmp_path}
+    study = teacher.sample_study(PROBLEMS, backend, CONFIG, **options)
+    assert study["temperature"] == [0.0] * 6 + [1.0] * 6
+    assert study["problem_id"] == (["p/0"] * 3 + ["p/2"] * 3) * 2
+    table = studies.compare_temperatures(study)
+    different = table[table["measure"] == "different texts"].set_index("temperature")
+    assert different["value"].tolist() == [pytest.approx(1 / 3), 1.0]
+    # A second call samples nothing.
+    broken = dataclasses.replace(
+        backend, teacher=dataclasses.replace(llama, model=None)
+    )
+    again = teacher.sample_study(PROBLEMS, broken, CONFIG, **options)
+    assert again.to_dict() == study.to_dict()
+
+
+class Recorded:
+    """A backend without a solution; `asked` are the temperatures it was asked for."""
+
+    model, max_new_tokens, top_k = "recorded", 12, 5
+
+    def __init__(self):
+        self.asked = []
+
+    def complete(self, requests, options, missing):
+        self.asked.append(options.temperature)
+        yield []
+
+
+def test_recorded_solutions_have_the_temperature_they_were_drawn_at():
+    source, config = Recorded(), dataclasses.replace(CONFIG, backend="recorded")
+    teacher.sample_study(PROBLEMS, source, config, seed=0)
+    assert source.asked == [config.temperature]
+
+
+def test_no_temperature_is_an_error():
+    config = dataclasses.replace(CONFIG, study_temperatures=())
+    with pytest.raises(ValueError, match=r"teacher.study_temperatures: \(\)"):
+        teacher.sample_study(PROBLEMS, None, config, seed=0)

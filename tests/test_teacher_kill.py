@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,8 +14,10 @@ import pytest
 import torch
 from datasets import Dataset
 from test_teacher_huggingface import DEMONSTRATIONS, tiny_teacher
+from test_teacher_store import problems
 
 from cotspec import teacher
+from cotspec.profiles import TeacherConfig
 from cotspec.teacher.huggingface import HuggingFaceBackend
 from cotspec.teacher.openai import OpenAIBackend
 
@@ -56,24 +57,12 @@ def killed_after(seconds: float, work) -> bool:
     return os.WIFSIGNALED(status)
 
 
-def timed(work) -> tuple[object, float]:
-    """Return what `work` returns, and its seconds."""
-    started = time.monotonic()
-    return work(), time.monotonic() - started
-
-
-def moments(duration: float) -> Iterator[tuple[int, float]]:
-    """Yield the number and the moment, in seconds, of each kill."""
-    rng = random.Random(0)
-    yield from ((number, rng.uniform(0, duration)) for number in range(NUM_KILLS))
-
-
 def kill_and_resume(backend, num_problems: int, num_samples: int, folder: Path) -> None:
     """Kill one run per folder, resume it, compare keys and compacted bytes."""
 
     def sample_into(store: Path) -> Dataset:
         return teacher.sample(
-            problems(num_problems),
+            problems(f"{i} cats?" for i in range(num_problems)),
             backend,
             num_samples=num_samples,
             temperature=1.0,
@@ -82,21 +71,15 @@ def kill_and_resume(backend, num_problems: int, num_samples: int, folder: Path) 
             store=store,
         )
 
-    plain, duration = timed(lambda: sample_into(folder / "plain"))
-    expected, num_cut = plain.to_dict(), 0
-    for number, moment in moments(duration):
+    started, rng, num_cut = time.monotonic(), random.Random(0), 0
+    expected = sample_into(folder / "plain").to_dict()
+    duration = time.monotonic() - started
+    for number in range(NUM_KILLS):
+        moment = rng.uniform(0, duration)
         store = folder / f"killed{number}"
         num_cut += killed_after(moment, lambda store=store: sample_into(store))
         assert sample_into(store).to_dict() == expected
     assert num_cut >= NUM_KILLS // 2
-
-
-def problems(count: int) -> Dataset:
-    made = [
-        {"problem_id": f"p/{i:03d}", "task": "gsm8k", "question": f"{i} cats?"}
-        for i in range(count)
-    ]
-    return Dataset.from_list([problem | {"answer": "1"} for problem in made])
 
 
 def test_a_local_model(tmp_path):
@@ -117,7 +100,8 @@ def server_process(fault_rate: float):
 
 
 def test_a_server_with_faults(tmp_path):
-    options = {"samples_per_request": 1, "max_in_flight": 4}
+    options = {"samples_per_request": 1, "max_in_flight": 4, "model": "fake"}
     with server_process(0.1) as url:
-        backend = OpenAIBackend("fake", (url,), timeout=0.5, backoff=0.01, **options)
+        config = TeacherConfig(backend="openai", base_urls=(url,), **options)
+        backend = OpenAIBackend(config, timeout=0.5, backoff=0.01)
         kill_and_resume(backend, 20, 8, tmp_path)

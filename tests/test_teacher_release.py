@@ -9,19 +9,14 @@ from collections import Counter
 import numpy as np
 import psutil
 import pytest
-from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_teacher_store import problems
 
 from cotspec import teacher
 from cotspec.profiles import TeacherConfig
-from cotspec.teacher.__main__ import main
-from cotspec.teacher.release import (
-    import_release,
-    load_restricted,
-    read_solution,
-    read_traces,
-)
+from cotspec.teacher import release
+from cotspec.teacher.release import import_release, load_restricted, read_solution
 
 
 def step(token: str, probability: float, *others: tuple[str, float]) -> list:
@@ -60,49 +55,38 @@ def write_release(folder, questions, num_solutions=1) -> None:
         (folder / f"{name}.pkl").write_bytes(pickle.dumps(content))
 
 
+CODE = [Harmful(), {"a": [Harmful()]}, print, np.float64(1), {1, 2}.__class__]
+
+
 @pytest.mark.parametrize(
-    "content", [Harmful(), {"a": [Harmful()]}, print, np.float64(1), {1, 2}.__class__]
+    ("content", "message"),
+    [
+        *[(pickle.dumps(content), "not allowed") for content in CODE],
+        (b"\x80\x04}]K\x01s.", "unhashable"),  # TypeError
+        (b"\x80\xff.", ""),  # ValueError without the file's name
+        (b"I1x\n.", ""),  # ValueError: no number
+        (b"\x80\x04\x8d" + b"\xff" * 8 + b".", ""),  # OverflowError: a text too long
+        (b"h\x07.", ""),  # UnpicklingError: a memo that is not there
+        (b"", ""),  # EOFError
+        (pickle.dumps(["text"] * 9)[:-3], ""),  # torn
+        (b"]r\x00\x00\x00\x10.", "asks for 268,435,456 places in 7 bytes"),
+    ],
 )
-def test_nothing_but_plain_containers_is_unpickled(tmp_path, monkeypatch, content):
+def test_a_pickle_with_code_or_damage_is_named(tmp_path, monkeypatch, content, message):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "bad.pkl"
-    path.write_bytes(pickle.dumps(content))
-    with pytest.raises(ValueError, match=r"bad.pkl: .*not allowed. Allowed: lists"):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"bad.pkl: .*{message}.*\. Allowed: lists"):
         load_restricted(path)
     assert not (tmp_path / "harmed").exists()
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_plain_containers_are(tmp_path, protocol):
+def test_plain_containers_are_read(tmp_path, protocol):
     content = [("a", 0.5), [1, None, True], {"k": collections.OrderedDict(b=2)}]
     path = tmp_path / "good.pkl"
     path.write_bytes(pickle.dumps(content, protocol))
     assert load_restricted(path) == content
-
-
-def test_a_torn_pickle_is_named(tmp_path):
-    path = tmp_path / "torn.pkl"
-    path.write_bytes(pickle.dumps(["text"] * 9)[:-3])
-    with pytest.raises(ValueError, match=r"torn.pkl: "):
-        load_restricted(path)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"\x80\x04}]K\x01s.",  # TypeError: unhashable
-        b"\x80\xff.",  # ValueError without the file's name
-        b"I1x\n.",  # ValueError: no number
-        b"\x80\x04\x8d" + b"\xff" * 8 + b".",  # OverflowError: a text too long
-        b"h\x07.",  # UnpicklingError: a memo that is not there
-        b"",  # EOFError
-    ],
-)
-def test_a_damaged_pickle_is_named_whatever_it_raises(tmp_path, content):
-    path = tmp_path / "damaged.pkl"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"damaged.pkl: .+\. Allowed: lists"):
-        load_restricted(path)
 
 
 @pytest.fixture
@@ -177,72 +161,64 @@ def test_a_solution_with_an_impossible_probability_is_left_out(probability):
     assert read_solution([[("a", 0.5), ("a", probability)]], Counter()) is None
 
 
-def test_a_small_pickle_that_asks_for_a_large_memo_is_refused(tmp_path):
-    path = tmp_path / "codex_questions.pkl"
-    path.write_bytes(b"]r\x00\x00\x00\x10.")
-    with pytest.raises(ValueError, match="asks for 268,435,456 places in 7 bytes"):
-        load_restricted(path)
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("per_step_probs", [[[3]]] * 2, "question 0, solution 0 is no list of steps"),
+        ("answers", ["Answer: #### 1"], r"\[2, 1, 2, 2\] questions, answers"),
+        ("answers", None, "codex_answers.pkl: not there. Needed"),
+    ],
+)
+def test_files_that_do_not_fit_are_named_and_nothing_is_written(
+    tmp_path, file, content, message
+):
+    write_release(tmp_path, ["Question 0: a?\n", "Question 1: b?\n"])
+    path = tmp_path / f"codex_{file}.pkl"
+    path.write_bytes(pickle.dumps(content)) if content else path.unlink()
+    with pytest.raises(ValueError, match=message):
+        import_release(tmp_path, tmp_path / "traces.parquet")
+    assert len(list(tmp_path.iterdir())) == 4 - (content is None)
 
 
-def test_wrong_shapes_are_named(tmp_path):
-    write_release(tmp_path, ["Question 0: a?\n"])
-    (tmp_path / "codex_per_step_probs.pkl").write_bytes(pickle.dumps([[[3]]]))
-    traces, _ = import_release(tmp_path)
-    with pytest.raises(ValueError, match="question 0, solution 0 is no list of steps"):
-        list(traces)
-
-
-def test_a_question_listed_twice_shifts_nothing(tmp_path):
+def test_a_question_listed_twice_shifts_nothing_and_duplicates_are_counted(tmp_path):
     questions = ["Question 0: a?\n", "Question 1: b?\n", "Question 1: b?\n"]
-    write_release(tmp_path, [*questions, "Question 2: c?\n"])
-    traces, repairs = import_release(tmp_path)
-    rows = list(traces)
-    assert [(r["question"], r["answer"]) for r in rows] == [
-        ("a?", "0,000"),
-        ("b?", "1,000"),
-        ("c?", "2,000"),
+    write_release(tmp_path, [*questions, "Question 2: c?\n"], num_solutions=3)
+    target = tmp_path / "traces.parquet"
+    num_solutions, repairs = import_release(tmp_path, target)
+    rows = release.read_traces(target)
+    assert list(
+        zip(rows["question"], rows["answer"], rows["sample_id"], strict=True)
+    ) == [
+        (question, answer, sample_id)
+        for question, answer in (("a?", "0,000"), ("b?", "1,000"), ("c?", "2,000"))
+        for sample_id in range(3)
     ]
+    assert num_solutions == 9
     assert repairs["question listed twice"] == 1
+    assert repairs["duplicate solutions (kept)"] == 6
     assert repairs["text differs from codex_predictions"] == 0
 
 
-def test_duplicate_solutions_are_counted(tmp_path):
-    write_release(tmp_path, ["Question 0: a?\n"], num_solutions=3)
-    traces, repairs = import_release(tmp_path)
-    assert [row["sample_id"] for row in traces] == [0, 1, 2]
-    assert repairs["duplicate solutions (kept)"] == 2
-
-
-def test_lists_that_do_not_fit_together_are_refused(tmp_path):
-    write_release(tmp_path, ["Question 0: a?\n", "Question 1: b?\n"])
-    (tmp_path / "codex_answers.pkl").write_bytes(pickle.dumps(["Answer: #### 1"]))
-    with pytest.raises(ValueError, match=r"\[2, 1, 2, 2\] questions, answers"):
-        import_release(tmp_path)
-
-
-def test_the_command_writes_traces_and_says_what_it_repaired(tmp_path, capsys):
-    write_release(tmp_path, ["Question 0: a?\n", "Question 1: b?\n"], 2)
-    assert main(["import-release", str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
-    assert "4  leading ' step'" in printed
-    file = read_traces(tmp_path / "codex_traces.parquet")
-    assert file["completion"][2:] == ["2.", "2."] and len(file) == 4
-
-
-def test_the_command_names_a_missing_file(tmp_path, capsys):
-    assert main(["import-release", str(tmp_path)]) == 2
+def test_the_command_names_what_is_missing_or_says_what_it_repaired(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        release.main([str(tmp_path)])
     assert "codex_questions.pkl: not there" in capsys.readouterr().err
+    write_release(tmp_path, ["Question 0: a?\n", "Question 1: b?\n"], 2)
+    release.main([str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "4  leading ' step'" in printed and "4  solutions in" in printed
+    file = release.read_traces(tmp_path / "codex_traces.parquet")
+    assert file["completion"][2:] == ["2.", "2."] and len(file) == 4
 
 
 def test_the_release_is_a_backend(tmp_path):
     write_release(tmp_path, ["Question 0: a?\n", "Question 1: b?\n"])
     config = TeacherConfig(backend="release", path=str(tmp_path))
-    problem = {"problem_id": "gsm8k/train/0001", "task": "gsm8k", "question": "b?"}
-    problems = Dataset.from_list([problem | {"answer": "5"}])
-    backend = teacher.load_backend(config)
-    traces = teacher.sample(problems, backend, num_samples=1, temperature=0.5, seed=0)
-    assert traces[0]["completion"] == "2."
-    assert traces[0]["problem_id"] == "gsm8k/train/0001"
+    for _ in range(2):  # imported, then found
+        backend = teacher.load_backend(config)
+        options = {"num_samples": 1, "temperature": 0.5, "seed": 0}
+        [row] = teacher.sample(problems(["b?"]), backend, **options)
+        assert (row["completion"], row["problem_id"]) == ("2.", "p/0")
 
 
 def test_real_codex_solutions_join_to_their_text(data_dir):

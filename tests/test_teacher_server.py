@@ -16,20 +16,21 @@ from contextlib import contextmanager
 import httpx
 import numpy as np
 import pytest
-from datasets import Dataset
 from test_teacher_huggingface import DEMONSTRATIONS, tiny_teacher
+from test_teacher_store import problems
 
 from cotspec import models, teacher
-from cotspec.teacher.openai import OpenAIBackend
+from cotspec.profiles import TeacherConfig
+from cotspec.teacher.openai import OpenAIBackend, ServerError
 
 pytestmark = pytest.mark.server
 
-PROBLEMS = Dataset.from_list(
-    [
-        {"problem_id": f"p/{i}", "task": "gsm8k", "question": question, "answer": "5"}
-        for i, question in enumerate(("What is 4 + 1?", "What is 9 - 4?"))
-    ]
-)
+PROBLEMS = problems(["What is 4 + 1?", "What is 9 - 4?"])
+
+
+def backend(url: str, **options) -> OpenAIBackend:
+    config = TeacherConfig(backend="openai", base_urls=(url,), **options)
+    return OpenAIBackend(config, max_retries=1)
 
 
 def python_with(module: str, variable: str) -> str:
@@ -77,12 +78,10 @@ def llama_cpp():
 
 @pytest.mark.parametrize("api", ["completions", "chat"])
 def test_llama_cpp_gives_tokens_that_join_with_their_top_five(llama_cpp, api):
-    backend = OpenAIBackend(
-        "smollm2", (llama_cpp,), api=api, max_in_flight=2, max_new_tokens=24
-    )
+    limits = {"max_in_flight": 2, "max_new_tokens": 24}
     traces = teacher.sample(
         PROBLEMS,
-        backend,
+        backend(llama_cpp, model="smollm2", api=api, **limits),
         num_samples=2,
         temperature=0.5,
         seed=0,
@@ -97,13 +96,9 @@ def test_llama_cpp_gives_tokens_that_join_with_their_top_five(llama_cpp, api):
         assert max(lengths) == 5 and np.mean(lengths) > 4
         masses = [np.exp(top).sum() for top in row["topk_logprobs"]]
         assert 0.1 < min(masses) and max(masses) <= 1 + 1e-3
-        for piece, logprob, names, top in zip(
-            row["token_bytes"],
-            row["token_logprobs"],
-            row["topk_bytes"],
-            row["topk_logprobs"],
-            strict=True,
-        ):
+        steps = (row["token_bytes"], row["token_logprobs"])
+        tops = (row["topk_bytes"], row["topk_logprobs"])
+        for piece, logprob, names, top in zip(*steps, *tops, strict=True):
             if piece in names:
                 assert top[names.index(piece)] == pytest.approx(logprob, abs=1e-3)
 
@@ -118,6 +113,6 @@ def test_transformers_serve_is_refused_for_the_logprobs_it_drops(tmp_path):
     source.tokenizer.save_pretrained(tmp_path)
     command = [python, "-m", "transformers.cli.transformers", "serve"]
     with serving(command) as url:
-        backend = OpenAIBackend(str(tmp_path), (url,), api="chat", max_retries=1)
-        with pytest.raises(teacher.ServerError, match=r"returns no logprobs.content"):
-            teacher.sample(PROBLEMS, backend, num_samples=1, temperature=0.5, seed=0)
+        source = backend(url, model=str(tmp_path), api="chat")
+        with pytest.raises(ServerError, match="returns no logprobs"):
+            teacher.sample(PROBLEMS, source, num_samples=1, temperature=0.5, seed=0)

@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import pytest
+from datasets import Dataset
 
 from cotspec.teacher import store as stores
 from cotspec.teacher.store import SampleStore
@@ -38,32 +39,33 @@ def completion(text: str = "né 3.") -> Completion:
     )
 
 
-def test_a_sample_comes_back_as_it_went_in(tmp_path):
-    with SampleStore(tmp_path) as store:
-        store.append([("k1", completion()), ("k2", completion("2."))])
-    with SampleStore(tmp_path) as store:
-        assert dict(store) == {"k1": completion(), "k2": completion("2.")}
+def problems(questions) -> Dataset:
+    names = {"task": "gsm8k", "answer": "1"}
+    rows = [{"problem_id": f"p/{i}", "question": q} for i, q in enumerate(questions)]
+    return Dataset.from_list([row | names for row in rows])
 
 
-def test_a_key_is_stored_once(tmp_path):
+def test_a_sample_comes_back_as_it_went_in_and_is_stored_once(tmp_path):
     with SampleStore(tmp_path) as store:
-        store.append([("k", completion("1."))])
-        store.append([("k", completion("2.")), ("other", completion())])
+        store.update([("k1", completion()), ("k2", completion("2."))])
+        store.update([("k1", completion("1.")), ("k3", completion("3."))])
     with SampleStore(tmp_path) as store:
-        assert len(store) == 2 and store["k"] == completion("1.")
+        assert list(store.offsets) == ["k1", "k2", "k3"]
+        found = [store[key] for key in store.offsets]
+        assert found == [completion(), completion("2."), completion("3.")]
 
 
 def test_a_file_torn_at_any_byte_loses_its_last_sample_only(tmp_path):
     with SampleStore(tmp_path) as store:
-        store.append([("k1", completion("1.")), ("k2", completion("2."))])
+        store.update([("k1", completion("1.")), ("k2", completion("2."))])
     path = tmp_path / stores.SAMPLES
     whole = path.read_bytes()
     first = whole.index(b"\n") + 1
     for length in range(first, len(whole)):
         path.write_bytes(whole[:length])
         with SampleStore(tmp_path) as torn:
-            assert list(torn) == ["k1"]
-            torn.append([("k2", completion("2."))])
+            assert list(torn.offsets) == ["k1"]
+            torn.update([("k2", completion("2."))])
         assert path.read_bytes() == whole
 
 
@@ -71,19 +73,19 @@ def sample_into(folder, number):
     """Module-level, so that a process can import it."""
     with SampleStore(folder) as store:
         for i in range(20):
-            store.append([(f"{number} {i}", completion(f"{number} {i}."))])
+            store.update([(f"{number} {i}", completion(f"{number} {i}."))])
 
 
 def test_two_at_a_time_never_exchange_or_lose_a_sample(tmp_path):
     with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
         list(pool.map(sample_into, [tmp_path] * 4, range(4)))
     with SampleStore(tmp_path) as store:
-        assert len(store) == 80
-        assert all(store[key].text == f"{key}." for key in store)
+        assert len(store.offsets) == 80
+        assert all(store[key].text == f"{key}." for key in store.offsets)
 
 
 def rows_of(count):
-    problem = {"problem_id": "p", "task": "t", "question": "q", "answer": "1"}
+    [problem] = problems(["q"])
     return [as_row(problem, i, completion(f"né {i}.")) for i in range(count)]
 
 
@@ -114,41 +116,44 @@ def test_a_table_whose_writing_broke_off_is_not_taken_for_whole(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["plain", 'with "quotes" and \\', "né", "{}"])
-def test_keys_are_read_without_their_samples(key):
-    line = stores.encode_line(key, completion())
-    assert stores._key_of(line) == key
-    assert stores._key_of(line[:-1]) is None
-    assert stores._key_of(line.replace(b"stop", b"\0\0\0\0")) is None
+def test_a_line_with_zeros_in_it_ends_the_store(tmp_path, key):
+    with SampleStore(tmp_path) as store:
+        store.update([(key, completion()), ("other", completion())])
+    with SampleStore(tmp_path) as store:
+        assert list(store.offsets) == [key, "other"]
+    path = tmp_path / stores.SAMPLES
+    path.write_bytes(path.read_bytes().replace(b"stop", b"\0\0\0\0", 1))
+    with SampleStore(tmp_path) as store:
+        assert list(store.offsets) == []
 
 
-def key_of(request: Request, model: str = "m", options=OPTIONS, sample_id: int = 0):
-    return sample_keys(model, request, options, [sample_id])[0]
+REQUEST = Request("p/0", "né?", "Q: né?")
+KEYS = sample_keys("m", REQUEST, OPTIONS)
 
 
 def test_a_key_is_the_hash_of_all_that_names_a_sample():
     """Written out: another formula would lose the samples of stores that exist."""
     identity = ["m", "p/0", "Q: né?", 0.5, 9, 2, 0, 3]
     expected = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-    request = Request("p/0", "né?", "Q: né?")
-    assert sample_keys("m", request, OPTIONS, range(4))[3] == expected
+    assert KEYS[3] == expected and len(set(KEYS)) == len(KEYS) == 4
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"temperature": 0.6}, {"seed": 1}, {"max_new_tokens": 8}, {"top_k": 3}],
+    ("model", "request_", "options"),
+    [
+        ("n", {}, {}),
+        ("m", {"problem_id": "p/1"}, {}),
+        ("m", {"prompt": "Q:  né?"}, {}),
+        *[("m", {}, {name: 1}) for name in ("temperature", "seed", "top_k")],
+        ("m", {}, {"max_new_tokens": 8}),
+    ],
 )
-def test_the_key_changes_with_every_option(changes):
-    request = Request("p/0", "1?", "Q: 1?")
-    key = key_of(request)
-    other = dataclasses.replace(OPTIONS, **changes)
-    assert key_of(request, options=other) != key
-    assert key_of(request, "n") != key
-    assert key_of(request, sample_id=1) != key
-    assert key_of(Request("p/1", "1?", "Q: 1?")) != key
-    assert key_of(Request("p/0", "1?", "Q:  1?")) != key
+def test_the_key_changes_with_everything_else(model, request_, options):
+    request = dataclasses.replace(REQUEST, **request_)
+    keys = sample_keys(model, request, dataclasses.replace(OPTIONS, **options))
+    assert not set(keys) & set(KEYS)
 
 
 def test_the_key_does_not_change_with_the_number_of_samples():
-    request = Request("p/0", "1?", "Q: 1?")
     more = dataclasses.replace(OPTIONS, num_samples=40)
-    assert key_of(request, options=more) == key_of(request)
+    assert sample_keys("m", REQUEST, more)[:4] == KEYS

@@ -202,7 +202,7 @@ def temperature_study(study: pd.DataFrame, *, used: float) -> Chart:
     ----------
     study : DataFrame
         ``temperature, group`` ("accuracy" or "diversity"), ``measure, value, ci_low,
-        ci_high``; from `teacher.studies.summarize`.
+        ci_high``; from `teacher.studies.compare_temperatures`.
     used : float
         The temperature of the run, marked by a dotted line.
     """

@@ -14,30 +14,31 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, product
+from contextlib import nullcontext
 from pathlib import Path
 
-from datasets import Dataset
+import numpy as np
+from datasets import Dataset, concatenate_datasets
 from tqdm import tqdm
 
 from cotspec import prompts
-from cotspec.profiles import TeacherConfig
-from cotspec.teacher.store import MemoryStore, SampleStore, kept_traces, write_traces
+from cotspec.profiles import FilterConfig, TeacherConfig
+from cotspec.teacher.filtering import filter_traces
+from cotspec.teacher.store import SampleStore, kept_traces, write_traces
 from cotspec.teacher.traces import (
     FEATURES,
     PROBLEM_COLUMNS,
     Backend,
+    Completion,
     Request,
     SamplingOptions,
-    ServerError,
     as_dataset,
     as_row,
     sample_keys,
-    write_parquet,
 )
 
-OPENAI_URL = "https://api.openai.com/v1"  # where no base URL is configured
-RELEASE_FILE = "codex_traces.parquet"  # what the authors' folder is turned into
+# Backends whose temperature was chosen by others, or that have none.
+RECORDED = ("recorded", "release", "dataset")
 
 logger = logging.getLogger(__name__)
 
@@ -48,57 +49,19 @@ def load_backend(config: TeacherConfig) -> Backend:
     Raises
     ------
     ValueError
-        Unknown backend, or a model, file or server that is not there.
+        A model, file or server that is not there.
     """
     if config.backend == "huggingface":
         from cotspec.teacher import huggingface
 
         return huggingface.load(config)
-    limits = {"max_new_tokens": config.max_new_tokens, "top_k": config.top_k}
     if config.backend == "openai":
         from cotspec.teacher.openai import OpenAIBackend
 
-        return OpenAIBackend(
-            config.model,
-            config.base_urls or (OPENAI_URL,),
-            api=config.api,
-            max_in_flight=config.max_in_flight,
-            samples_per_request=config.samples_per_request,
-            max_total_tokens=config.max_total_tokens,
-            **limits,
-        )
-    if config.backend in ("recorded", "release"):
-        from cotspec.teacher.release import RecordedBackend
+        return OpenAIBackend(config)
+    from cotspec.teacher import release
 
-        return RecordedBackend(_traces_path(config), **limits)
-    if config.backend == "dataset":
-        from cotspec.teacher.release import WrittenBackend
-
-        return WrittenBackend(**limits)
-    raise ValueError(
-        f"teacher.backend: {config.backend!r}. "
-        "Allowed: huggingface, openai, recorded, release, dataset"
-    )
-
-
-def _traces_path(config: TeacherConfig) -> Path:
-    """Return the file with traces; the authors' release is imported once."""
-    if not config.path or not Path(config.path).exists():
-        raise ValueError(
-            f"teacher.path: {config.path!r} does not exist. Allowed: a file of traces "
-            "(backend recorded) or the authors' folder (backend release)"
-        )
-    path = Path(config.path)
-    if config.backend == "recorded":
-        return path
-    from cotspec.teacher.release import import_release
-
-    target = path / RELEASE_FILE
-    if not target.exists():
-        traces, repairs = import_release(path)
-        write_parquet(traces, target)
-        logger.info("%s: repaired %s", path, dict(repairs))
-    return target
+    return release.load(config)
 
 
 def sample(
@@ -138,15 +101,16 @@ def sample(
         num_samples, temperature, seed, backend.max_new_tokens, backend.top_k
     )
     requests = build_requests(problems, demonstrations)
-    sample_ids = range(num_samples)
-    names = (sample_keys(backend.model, r, options, sample_ids) for r in requests)
-    places = product(range(len(requests)), sample_ids)
-    keys = dict(zip(places, chain.from_iterable(names), strict=True))
+    keys = {
+        (i, sample_id): key
+        for i, request in enumerate(requests)
+        for sample_id, key in enumerate(sample_keys(backend.model, request, options))
+    }
     identity = _identity(problems, keys.values())
     if store and (kept := kept_traces(Path(store), identity=identity)) is not None:
         logger.info("all %d solutions are in %s", len(kept), store)
         return kept
-    with SampleStore(store) if store else MemoryStore() as samples:
+    with SampleStore(store) if store else nullcontext({}) as samples:
         _draw(backend, requests, options, keys, samples)
         there = {place: key for place, key in keys.items() if key in samples}
         rows = (as_row(problems[i], s, samples[key]) for (i, s), key in there.items())
@@ -168,7 +132,7 @@ def _draw(
     requests: Sequence[Request],
     options: SamplingOptions,
     keys: Mapping[tuple[int, int], str],
-    samples: SampleStore | MemoryStore,
+    samples: SampleStore | dict[str, Completion],
 ) -> None:
     """Let the backend fill what `samples` lacks; show its rate and the time left."""
     missing: dict[int, set[int]] = {i: set() for i in range(len(requests))}
@@ -176,21 +140,17 @@ def _draw(
         if key not in samples:
             missing[i].add(sample_id)
     wanted = sum(map(len, missing.values()))
-    started = time.monotonic()
+    started, num_kept = time.monotonic(), len(keys) - wanted
     with tqdm(
-        total=len(keys), initial=len(keys) - wanted, unit="solution", desc="sampling"
+        total=len(keys), initial=num_kept, unit="solution", desc="sampling"
     ) as bar:
-        batches = backend.complete(requests, options, missing)
-        for batch in batches if wanted else ():
-            samples.append((keys[i, sample_id], done) for i, sample_id, done in batch)
+        batches = backend.complete(requests, options, missing) if wanted else ()
+        for batch in batches:
+            samples.update((keys[i, sample_id], done) for i, sample_id, done in batch)
             bar.update(len(batch))
-    logger.info(
-        "sampled %d of %d solutions in %.1f s with %s",
-        wanted,
-        len(keys),
-        time.monotonic() - started,
-        backend.model,
-    )
+    seconds = time.monotonic() - started
+    done = f"sampled {wanted} of {len(keys)} solutions in {seconds:.1f} s"
+    logger.info("%s with %s", done, backend.model)
 
 
 def build_requests(
@@ -217,13 +177,47 @@ def build_requests(
     ]
 
 
-__all__ = [
-    "Backend",
-    "Request",
-    "SampleStore",
-    "SamplingOptions",
-    "ServerError",
-    "build_requests",
-    "load_backend",
-    "sample",
-]
+def sample_study(
+    problems: Dataset,
+    backend: Backend,
+    config: TeacherConfig,
+    *,
+    seed: int,
+    demonstrations: Sequence[prompts.Demonstration] = (),
+    store: Path | str | None = None,
+) -> Dataset:
+    """Sample `study_questions` questions, spread over all, at each temperature.
+
+    Recorded solutions have one temperature, ``teacher.temperature``.
+
+    Returns
+    -------
+    Dataset
+        Filtered traces (all rows, see `filter_traces`) with ``temperature``, for
+        `studies.compare_temperatures`.
+
+    Raises
+    ------
+    ValueError
+        If there is no temperature to study.
+    """
+    if not config.study_temperatures:
+        raise ValueError("teacher.study_temperatures: (). Allowed: at least one")
+    recorded = config.backend in RECORDED
+    temperatures = (config.temperature,) if recorded else config.study_temperatures
+    count = min(config.study_questions, len(problems))
+    chosen = problems.select(np.arange(count) * len(problems) // count)
+    parts = []
+    for temperature in temperatures:
+        traces = sample(
+            chosen,
+            backend,
+            num_samples=config.study_samples,
+            temperature=temperature,
+            seed=seed,
+            demonstrations=demonstrations,
+            store=store,
+        )
+        marked = filter_traces(traces, FilterConfig())
+        parts.append(marked.add_column("temperature", [temperature] * len(marked)))
+    return concatenate_datasets(parts)

@@ -11,21 +11,22 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
 import pandas as pd
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Value
 
 from cotspec import answers
 from cotspec.profiles import FilterConfig
 
 KEPT = ""
 # In the order in which they are tested: a solution is counted under its first reason.
-DROP_REASONS = (
-    "truncated",
-    "no_answer",
-    "wrong",
-    "unaligned",
-    "duplicate",
-    "over_cap",
-)
+# What is left after each is its name in the funnel.
+DROP_REASONS = {
+    "truncated": "complete",
+    "no_answer": "with an answer",
+    "wrong": "right",
+    "unaligned": "tokens intact",
+    "duplicate": "distinct",
+    "over_cap": "within the cap",
+}
 _WORD = re.compile(r"[a-z]+|\d+(?:[.,]\d+)*|[-+*/=%$]")
 
 
@@ -42,37 +43,35 @@ def filter_traces(traces: Dataset, config: FilterConfig) -> Dataset:
         All rows of `traces` in their order, with ``predicted_answer`` (str or None),
         ``is_correct`` and ``drop_reason``; see `kept`.
 
-    Raises
-    ------
-    ValueError
-        If an option of `config` is out of range.
-
     Notes
     -----
     PAPER: every right solution is kept. HERE: the same, less those that did not end;
     duplicates and a cap are options.
     """
-    if not 0 < config.duplicate_similarity <= 1:
-        raise ValueError(
-            f"filtering.duplicate_similarity: {config.duplicate_similarity!r}. "
-            "Allowed: above 0, up to 1"
-        )
+    columns = [c for c in traces.column_names if not c.startswith(("topk", "token_l"))]
     earlier: dict[str, list[frozenset]] = defaultdict(list)
     verdicts = []
-    columns = [c for c in traces.column_names if not c.startswith(("topk", "token_l"))]
     for row in traces.select_columns(columns):
-        verdict = _score(row)
-        if verdict["drop_reason"] == KEPT:
+        predicted, is_correct, no_answer = _answer(row)
+        if row["finish_reason"] == "length":
+            reason = "truncated"
+        elif no_answer:
+            reason = "no_answer"
+        elif not is_correct:
+            reason = "wrong"
+        elif b"".join(row["token_bytes"]) != row["completion"].encode():
+            reason = "unaligned"
+        else:
             solutions = earlier[row["problem_id"]]
-            verdict["drop_reason"] = _redundancy(row["completion"], solutions, config)
-        verdicts.append(verdict)
-    added = Features(
-        predicted_answer=Value("string"),
-        is_correct=Value("bool"),
-        drop_reason=Value("string"),
-    )
-    for name, feature in added.items():
-        values = [verdict[name] for verdict in verdicts]
+            reason = _redundancy(row["completion"], solutions, config)
+        verdicts.append((predicted, is_correct, reason))
+    added = {
+        "predicted_answer": Value("string"),
+        "is_correct": Value("bool"),
+        "drop_reason": Value("string"),
+    }
+    for place, (name, feature) in enumerate(added.items()):
+        values = [verdict[place] for verdict in verdicts]
         traces = traces.add_column(name, values, feature=feature)
     return traces
 
@@ -83,34 +82,12 @@ def kept(marked: Dataset) -> Dataset:
     return marked.select([i for i, reason in enumerate(reasons) if reason == KEPT])
 
 
-def _score(row: Mapping[str, object]) -> dict[str, object]:
-    """Judge one solution by itself."""
-    predicted, is_correct, no_answer = _answer(row)
-    if row["finish_reason"] == "length":
-        reason = "truncated"
-    elif no_answer:
-        reason = "no_answer"
-    elif not is_correct:
-        reason = "wrong"
-    elif b"".join(row["token_bytes"]) != row["completion"].encode():
-        reason = "unaligned"
-    else:
-        reason = KEPT
-    return {
-        "predicted_answer": predicted,
-        "is_correct": is_correct,
-        "drop_reason": reason,
-    }
-
-
 def _answer(row: Mapping[str, str]) -> tuple[str | None, bool, bool]:
     """Return predicted answer, whether it is right, and whether there is none."""
     completion, gold = row["completion"], row["answer"]
     if row["task"].startswith("bbh/"):
-        stem = row["task"].removeprefix("bbh/")
-        score = answers.score_bbh(
-            stem, completion, gold, prompt_mode="chain_of_thought"
-        )
+        mode, stem = "chain_of_thought", row["task"].removeprefix("bbh/")
+        score = answers.score_bbh(stem, completion, gold, prompt_mode=mode)
     else:
         score = answers.score_math(completion, gold)
     predicted = None if score.predicted is None else str(score.predicted)
@@ -169,32 +146,6 @@ def funnel(marked: Dataset) -> pd.DataFrame:
     table["stage"] = table["stage"].replace(KEPT, "kept")
     table["fraction"] = table["num_solutions"] / max(1, len(reasons))
     return table[["stage", "num_solutions", "fraction", "num_questions"]]
-
-
-def pass_rates(marked: Dataset) -> pd.DataFrame:
-    """Summarise every question.
-
-    Returns
-    -------
-    DataFrame
-        ``problem_id, num_samples, num_correct, pass_rate``, ``majority`` (the most
-        frequent answer, the earlier at a tie; missing without answers) and
-        ``majority_is_correct``.
-    """
-    columns = ["problem_id", "predicted_answer", "is_correct"]
-    groups: dict[str, list[tuple[str | None, bool]]] = defaultdict(list)
-    for row in zip(*(marked[name] for name in columns), strict=True):
-        groups[row[0]].append(row[1:])
-    rows = []
-    for problem_id, votes in groups.items():
-        num_correct = sum(is_correct for _, is_correct in votes)
-        counts = Counter(predicted for predicted, _ in votes if predicted is not None)
-        majority = counts.most_common(1)[0][0] if counts else None
-        wins = majority is not None and (majority, True) in votes
-        rate = num_correct / len(votes)
-        rows.append((problem_id, len(votes), num_correct, rate, majority, wins))
-    names = ["problem_id", "num_samples", "num_correct", "pass_rate", "majority"]
-    return pd.DataFrame(rows, columns=[*names, "majority_is_correct"])
 
 
 def contaminated(

@@ -13,27 +13,29 @@ them. Probabilities are rounded to four decimals there.
 
 from __future__ import annotations
 
-import collections
+import argparse
 import json
 import logging
 import math
 import pickle
 import pickletools
 import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from datasets import Dataset
+from tqdm import tqdm
 
 from cotspec import artifacts
 from cotspec.alignment.records import token_bytes
+from cotspec.profiles import TeacherConfig
 from cotspec.teacher.store import with_bytes
 from cotspec.teacher.traces import (
     FEATURES,
-    NO_ID,
+    STORED,
     WRITTEN,
     Completion,
     Request,
@@ -41,12 +43,13 @@ from cotspec.teacher.traces import (
     SamplingOptions,
     as_dataset,
     as_row,
+    as_tables,
 )
 
 logger = logging.getLogger(__name__)
 
+RELEASE_FILE = "codex_traces.parquet"  # what the authors' folder is turned into
 HALF_UNIT = 5e-5  # a sampled token rounded to probability 0 had less than this
-_ALLOWED = {("collections", "OrderedDict"): collections.OrderedDict}
 _NUMBERED = re.compile(r"\A(?:Question|Model output) \d+:\s*")
 
 Step = Sequence[tuple[str, float]]  # the sampled token, then the top five
@@ -54,9 +57,9 @@ Step = Sequence[tuple[str, float]]  # the sampled token, then the top five
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> type:
-        if (module, name) not in _ALLOWED:
+        if (module, name) != ("collections", "OrderedDict"):
             raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
-        return _ALLOWED[module, name]
+        return OrderedDict
 
 
 def load_restricted(path: Path | str) -> object:
@@ -67,9 +70,15 @@ def load_restricted(path: Path | str) -> object:
     ValueError
         If it holds anything else, or is damaged; nothing of it has run.
     """
+    size = Path(path).stat().st_size
     with Path(path).open("rb") as file:
         try:
-            _check_memo(file)
+            # Ten bytes could ask for a memo of 4 GiB; a large file for hardly more
+            # than it is itself.
+            for opcode, argument, _ in pickletools.genops(file) if size < 2**26 else ():
+                if opcode.name == "LONG_BINPUT" and argument > size:
+                    raise ValueError(f"asks for {argument:,} places in {size:,} bytes")
+            file.seek(0)
             return _Unpickler(file).load()
         except Exception as error:  # damaged bytes may raise any
             raise ValueError(
@@ -78,33 +87,37 @@ def load_restricted(path: Path | str) -> object:
             ) from None
 
 
-def _check_memo(file) -> None:
-    """Refuse a small pickle that asks for a large memo: ten bytes could take 4 GiB."""
-    size = file.seek(0, 2)
-    file.seek(0)
-    if size < 2**26:  # a larger one cannot ask for much more than it is
-        for opcode, argument, _ in pickletools.genops(file):
-            if opcode.name == "LONG_BINPUT" and argument > size:
-                raise ValueError(f"asks for {argument:,} places in {size:,} bytes")
-        file.seek(0)
-
-
-def import_release(folder: Path | str) -> tuple[Iterator[dict], Counter]:
-    """Read the release.
+def import_release(folder: Path | str, target: Path) -> tuple[int, Counter]:
+    """Write the release as a Parquet file of traces.
 
     Returns
     -------
-    traces : iterator of rows with the columns of `traces.FEATURES`
-    repairs : Counter of repaired faults, complete once `traces` is exhausted
+    num_solutions : int
+    repairs : Counter of repaired faults
 
     Raises
     ------
     ValueError
         A missing file, a pickle with code in it, or lists that do not fit together.
     """
-    folder, repairs = Path(folder), Counter()
-    questions = _without_repeats(_read(folder, "codex_questions"), repairs)
-    answers = [_final_answer(a) for a in _read(folder, "codex_answers")]
+    repairs, num_solutions = Counter(), 0
+    rows = tqdm(_rows(Path(folder), repairs), desc="importing", unit="solution")
+    with (
+        artifacts.replacing(target) as part,
+        pq.ParquetWriter(part, STORED, compression="zstd") as writer,
+    ):
+        for table in as_tables(rows):
+            writer.write_table(table)
+            num_solutions += len(table)
+    return num_solutions, repairs
+
+
+def _rows(folder: Path, repairs: Counter) -> Iterator[dict]:
+    """Yield rows with the columns of `traces.FEATURES`; count repaired faults."""
+    numbered = _read(folder, "codex_questions")
+    questions = list(dict.fromkeys(numbered))  # one came again under its number
+    repairs["question listed twice"] += len(numbered) - len(questions)
+    answers = _read(folder, "codex_answers")
     per_step = _read(folder, "codex_per_step_probs")
     predictions = _read(folder, "codex_predictions")
     lengths = [len(questions), len(answers), len(predictions), len(per_step)]
@@ -113,16 +126,12 @@ def import_release(folder: Path | str) -> tuple[Iterator[dict], Counter]:
             f"{folder}: {lengths} questions, answers, predictions and probabilities; "
             "they must be as many"
         )
-    return _rows(questions, answers, predictions, per_step, repairs), repairs
-
-
-def _rows(questions, answers, predictions, per_step, repairs) -> Iterator[dict]:
     for number, question in enumerate(questions):
         problem = {
             "problem_id": f"gsm8k/release/{number:04d}",
             "task": "gsm8k",
-            "question": question,
-            "answer": answers[number],
+            "question": _unnumbered(question),
+            "answer": answers[number].rpartition("####")[2].strip(),
         }
         texts, seen = predictions[number], set()
         for sample_id, steps in enumerate(per_step[number]):
@@ -155,18 +164,17 @@ def read_solution(steps: Sequence[Step], repairs: Counter) -> Completion | None:
     if not all(0 <= p <= 1 + 1e-3 for step in kept for _, p in step):  # NaN is not
         return None
     pieces = [token_bytes(step[0][0]) for step in kept]
-    tops = [_alternatives(step, repairs) for step in kept]
+    text = b"".join(pieces).decode(errors="replace")
+    if text.encode() != b"".join(pieces):
+        repairs["not UTF-8 (will count as unaligned)"] += 1
     # Where no newline follows, the limit of new tokens cut the solution off.
     has_ended = bool(steps) and not steps[-1][0][0].strip("\n")
-    return Completion(
-        text=_decoded(pieces, repairs),
-        token_ids=[NO_ID] * len(pieces),
-        token_bytes=pieces,
-        token_logprobs=[math.log(max(step[0][1], HALF_UNIT)) for step in kept],
-        topk_ids=[[NO_ID] * len(top) for top in tops],
-        topk_bytes=[[piece for piece, _ in top] for top in tops],
-        topk_logprobs=[[math.log(p) for _, p in top] for top in tops],
-        finish_reason="stop" if has_ended else "length",
+    return Completion.without_ids(
+        text,
+        pieces,
+        [math.log(max(step[0][1], HALF_UNIT)) for step in kept],
+        [_alternatives(step, repairs) for step in kept],
+        "stop" if has_ended else "length",
     )
 
 
@@ -185,7 +193,7 @@ def _trimmed(steps: Sequence[Step], repairs: Counter) -> list[Step]:
 
 
 def _alternatives(step: Step, repairs: Counter) -> list[tuple[bytes, float]]:
-    """Return the top five, the most probable first, each once and none at zero."""
+    """Return the top five in nats, the most probable first, each once, none at zero."""
     top: dict[bytes, float] = {}
     for token, probability in step[1:]:
         piece = token_bytes(token)
@@ -196,23 +204,8 @@ def _alternatives(step: Step, repairs: Counter) -> list[tuple[bytes, float]]:
         else:
             top[piece] = probability
     repairs["sampled token outside the top five"] += token_bytes(step[0][0]) not in top
-    return sorted(top.items(), key=lambda item: -item[1])
-
-
-def _decoded(pieces: Sequence[bytes], repairs: Counter) -> str:
-    joined = b"".join(pieces)
-    try:
-        return joined.decode()
-    except UnicodeDecodeError:
-        repairs["not UTF-8 (will count as unaligned)"] += 1
-        return joined.decode(errors="replace")
-
-
-def _without_repeats(numbered: Sequence[str], repairs: Counter) -> list[str]:
-    """Return the questions; one that comes again under its number is dropped."""
-    once = list(dict.fromkeys(numbered))
-    repairs["question listed twice"] += len(numbered) - len(once)
-    return [_unnumbered(question) for question in once]
+    best = sorted(top.items(), key=lambda item: -item[1])
+    return [(piece, math.log(probability)) for piece, probability in best]
 
 
 def _read(folder: Path, name: str) -> list:
@@ -228,34 +221,74 @@ def _unnumbered(text: str) -> str:
     return _NUMBERED.sub("", text).strip()
 
 
-def _final_answer(text: str) -> str:
-    """Return the number behind ``####``."""
-    return text.rpartition("####")[2].strip()
+def main(argv: list[str] | None = None) -> None:
+    """Turn the authors' pickles into traces, safely; print what was repaired."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cotspec.teacher.release", description=main.__doc__
+    )
+    parser.add_argument("folder", type=Path, help="the authors' released files")
+    parser.add_argument("--output", type=Path, help="default: in the folder")
+    given = parser.parse_args(argv)
+    target = given.output or given.folder / RELEASE_FILE
+    try:
+        num_solutions, repairs = import_release(given.folder, target)
+    except ValueError as error:
+        parser.error(str(error))
+    for fault, count in sorted(repairs.items()):
+        print(f"{count:>9,}  {fault}")
+    print(f"{num_solutions:>9,}  solutions in {target}")
 
 
-# --- recorded traces ------------------------------------------------------------------
+# --- backends -------------------------------------------------------------------------
 
 _LISTS = ("token_ids", "token_bytes", "token_logprobs")
 _TOPS = ("topk_ids", "topk_bytes", "topk_logprobs")
 
 
+def load(config: TeacherConfig) -> RecordedBackend:
+    """Return the backend of solutions that are there; a release is imported once.
+
+    Raises
+    ------
+    ValueError
+        ``teacher.path`` does not exist, or see `import_release`.
+    """
+    limits = (config.max_new_tokens, config.top_k)
+    if config.backend == "dataset":
+        return RecordedBackend(None, *limits)
+    if not config.path or not Path(config.path).exists():
+        raise ValueError(
+            f"teacher.path: {config.path!r} does not exist. Allowed: a file of traces "
+            "(backend recorded) or the authors' folder (backend release)"
+        )
+    path = Path(config.path)
+    if config.backend == "release":
+        path = path / RELEASE_FILE
+        if not path.exists():
+            _, repairs = import_release(config.path, path)
+            logger.info("%s: repaired %s", config.path, dict(repairs))
+    return RecordedBackend(path, *limits)
+
+
 @dataclass(frozen=True)
 class RecordedBackend:
-    """Recorded traces as a backend; what is not in the file is left out and counted."""
+    """Solutions that are there; what is not is left out and counted.
 
-    path: Path
+    Attributes
+    ----------
+    path : Path, or None for the solutions that the problems come with
+    """
+
+    path: Path | None
     max_new_tokens: int = 256
     top_k: int = 5
 
-    @cached_property
+    @property
     def model(self) -> str:
         """The file's name and contents."""
-        return f"recorded {self.path.name} {artifacts.checksum(self.path)[:16]}"
-
-    @cached_property
-    def traces(self) -> Dataset:
-        """The file's traces."""
-        return read_traces(self.path)
+        if self.path is None:
+            return WRITTEN
+        return f"recorded {self.path.name} {artifacts.identity(self.path)}"
 
     def complete(
         self,
@@ -263,16 +296,60 @@ class RecordedBackend:
         options: SamplingOptions,
         missing: Mapping[int, set[int]],
     ) -> Iterator[list[Sample]]:
-        """Yield what the file has of each request, see `Backend`."""
-        places = places_by_question(self.traces)
+        """Yield what there is of each request, see `Backend`.
+
+        Raises
+        ------
+        ValueError
+            See `read_traces`; or no problem has a solution of its own.
+        """
+        if self.path is None:
+            solutions = _written(requests)
+        else:
+            solutions = _recorded(read_traces(self.path), options.top_k)
         num_absent = 0
         for index, wanted in missing.items():
-            found = places.get(fold(requests[index].question), {})
+            found = solutions(requests[index])
             num_absent += len(wanted - found.keys())
-            rows = [(s, self.traces[found[s]]) for s in sorted(wanted & found.keys())]
-            yield [(index, s, as_completion(row, options.top_k)) for s, row in rows]
+            yield [(index, s, found[s]) for s in sorted(wanted & found.keys())]
         if num_absent:
-            logger.warning("%s: %d samples are not in it", self.path, num_absent)
+            name = self.path or self.model
+            logger.warning("%s: %d samples are not in it", name, num_absent)
+
+
+Find = Callable[[Request], dict[int, Completion]]  # each sample id's solution
+
+
+def _recorded(traces: Dataset, top_k: int) -> Find:
+    """Find a question's traces, whatever its id and white space."""
+    places: dict[str, dict[int, int]] = {}  # the row of each sample id
+    columns = zip(traces["question"], traces["sample_id"], strict=True)
+    for row, (question, sample_id) in enumerate(columns):
+        places.setdefault(_fold(question), {}).setdefault(sample_id, row)
+
+    def find(request: Request) -> dict[int, Completion]:
+        rows = places.get(_fold(request.question), {})
+        return {s: as_completion(traces[row], top_k) for s, row in rows.items()}
+
+    return find
+
+
+def _written(requests: Sequence[Request]) -> Find:
+    """Find the one solution that a question comes with; its words are the tokens."""
+    if not any(request.solution for request in requests):
+        raise ValueError(
+            f"teacher.backend 'dataset': none of {len(requests)} problems comes "
+            "with a solution. Allowed: a data.train_task that does, such as gsm8k"
+        )
+
+    def find(request: Request) -> dict[int, Completion]:
+        words = [word.encode() for word in re.findall(r"\s*\S+", request.solution)]
+        tops = [[(word, 0.0)] for word in words]  # all of the probability
+        logprobs = [0.0] * len(words)
+        done = Completion.without_ids(request.solution, words, logprobs, tops, "stop")
+        return {0: done} if words else {}
+
+    return find
 
 
 def read_traces(path: Path | str) -> Dataset:
@@ -323,79 +400,17 @@ def _check_columns(path: Path, names: Sequence[str]) -> None:
         )
 
 
-def places_by_question(traces: Dataset) -> dict[str, dict[int, int]]:
-    """Return, per folded question, the row of each sample id."""
-    places: dict[str, dict[int, int]] = {}
-    columns = (traces["question"], traces["sample_id"])
-    for row, (question, sample_id) in enumerate(zip(*columns, strict=True)):
-        places.setdefault(fold(question), {}).setdefault(sample_id, row)
-    return places
-
-
-def fold(question: str) -> str:
+def _fold(question: str) -> str:
     """Return a question without regard to white space."""
     return " ".join(question.split())
 
 
 def as_completion(row: Mapping[str, object], top_k: int) -> Completion:
     """Return a trace's completion with at most `top_k` alternatives per token."""
-    tops = {name: [step[:top_k] for step in row[name]] for name in _TOPS}
-    lists = {name: row[name] for name in _LISTS}
-    reason = row["finish_reason"]
-    return Completion(row["completion"], **lists, **tops, finish_reason=reason)
+    found = {name: row[name] for name in (*_LISTS, "finish_reason")}
+    found |= {name: [step[:top_k] for step in row[name]] for name in _TOPS}
+    return Completion(row["completion"], **found)
 
 
-# --- solutions that the problems come with --------------------------------------------
-
-_WORD = re.compile(r"\s*\S+")
-
-
-@dataclass(frozen=True)
-class WrittenBackend:
-    """The training set's own solutions: one a question, words without probabilities."""
-
-    model: str = WRITTEN
-    max_new_tokens: int = 256
-    top_k: int = 5
-
-    def complete(
-        self,
-        requests: Sequence[Request],
-        options: SamplingOptions,
-        missing: Mapping[int, set[int]],
-    ) -> Iterator[list[Sample]]:
-        """Yield each request's own solution as sample 0, see `Backend`.
-
-        Raises
-        ------
-        ValueError
-            No problem has a solution of its own.
-        """
-        if not any(request.solution for request in requests):
-            raise ValueError(
-                f"teacher.backend 'dataset': none of {len(requests)} problems comes "
-                "with a solution. Allowed: a data.train_task that does, such as gsm8k"
-            )
-        absent = sum(len(wanted - {0}) for wanted in missing.values())
-        for index, wanted in missing.items():
-            if 0 in wanted and (text := requests[index].solution):
-                yield [(index, 0, as_written(text))]
-            else:
-                absent += 0 in wanted
-        if absent:
-            logger.warning("%d samples are not there: one solution a question", absent)
-
-
-def as_written(text: str) -> Completion:
-    """Return a text as a solution, a word a token, each with all of the probability."""
-    words = [word.encode() for word in _WORD.findall(text)]
-    return Completion(
-        text=text,
-        token_ids=[NO_ID] * len(words),
-        token_bytes=words,
-        token_logprobs=[0.0] * len(words),
-        topk_ids=[[NO_ID]] * len(words),
-        topk_bytes=[[word] for word in words],
-        topk_logprobs=[[0.0]] * len(words),
-        finish_reason="stop",
-    )
+if __name__ == "__main__":
+    main()

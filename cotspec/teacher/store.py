@@ -8,13 +8,11 @@ money. ``traces.arrow`` is made of it and mapped into memory.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,35 +21,24 @@ from datasets.table import InMemoryTable
 from filelock import FileLock, Timeout
 
 from cotspec import artifacts
-from cotspec.teacher.traces import FEATURES, Completion, as_stored
+from cotspec.teacher.traces import FEATURES, Completion, as_tables
 
 logger = logging.getLogger(__name__)
 
-SAMPLES, TRACES = "samples.jsonl", "traces.arrow"
-ROWS_AT_ONCE = 1_000  # in memory, while the table is written
+SAMPLES, TRACES, IDENTITY = "samples.jsonl", "traces.arrow", "traces.identity"
 _KEY = re.compile(rb'{"key":("(?:[^"\\]|\\.)*"),')
 
 
-class MemoryStore(dict[str, Completion]):
-    """Samples of a run that keeps nothing on disk."""
-
-    def __enter__(self) -> MemoryStore:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def append(self, samples: Iterable[tuple[str, Completion]]) -> None:
-        """Add samples under their keys."""
-        self.update(samples)
-
-
-class SampleStore(Mapping[str, Completion]):
+class SampleStore:
     """The samples of one folder; a context manager, for one process at a time.
 
     Parameters
     ----------
     folder : Path, made if need be
+
+    Attributes
+    ----------
+    offsets : dict of int, where each key's line begins
     """
 
     def __init__(self, folder: Path | str):
@@ -67,15 +54,15 @@ class SampleStore(Mapping[str, Completion]):
             logger.warning("%s: another run samples into it; waiting", self.path)
             self._lock.acquire()
         self._file = self.path.open("ab+", buffering=0)
-        self._offsets: dict[str, int] = {}
-        self._file.seek(0)
+        self.offsets: dict[str, int] = {}
         end = 0
         with self.path.open("rb") as lines:
             for line in lines:
-                key = _key_of(line)
-                if key is None:  # torn; what follows, if anything, is not ours
+                found = _KEY.match(line)
+                # Torn, or zeros where the power failed; what follows is not ours.
+                if not found or not line.endswith(b"}\n") or b"\0" in line:
                     break
-                self._offsets.setdefault(key, end)
+                self.offsets.setdefault(json.loads(found[1]), end)
                 end += len(line)
         os.truncate(self.path, end)
         return self
@@ -86,55 +73,34 @@ class SampleStore(Mapping[str, Completion]):
 
     def __getitem__(self, key: str) -> Completion:
         with self.path.open("rb") as file:
-            file.seek(self._offsets[key])
-            return decode_line(file.readline())[1]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._offsets)
-
-    def __len__(self) -> int:
-        return len(self._offsets)
+            file.seek(self.offsets[key])
+            record = with_bytes(json.loads(file.readline()))
+        del record["key"]
+        return Completion(**record)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._offsets
+        return key in self.offsets
 
-    def append(self, samples: Iterable[tuple[str, Completion]]) -> None:
+    def update(self, samples: Iterable[tuple[str, Completion]]) -> None:
         """Append samples in one write; keys already there are left out."""
-        fresh = {key: done for key, done in samples if key not in self}
-        lines = {key: encode_line(key, done) for key, done in fresh.items()}
+        fresh = ((key, done) for key, done in samples if key not in self)
+        lines = {key: encode_line(key, done) for key, done in fresh}
         offset = self._file.seek(0, os.SEEK_END)
         data = memoryview(b"".join(lines.values()))
         while data:  # an unbuffered write may take only some
             data = data[self._file.write(data) :]
         for key, line in lines.items():
-            self._offsets[key] = offset
+            self.offsets[key] = offset
             offset += len(line)
-
-
-def _key_of(line: bytes) -> str | None:
-    """Return the key of a whole line; where the power failed, zeros may stand in it."""
-    found = _KEY.match(line)
-    if not found or not line.endswith(b"}\n") or b"\0" in line:
-        return None
-    return json.loads(found[1])
 
 
 def encode_line(key: str, completion: Completion) -> bytes:
     """Return one JSON line; bytes are written as Latin-1 text, which loses none."""
-    names = (field.name for field in dataclasses.fields(completion))
-    record = {"key": key} | {name: getattr(completion, name) for name in names}
-    record["token_bytes"] = [b.decode("latin-1") for b in completion.token_bytes]
-    record["topk_bytes"] = [
-        [b.decode("latin-1") for b in step] for step in completion.topk_bytes
-    ]
-    return json.dumps(record, separators=(",", ":")).encode() + b"\n"
-
-
-def decode_line(line: bytes) -> tuple[str, Completion]:
-    """Invert `encode_line`."""
-    record = json.loads(line)
-    key = record.pop("key")
-    return key, Completion(**with_bytes(record))
+    record = {"key": key} | vars(completion)
+    text = json.dumps(
+        record, separators=(",", ":"), default=lambda piece: piece.decode("latin-1")
+    )
+    return text.encode() + b"\n"
 
 
 def with_bytes(record: dict) -> dict:
@@ -156,21 +122,19 @@ def write_traces(
     identity : str
         Names what they were made from; `kept_traces` asks for it.
     """
-    path, rows = folder / TRACES, iter(rows)
-    note = path.with_suffix(".identity")
+    path, note = folder / TRACES, folder / IDENTITY
     note.unlink(missing_ok=True)  # before the table changes, whatever happens then
     schema = FEATURES.arrow_schema
     with artifacts.replacing(path) as part, pa.ipc.new_file(part, schema) as writer:
-        while batch := list(islice(rows, ROWS_AT_ONCE)):
-            writer.write_table(as_stored(batch).cast(schema))
+        for table in as_tables(rows):
+            writer.write_table(table.cast(schema))
     artifacts.write_bytes(note, identity.encode())
     return _mapped(path)
 
 
 def kept_traces(folder: Path, *, identity: str) -> Dataset | None:
     """Map the folder's traces if they are those that `identity` names."""
-    path = folder / TRACES
-    note = path.with_suffix(".identity")
+    path, note = folder / TRACES, folder / IDENTITY
     if path.exists() and note.exists() and note.read_text() == identity:
         return _mapped(path)
     return None

@@ -1,4 +1,4 @@
-"""What sampled solutions show: lengths, votes, and why they fail.
+"""What sampled solutions show: lengths, votes, temperatures, and why they fail.
 
 Enters: sampled or filtered solutions. Leaves: small tables that notebooks 01, 02 and 04
 draw. What students learn from depends on none of it.
@@ -7,7 +7,8 @@ draw. What students learn from depends on none of it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple
 from fractions import Fraction
 
 import numpy as np
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from cotspec import answers, statistics
+from cotspec import statistics
 from cotspec.answers import parse_number
 from cotspec.teacher.filtering import DROP_REASONS
 
@@ -47,62 +48,39 @@ def summarize_solutions(traces: Dataset) -> pd.DataFrame:
 
 
 def _summarize(batch: pa.Table) -> pd.DataFrame:
-    logprobs, tops = (_array(batch, n) for n in ("token_logprobs", "topk_logprobs"))
-    owner, lengths = _owners(logprobs)
-    mass = _sums(np.exp(_values(tops.flatten())), *_owners(tops.flatten()))
+    pieces, logprobs, top_ids, tops = (batch[n].combine_chunks() for n in _LISTS)
+    steps = tops.flatten()  # one list of alternatives per token
+    lengths, owner = _lengths(logprobs), _owners(logprobs)
+    mass = np.bincount(_owners(steps), np.exp(_values(steps)), len(steps))
     most = np.zeros(len(batch))
     np.maximum.at(most, owner, mass)
     tokens = np.where(lengths, lengths, np.nan)
+    total = np.bincount(owner, _values(logprobs), len(batch))
+    is_text = pc.equal(pc.binary_join(pieces, b""), batch["completion"].cast("binary"))
     return pd.DataFrame(
         {
             "task": batch["task"].to_pandas(),
             "finish_reason": batch["finish_reason"].to_pandas(),
             "tokens": lengths,
-            "probability_per_token": np.exp(
-                _sums(_values(logprobs), owner, lengths) / tokens
-            ),
-            "top_five_mass": _sums(mass, owner, lengths) / tokens,
+            "probability_per_token": np.exp(total / tokens),
+            "top_five_mass": np.bincount(owner, mass, len(batch)) / tokens,
             "most_mass": most,
-            "is_whole": _is_whole(batch, lengths),
+            "is_whole": is_text.to_numpy() & (_lengths(top_ids) == lengths),
         }
     )
-
-
-def _is_whole(batch: pa.Table, lengths: np.ndarray) -> np.ndarray:
-    joined = pc.binary_join(_array(batch, "token_bytes"), b"")
-    is_text = pc.equal(joined, batch["completion"].cast(pa.binary()))
-    _, num_steps = _owners(_array(batch, "topk_ids"))
-    return is_text.to_numpy() & (num_steps == lengths)
-
-
-def _array(batch: pa.Table, name: str) -> pa.ListArray:
-    return batch[name].combine_chunks()
 
 
 def _values(lists: pa.ListArray) -> np.ndarray:
     return lists.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
 
 
-def _owners(lists: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the list that each value belongs to, and the lists' lengths."""
-    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
-    return np.repeat(np.arange(len(lengths)), lengths), lengths
+def _lengths(lists: pa.ListArray) -> np.ndarray:
+    return pc.list_value_length(lists).to_numpy(zero_copy_only=False)
 
 
-def _sums(values: np.ndarray, owner: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Sum the values of each list; an empty one sums to zero."""
-    return np.bincount(owner, values, len(lengths))
-
-
-# What is left after solutions with this drop reason are gone.
-_LEFT = {
-    "truncated": "complete",
-    "no_answer": "with an answer",
-    "wrong": "right",
-    "unaligned": "tokens intact",
-    "duplicate": "distinct",
-    "over_cap": "within the cap",
-}
+def _owners(lists: pa.ListArray) -> np.ndarray:
+    """Return the list that each value belongs to."""
+    return np.repeat(np.arange(len(lists)), _lengths(lists))
 
 
 def funnel_stages(funnel: pd.DataFrame) -> pd.DataFrame:
@@ -122,10 +100,10 @@ def funnel_stages(funnel: pd.DataFrame) -> pd.DataFrame:
     counts = dict(zip(funnel["stage"], funnel["num_solutions"], strict=True))
     left = counts["sampled"]
     rows = [("sampled", left, "")]
-    for reason in DROP_REASONS:
+    for reason, stage in DROP_REASONS.items():
         left -= counts[reason]
         if counts[reason] or reason == "wrong":
-            rows.append((_LEFT[reason], left, reason.replace("_", " ")))
+            rows.append((stage, left, reason.replace("_", " ")))
     return pd.DataFrame(rows, columns=["stage", "count", "reason"])
 
 
@@ -141,21 +119,25 @@ def vote_curves(marked: Dataset) -> pd.DataFrame:
     -------
     DataFrame
         ``series`` ("pass@k", "majority@k"), ``k, accuracy, ci_low, ci_high``; 95%
-        bootstrap intervals over questions. k goes up to the fewest samples of a
+        intervals over questions. k goes up to the fewest samples of a
         question.
 
     Source: `statistics.pass_at_k`, `statistics.majority_at_k`.
     """
     questions = votes_by_question(marked)
-    largest = min(len(votes) for votes, _ in questions)
     rows = []
-    for k in range(1, largest + 1):
+    for k in range(1, min(len(votes) for votes, _ in questions) + 1):
         passed = [
             statistics.pass_at_k(len(v), v.count(gold), k) for v, gold in questions
         ]
         won = [statistics.majority_at_k(v, gold, k) for v, gold in questions]
-        rows += [_point("pass@k", k, passed), _point("majority@k", k, won)]
-    return pd.DataFrame(rows)
+        rows += [("pass@k", k, *_mean(passed)), ("majority@k", k, *_mean(won))]
+    return pd.DataFrame(rows, columns=["series", "k", "accuracy", "ci_low", "ci_high"])
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean of one value a question, and both ends of its interval."""
+    return astuple(statistics.mean_interval(values))
 
 
 def votes_by_question(marked: Dataset) -> list[tuple[list[str | None], str]]:
@@ -164,31 +146,54 @@ def votes_by_question(marked: Dataset) -> list[tuple[list[str | None], str]]:
     A sample without an answer is None.
     """
     columns = ["problem_id", "answer", "predicted_answer", "is_correct"]
-    frame = marked.select_columns(columns).to_pandas()
-    return [_votes(group) for _, group in frame.groupby("problem_id", sort=False)]
+    questions: dict[str, tuple[list[str | None], str]] = {}
+    for problem_id, answer, predicted, is_correct in zip(
+        *(marked[name] for name in columns), strict=True
+    ):
+        if problem_id not in questions:
+            questions[problem_id] = [], str(parse_number(answer))
+        votes, gold = questions[problem_id]
+        votes.append(gold if is_correct else predicted)
+    return list(questions.values())
 
 
-def _votes(group: pd.DataFrame) -> tuple[list[str | None], str]:
-    """Return the answers of one question's samples and its gold, spelled alike."""
-    gold = str(answers.parse_number(group["answer"].iloc[0]))
-    votes = [
-        gold if is_correct else (None if pd.isna(predicted) else str(predicted))
-        for predicted, is_correct in zip(
-            group["predicted_answer"], group["is_correct"], strict=True
-        )
-    ]
-    return votes, gold
+def compare_temperatures(study: Dataset) -> pd.DataFrame:
+    """Return accuracy and diversity at each temperature.
 
+    Parameters
+    ----------
+    study : Dataset, from `teacher.sample_study`
 
-def _point(series: str, k: int, values: list[float]) -> dict[str, object]:
-    mean = statistics.mean_interval(values)
-    return {
-        "series": series,
-        "k": k,
-        "accuracy": mean.estimate,
-        "ci_low": mean.ci_low,
-        "ci_high": mean.ci_high,
-    }
+    Returns
+    -------
+    DataFrame
+        ``temperature, group, measure, value, ci_low, ci_high``: fractions, with 95%
+        intervals over questions. Of n samples a question, group "accuracy"
+        has ``one sample``, ``majority of n``, ``any of n``; group "diversity" the
+        share of ``different texts`` and of ``different answers`` among the n.
+    """
+    temperatures = np.array(study["temperature"])
+    rows = []
+    for temperature in sorted(set(temperatures)):
+        picked = study.select(np.flatnonzero(temperatures == temperature))
+        questions = votes_by_question(picked)
+        n = min(len(votes) for votes, _ in questions)
+        texts = picked.to_pandas().groupby("problem_id", sort=False)["completion"]
+        folded = [[" ".join(text.split()) for text in group] for _, group in texts]
+        answers = [votes for votes, _ in questions]
+        one = [votes.count(gold) / len(votes) for votes, gold in questions]
+        most = [statistics.majority_at_k(v, gold, len(v)) for v, gold in questions]
+        measures = {
+            ("accuracy", f"any of {n}"): [gold in votes for votes, gold in questions],
+            ("accuracy", f"majority of {n}"): most,
+            ("accuracy", "one sample"): one,
+            ("diversity", "different texts"): [len(set(x)) / len(x) for x in folded],
+            ("diversity", "different answers"): [len(set(x)) / len(x) for x in answers],
+        }
+        for name, values in measures.items():
+            rows.append((float(temperature), *name, *_mean(values)))
+    names = ["temperature", "group", "measure", "value", "ci_low", "ci_high"]
+    return pd.DataFrame(rows, columns=names)
 
 
 KINDS = (
@@ -224,16 +229,11 @@ def false_equations(text: str) -> list[str]:
     >>> false_equations("He buys 3 * 4 = 12, then 12 + 5 = 18. 10 / 3 = 3.33")
     ['12 + 5 = 18']
     """
-    return [text for text, value, stated in _equations(text) if value != stated]
+    return [found for found, value, stated in equations(text) if value != stated]
 
 
-def num_equations(text: str) -> int:
-    """Return how many equations of a text can be checked."""
-    return sum(1 for _ in _equations(text))
-
-
-def _equations(text: str) -> Iterator[tuple[str, Fraction, Fraction]]:
-    """Yield each equation, its left side's value and its right side's."""
+def equations(text: str) -> Iterator[tuple[str, Fraction, Fraction]]:
+    """Yield each equation that can be checked, its left side's value, its right's."""
     for match in _EQUATION.finditer(text):
         if _BEFORE.search(text[: match.start()]):
             continue
@@ -277,13 +277,12 @@ def kind_of(solution: Mapping[str, object]) -> str:
         return "no answer"
     if solution["is_correct"]:
         return "right"
-    equations = list(_equations(solution["completion"]))
-    if not equations:
+    found = list(equations(solution["completion"]))
+    if not found:
         return "no equation"
-    if any(value != stated for _, value, stated in equations):
+    if any(value != stated for _, value, stated in found):
         return "wrong arithmetic"
-    _, _, result = equations[-1]
-    follows = str(result) == solution["predicted_answer"]
+    follows = str(found[-1][2]) == solution["predicted_answer"]
     return "wrong plan" if follows else "unsupported answer"
 
 
@@ -301,27 +300,19 @@ def classify(marked: Dataset, problems: Dataset) -> pd.DataFrame:
         ``problem_id, sample_id, kind, num_steps`` (NaN without a rationale),
         ``probability``: the geometric mean over the solution's tokens.
     """
-    steps = {
-        problem_id: rationale.count("=") or np.nan
-        for problem_id, rationale in zip(
-            problems["problem_id"], problems["rationale"], strict=True
-        )
-    }
+    written = zip(problems["problem_id"], problems["rationale"], strict=True)
+    steps = {problem_id: text.count("=") or np.nan for problem_id, text in written}
     columns = ["problem_id", "sample_id", "completion", "token_logprobs"]
     verdict = ["predicted_answer", "is_correct", "drop_reason"]
     rows = []
     for row in marked.select_columns(columns + verdict):
-        logprobs = row["token_logprobs"]
-        rows.append(
-            {
-                "problem_id": row["problem_id"],
-                "sample_id": row["sample_id"],
-                "kind": kind_of(row),
-                "num_steps": steps.get(row["problem_id"], np.nan),
-                "probability": np.exp(np.mean(logprobs)) if logprobs else np.nan,
-            }
-        )
-    return pd.DataFrame(rows)
+        problem_id, logprobs = row["problem_id"], row["token_logprobs"]
+        num_steps = steps.get(problem_id, np.nan)
+        probability = np.exp(np.mean(logprobs)) if logprobs else np.nan
+        name = (problem_id, row["sample_id"])
+        rows.append((*name, kind_of(row), num_steps, probability))
+    names = ["problem_id", "sample_id", "kind", "num_steps", "probability"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def shares_by_steps(classified: pd.DataFrame) -> pd.DataFrame:
@@ -333,7 +324,9 @@ def shares_by_steps(classified: pd.DataFrame) -> pd.DataFrame:
         ``steps`` ("1" … "6+", "?" without a rationale), ``kind`` (all of `KINDS`),
         ``count``, ``share`` of the solutions with that many steps, ``num_questions``.
     """
-    steps = classified["num_steps"].map(_steps_label)
+    names = {"nan": "?", str(MOST_STEPS): f"{MOST_STEPS}+"}
+    steps = classified["num_steps"].clip(upper=MOST_STEPS)
+    steps = steps.map("{:.0f}".format).replace(names)
     rows = []
     for label in sorted(set(steps), key=lambda text: (text == "?", text)):
         picked = classified[steps == label]
@@ -343,9 +336,3 @@ def shares_by_steps(classified: pd.DataFrame) -> pd.DataFrame:
             rows.append((label, kind, count, share, picked["problem_id"].nunique()))
     names = ["steps", "kind", "count", "share", "num_questions"]
     return pd.DataFrame(rows, columns=names)
-
-
-def _steps_label(num_steps: float) -> str:
-    if np.isnan(num_steps):
-        return "?"
-    return f"{num_steps:.0f}" if num_steps < MOST_STEPS else f"{MOST_STEPS}+"

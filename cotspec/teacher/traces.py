@@ -13,18 +13,15 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset, Features, List, Value
-
-from cotspec import artifacts
 
 NO_ID = -1  # for teachers that name tokens by their text
 WRITTEN = "the training set's own solutions (no probabilities)"  # a teacher's name
 PROBLEM_COLUMNS = ("problem_id", "task", "question", "answer")
+ROWS_AT_ONCE = 1_000  # in memory, while a table is written
 
 FEATURES = Features(
     {name: Value("string") for name in PROBLEM_COLUMNS}
@@ -108,12 +105,29 @@ class Completion:
     topk_logprobs: Sequence[Sequence[float]]
     finish_reason: str
 
+    @classmethod
+    def without_ids(
+        cls,
+        text: str,
+        pieces: Sequence[bytes],
+        logprobs: Sequence[float],
+        tops: Sequence[Sequence[tuple[bytes, float]]],
+        finish_reason: str,
+    ) -> Completion:
+        """Return a solution whose tokens, and alternatives, are known by their text."""
+        return cls(
+            text=text,
+            token_ids=[NO_ID] * len(pieces),
+            token_bytes=pieces,
+            token_logprobs=logprobs,
+            topk_ids=[[NO_ID] * len(top) for top in tops],
+            topk_bytes=[[piece for piece, _ in top] for top in tops],
+            topk_logprobs=[[logprob for _, logprob in top] for top in tops],
+            finish_reason=finish_reason,
+        )
+
 
 Sample = tuple[int, int, Completion]  # index of the request, sample_id, solution
-
-
-class ServerError(RuntimeError):
-    """A server that refuses, keeps failing, or lacks what sampling needs."""
 
 
 class Backend(Protocol):
@@ -140,29 +154,20 @@ class Backend(Protocol):
         ...
 
 
-def sample_keys(
-    model: str, request: Request, options: SamplingOptions, sample_ids: Iterable[int]
-) -> list[str]:
-    """Return the identities of samples: 32 hexadecimal digits of a SHA-256 each.
+def sample_keys(model: str, request: Request, options: SamplingOptions) -> list[str]:
+    """Return the identity of each sample: 32 hexadecimal digits of a SHA-256.
 
-    They cover model, problem, prompt, temperature, limits, seed and sample index; not
+    It covers model, problem, prompt, temperature, limits, seed and sample index; not
     the number of samples, so that a larger run finds those of a smaller one.
     """
-    written = (request.solution,) if model == WRITTEN else ()
-    shared = (
-        model,
-        request.problem_id,
-        request.prompt,
-        options.temperature,
-        options.max_new_tokens,
-        options.top_k,
-        options.seed,
-        *written,
-    )
+    shared = [model, request.problem_id, request.prompt, options.temperature]
+    shared += [options.max_new_tokens, options.top_k, options.seed]
+    if model == WRITTEN:
+        shared.append(request.solution)
     # Hashed once: the prompt is long, and a question has forty samples.
     begun = hashlib.sha256(json.dumps(shared)[:-1].encode())
     keys = []
-    for sample_id in sample_ids:
+    for sample_id in range(options.num_samples):
         digest = begun.copy()
         digest.update(f", {sample_id}]".encode())
         keys.append(digest.hexdigest()[:32])
@@ -181,35 +186,21 @@ def as_row(
     """Return one row with the columns of `FEATURES`."""
     row = {name: problem[name] for name in PROBLEM_COLUMNS}
     row |= {"sample_id": sample_id, "completion": completion.text}
-    for name in FEATURES:
-        if name not in row:
-            row[name] = getattr(completion, name)
-    return row
+    return row | {n: getattr(completion, n) for n in FEATURES if n not in row}
+
+
+def as_tables(rows: Iterable[Mapping[str, object]]) -> Iterator[pa.Table]:
+    """Yield traces with the types of `STORED`, some rows at once: with flat memory."""
+    rows = iter(rows)
+    while batch := list(islice(rows, ROWS_AT_ONCE)):
+        columns = {name: [row[name] for row in batch] for name in FEATURES}
+        yield pa.table(columns, schema=FEATURES.arrow_schema).cast(STORED)
 
 
 def as_dataset(rows: Iterable[Mapping[str, object]]) -> Dataset:
     """Return traces, one row per sample, with the columns and types of `FEATURES`."""
-    return Dataset(as_stored(rows).cast(FEATURES.arrow_schema))
-
-
-def as_stored(rows: Iterable[Mapping[str, object]]) -> pa.Table:
-    """Return traces with the types of `STORED`."""
-    rows = list(rows)
-    columns = {name: [row[name] for row in rows] for name in FEATURES}
-    return pa.table(columns, schema=FEATURES.arrow_schema).cast(STORED)
-
-
-def write_parquet(rows: Iterable[Mapping[str, object]], path: Path) -> int:
-    """Write traces as they come, with flat memory; return their number."""
-    rows, num_rows = iter(rows), 0
-    with (
-        artifacts.replacing(Path(path)) as part,
-        pq.ParquetWriter(part, STORED, compression="zstd") as writer,
-    ):
-        while batch := list(islice(rows, 1_000)):
-            writer.write_table(as_stored(batch))
-            num_rows += len(batch)
-    return num_rows
+    table = pa.concat_tables([STORED.empty_table(), *as_tables(rows)])
+    return Dataset(table.cast(FEATURES.arrow_schema))
 
 
 def valid_length(text: bytes, end: int) -> int:

@@ -4,7 +4,6 @@ Times are of whatever else the machine does; the ratio of the two decoders is ta
 within one run. As configured here it all takes minutes.
 """
 
-import dataclasses
 import json
 import os
 import re
@@ -179,13 +178,14 @@ def test_bench_ten_thousand_requests_with_faults(benchmark, tmp_path):
         missing = {i: set(range(10)) for i in range(len(requests))}
         with teacher.SampleStore(tmp_path) as store:
             for batch in backend.complete(requests, options, missing):
-                store.append((f"{i}/{s}", done) for i, s, done in batch)
-            return list(store)
+                store.update((f"{i}/{s}", done) for i, s, done in batch)
+            return list(store.offsets)
 
     with subprocess.Popen(command, **pipes, text=True) as server:
         url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
-        backend = Watched("fake", (url,), samples_per_request=1, timeout=1.0)
-        backend = dataclasses.replace(backend, backoff=0.01, max_new_tokens=64)
+        options = {"samples_per_request": 1, "max_new_tokens": 64, "model": "fake"}
+        config = TeacherConfig(backend="openai", base_urls=(url,), **options)
+        backend = Watched(config, timeout=1.0, backoff=0.01)
         store = benchmark.pedantic(run, (backend,), rounds=1, iterations=1)
         log = json.loads(server.communicate("", timeout=30)[0].splitlines()[-1])
     faults = sum(count for name, count in log.items() if name != "requests")
