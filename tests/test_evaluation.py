@@ -23,7 +23,7 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from cotspec import artifacts, evaluation
 from cotspec.decoding import Generation, decode, make_batches
-from cotspec.evaluation import Sampling, aggregate, evaluate, majority
+from cotspec.evaluation import aggregate, evaluate, majority
 from cotspec.models import Student, as_student
 from cotspec.profiles import EvaluationConfig
 from cotspec.prompts import Demonstration
@@ -35,6 +35,13 @@ CONFIG = EvaluationConfig(
     batch_tokens=1000,
     precision="float32",
 )
+
+
+def sampled(temperature, num_samples=1):
+    changes = {"temperature": temperature, "num_samples": num_samples}
+    return dataclasses.replace(CONFIG, **changes)
+
+
 SHOTS = [Demonstration(f"What is {i} + 0?", f"{i} + 0 = {i}.", str(i)) for i in (7, 8)]
 
 
@@ -260,7 +267,7 @@ def test_what_is_sampled_depends_on_the_seed_of_its_text_alone():
     texts = ["Q: one", "Q: two three", "four"]
 
     def sample(some, seeds):
-        done = decode(student, some, CONFIG, temperature=1.0, seeds=seeds)
+        done = decode(student, some, sampled(1.0), seeds=seeds)
         return [g.completion for g in done]
 
     first = sample(texts, [3, 4, 5])
@@ -322,8 +329,8 @@ def test_a_tokenizer_of_another_checkpoint_is_refused():
 
 def run(student, tasks=None, modes=("zero_shot_chain_of_thought",), **options):
     options = {"demonstrations": {}, "checkpoint": "step-0", **options}
-    config = options.pop("config", CONFIG)
-    return evaluate(student, tasks or {"toy": problems()}, modes, config, **options)
+    config, tasks = options.pop("config", CONFIG), tasks or {"toy": problems()}
+    return evaluate(student, tasks, dict.fromkeys(tasks, modes), config, **options)
 
 
 def test_predictions_carry_every_score_and_the_raw_completion():
@@ -462,8 +469,7 @@ def test_self_consistency_takes_the_majority_and_keeps_every_sample():
     written = iter(["I pass", "The answer is 4.", "The answer is 1.", "It is 1"])
     student = scripted(lambda _: next(written))
     # The double's logits are sharp, so sampling writes the script.
-    sampling = Sampling(temperature=0.01, num_samples=4, seed=0)
-    (row,) = run(student, {"toy": problems(n=1)}, sampling=sampling).to_list()
+    (row,) = run(student, {"toy": problems(n=1)}, config=sampled(0.01, 4)).to_list()
     assert row["samples"] == [
         "I pass",
         "The answer is 4.",
@@ -493,14 +499,6 @@ def test_a_majority_needs_answers_and_ties_go_to_the_first():
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_samples": 0}, {"num_samples": 3}, {"temperature": -1.0}]
-)
-def test_sampling_options_that_make_no_sense_are_refused(options):
-    with pytest.raises(ValueError, match="Allowed"):
-        Sampling(**options)
-
-
-@pytest.mark.parametrize(
     ("tasks", "modes", "message"),
     [
         ({"toy": problems()}, ["few_shot"], "prompt_modes: 'few_shot'"),
@@ -517,11 +515,11 @@ def test_sampling_options_that_make_no_sense_are_refused(options):
 def test_what_cannot_be_evaluated_is_an_error_before_decoding(tasks, modes, message):
     student = scripted(answer_last_question)
     with pytest.raises(ValueError, match=message):
-        evaluate(student, tasks, modes, CONFIG, demonstrations={}, checkpoint="x")
+        run(student, tasks, modes)
     assert student.model.scripts == []
 
 
-@pytest.mark.parametrize("options", [{}, {"sampling": Sampling(1.0, num_samples=2)}])
+@pytest.mark.parametrize("options", [{}, {"config": sampled(1.0, 2)}])
 def test_small_cells_are_decoded_together_and_give_what_each_gives_alone(options):
     student = scripted(answer_last_question) if not options else tiny_t5()
     together = run(student, TASKS, MODES, **options).to_list()
@@ -580,7 +578,7 @@ def test_finished_cells_are_not_decoded_again_unless_their_inputs_change(tmp_pat
         {"checkpoint": "step-1"},
         {"tasks": {"toy": problems(n=2)}},
         {"config": dataclasses.replace(CONFIG, max_new_tokens=50)},
-        {"sampling": Sampling(temperature=1.0, seed=1)},
+        {"config": sampled(1.0)},
     ]
     for options in changed:
         before = len(student.model.scripts)

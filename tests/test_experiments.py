@@ -19,9 +19,10 @@ from test_training import make_aligned, make_examples, tiny_student
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from cotspec import artifacts, experiments, models, profiles, training
+from cotspec import artifacts, experiments, grids, models, profiles, training
 from cotspec.alignment import Rule
-from cotspec.experiments import Cell, Grid, Measurement, running
+from cotspec.experiments import Grid
+from cotspec.grids import Cell, Measurement
 from cotspec.profiles import (
     AlignmentConfig,
     EvaluationConfig,
@@ -139,7 +140,7 @@ def contents(store):
 
 # --- Grids -----------------------------------------------------------------------
 
-BASE = experiments.base_cells(
+BASE = grids.base_cells(
     StudentConfig(model="base"),
     ExperimentsConfig(seeds=(0, 1)),
     formats=FormatsConfig(),
@@ -150,33 +151,33 @@ BASE = experiments.base_cells(
 
 def test_the_base_cells_are_in_every_grid():
     sizes = ExperimentsConfig(students=("small", "base"), raw_students=("small",))
-    grids = [
-        experiments.ability_grid(BASE, sizes),
-        experiments.format_grid(BASE),
-        experiments.loss_grid(BASE),
-        experiments.scaling_grid(BASE, sizes),
+    found = [
+        grids.ability_grid(BASE, sizes),
+        grids.format_grid(BASE),
+        grids.loss_grid(BASE),
+        grids.scaling_grid(BASE, sizes),
     ]
-    assert [len(grid) for grid in grids] == [4, 6, 4, 6]
-    assert all(set(BASE) <= set(grid) for grid in grids)
-    assert len(set().union(*grids)) == 2 + 4 + 2 + 4
+    assert [len(grid) for grid in found] == [4, 6, 4, 6]
+    assert all(set(BASE) <= set(grid) for grid in found)
+    assert len(set().union(*found)) == 2 + 4 + 2 + 4
 
 
 def test_the_format_grid_is_figure_4_and_takes_more_by_name():
     parts = ["in_context", "zero_shot"]
-    names = [cell.formats_name for cell in experiments.format_grid(BASE)[::2]]
+    names = [cell.formats_name for cell in grids.format_grid(BASE)[::2]]
     assert names == ["all", *parts]
-    more = experiments.format_grid(BASE, [*parts, "answer_only"])
+    more = grids.format_grid(BASE, [*parts, "answer_only"])
     assert more[-1].formats_name == "answer_only"
     with pytest.raises(ValueError, match="parts: .*'cot'.*chain_of_thought"):
-        experiments.format_grid(BASE, ["cot"])
+        grids.format_grid(BASE, ["cot"])
 
 
 def test_the_loss_grid_varies_one_thing_at_a_time():
     extra = [{"tail": "renormalized"}, {"tail": "paper"}, {"alignment": "dtw"}]
-    both = experiments.loss_grid(BASE)
+    both = grids.loss_grid(BASE)
     seen = {
         (c.loss.name, c.loss.tail, c.alignment)
-        for c in experiments.loss_grid(BASE, extra=extra)
+        for c in grids.loss_grid(BASE, extra=extra)
     }
     assert {c.loss.name for c in both} == {"distribution_matching", "sample_matching"}
     assert seen == {
@@ -190,9 +191,7 @@ def test_the_loss_grid_varies_one_thing_at_a_time():
 
 def test_an_extra_loss_adds_one_cell_per_seed():
     extra = [{"divergence": "reverse_kl"}, {"tail": "paper"}]
-    added = set(experiments.loss_grid(BASE, extra=extra)) - set(
-        experiments.loss_grid(BASE)
-    )
+    added = set(grids.loss_grid(BASE, extra=extra)) - set(grids.loss_grid(BASE))
     assert {(c.seed, c.loss.divergence) for c in added} == {
         (0, "reverse_kl"),
         (1, "reverse_kl"),
@@ -202,13 +201,13 @@ def test_an_extra_loss_adds_one_cell_per_seed():
 
 
 def test_a_grid_without_other_sizes_is_the_base():
-    assert experiments.scaling_grid(BASE, ExperimentsConfig()) == BASE
+    assert grids.scaling_grid(BASE, ExperimentsConfig()) == BASE
 
 
 def test_a_pinned_revision_stays_with_its_own_model():
     pinned = [dataclasses.replace(cell, revision="abc") for cell in BASE[:1]]
     sizes = ExperimentsConfig(students=("small", "base"))
-    grid = experiments.scaling_grid(pinned, sizes)
+    grid = grids.scaling_grid(pinned, sizes)
     assert {(cell.model, cell.revision) for cell in grid} == {
         ("base", "abc"),
         ("small", None),
@@ -311,9 +310,9 @@ def test_what_is_measured_on_one_checkpoint_is_decoded_together(
         asked.append((options["checkpoint"], {t: tuple(m) for t, m in modes.items()}))
         return really(student, problems, modes, *arguments, **options)
 
-    asked, really = [], running.evaluation.evaluate
+    asked, really = [], experiments.evaluation.evaluate
     shutil.copytree(finished[1], tmp_path, dirs_exist_ok=True)
-    monkeypatch.setattr(running.evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(experiments.evaluation, "evaluate", evaluate)
     both = (MODE, "zero_shot_answer_only")
     measurements = [*MEASUREMENTS, Measurement("test", (TASK,), both)]
     again = run(finished[0][:1], inputs, tmp_path, measurements=measurements)
@@ -328,8 +327,8 @@ def test_a_second_run_trains_and_decodes_nothing(finished, inputs, monkeypatch):
     cells, store, predictions = finished
     assert predictions.attrs == {"cells": 2, "trained": 2, "decoded": 5}
     assert states(cells, inputs, store) == ["finished", "finished"]
-    monkeypatch.setattr(running.training, "train", None)
-    monkeypatch.setattr(running.evaluation, "evaluate", None)
+    monkeypatch.setattr(experiments.training, "train", None)
+    monkeypatch.setattr(experiments.evaluation, "evaluate", None)
     again = run(cells, inputs, store)
     assert again.attrs == {"cells": 2, "trained": 0, "decoded": 0}
     pd.testing.assert_frame_equal(again, predictions)
@@ -429,7 +428,7 @@ def test_missing_problems_and_targets_are_said_before_anything_is_trained(
     with pytest.raises(ValueError, match="no test problems of task 'gsm8k'.*test of"):
         run([cell], inputs, tmp_path, measurements=[none])
     lacking = inputs | {"aligned": {"dtw": aligned_by("dtw")}}
-    with pytest.raises(ValueError, match="no targets by 'offsets' for cell.*dtw"):
+    with pytest.raises(ValueError, match="no targets by 'offsets', .*Allowed: dtw"):
         run([cell], lacking, tmp_path)
     with pytest.raises(ValueError, match="cells: none"):
         run([], inputs, tmp_path)
@@ -441,7 +440,7 @@ def test_targets_of_another_method_are_refused(inputs, method, other):
     message = rf"inputs.aligned\['{method}'\]: .* by '{other}' .* Allowed: .*{method}"
     with pytest.raises(ValueError, match=message):
         grid_of(inputs | {"aligned": {method: aligned_by(other)}}, "x").aligned_of(
-            Cell(**CELL_FIELDS, alignment=method)
+            method
         )
 
 
@@ -450,7 +449,7 @@ def test_targets_by_rules_that_both_methods_give_are_accepted(inputs):
     table = table.add_column("rule", [[Rule.IDENTICAL, Rule.SAME_SPAN] * 5] * 12)
     grid = grid_of(inputs | {"aligned": {"offsets": table, "dtw": table}}, "x")
     for method in ("offsets", "dtw"):
-        assert grid.aligned_of(Cell(**CELL_FIELDS, alignment=method)) is table
+        assert grid.aligned_of(method) is table
 
 
 def test_a_training_on_what_no_grid_asks_for_is_not_kept(model, inputs, capsys):
@@ -495,14 +494,14 @@ def test_a_failing_cell_is_named_and_the_others_are_finished(
     finished, inputs, tmp_path, monkeypatch
 ):
     cells, _, predictions = finished
-    train = running.training.train
+    train = experiments.training.train
 
     def fail_for_seed_0(*arguments, seed, **options):
         if seed == 0:
             raise FloatingPointError("loss is nan at step 3")
         return train(*arguments, seed=seed, **options)
 
-    monkeypatch.setattr(running.training, "train", fail_for_seed_0)
+    monkeypatch.setattr(experiments.training, "train", fail_for_seed_0)
     with pytest.raises(experiments.CellsFailed) as failure:
         run(cells, inputs, tmp_path)
     assert str(cells[0]) in str(failure.value)
@@ -546,17 +545,10 @@ def test_a_process_that_is_killed_costs_only_its_own_cell(
     assert states(cells, inputs, tmp_path) == ["finished"] * 2
 
 
-class Killer:
-    """Kills the process that does the job of seed 1."""
-
-    experiments = TWO_WORKERS["experiments"]
-    _side_by_side = Grid._side_by_side
-
-
 def test_the_pool_is_made_again_without_the_job_that_kills_it(tmp_path, monkeypatch):
     cells = [Cell(**CELL_FIELDS | {"seed": seed}) for seed in range(4)]
-    jobs = [running.Job(cell, tmp_path / str(cell.seed)) for cell in cells]
-    done = dict(Killer()._side_by_side(list(jobs), deadly_work))
+    jobs = [experiments.Job(cell, tmp_path / str(cell.seed)) for cell in cells]
+    done = dict(experiments.side_by_side(jobs, 2, None, work=deadly_work))
     assert set(done) == set(jobs)
     assert [job.cell.seed for job, error in done.items() if error] == [1]
     assert "its process was killed" in done[jobs[1]]
@@ -568,18 +560,11 @@ def deadly_work(job):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class OneWorker:
-    """As a profile has it that says nothing about workers."""
-
-    experiments = SETTINGS["experiments"]
-    _side_by_side = Grid._side_by_side
-
-
 def test_workers_that_are_told_of_cards_take_one_each(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-5f")
-    jobs = [running.Job(Cell(**CELL_FIELDS), tmp_path / str(i)) for i in range(6)]
-    seen = {card for _, card in OneWorker()._side_by_side(list(jobs), card_of_worker)}
-    assert seen == {"3", "GPU-5f"}
+    jobs = [experiments.Job(Cell(**CELL_FIELDS), tmp_path / str(i)) for i in range(6)]
+    done = experiments.side_by_side(jobs, 2, None, work=card_of_worker)
+    assert {card for _, card in done} == {"3", "GPU-5f"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert models.cards() == []
 
@@ -592,36 +577,36 @@ def card_of_worker(job):
 
 def test_what_cells_share_is_encoded_once(model, inputs, tmp_path, monkeypatch):
     counted = []
-    plain = running.batching.encode
+    plain = experiments.batching.encode
     monkeypatch.setattr(
-        running.batching,
+        experiments.batching,
         "encode",
         lambda *given, **named: (counted.append(named), plain(*given, **named))[1],
     )
     grid = grid_of(inputs, tmp_path)
     cell = Cell(model, "instruction_tuned", 0)
-    tokenizer = running.load_base(cell).tokenizer
+    tokenizer = models.load_student(cell.student).tokenizer
     others = [
         dataclasses.replace(cell, seed=1),
         dataclasses.replace(cell, data_formats=("zero_shot_answer_only",)),
     ]
     for one in (cell, *others):
         found = grid.encoded_of(one, tokenizer)
-        assert len(found) == len(grid.examples_of(one))
+        assert len(found) == len(grid.examples_of(one.data_formats))
         assert set(found.data_format) == set(one.data_formats)
     assert len(counted) == 1
     by_dtw = dataclasses.replace(cell, alignment="dtw")
     for one in (by_dtw, cell):
         found = grid.encoded_of(one, tokenizer)
         alone = plain(
-            grid.examples_of(one),
+            grid.examples_of(one.data_formats),
             tokenizer,
-            aligned=grid.aligned_of(one),
+            aligned=grid.aligned_of(one.alignment),
             max_input_tokens=SETTINGS["formats"].max_input_tokens,
         )
         assert np.array_equal(found.aligned.topk_probs, alone.aligned.topk_probs)
         assert all(map(np.array_equal, found.labels, alone.labels))
-    assert pickle.loads(pickle.dumps(grid))._known == {}
+    assert not pickle.loads(pickle.dumps(grid))._encoded
     hard = dataclasses.replace(cell, loss=LossConfig(name="sample_matching"))
     assert grid.encoded_of(hard, tokenizer).aligned is None
 
@@ -644,7 +629,7 @@ def test_a_training_that_is_kept_is_the_one_a_grid_would_have_done(
     cells, store, predictions = finished
     cell = cells[0]
     result = training.train(
-        running.load_base(cell),
+        models.load_student(cell.student, seed=cell.seed),
         inputs["examples"],
         SETTINGS["training"],
         aligned=inputs["aligned"]["offsets"],
@@ -655,7 +640,7 @@ def test_a_training_that_is_kept_is_the_one_a_grid_would_have_done(
     grid.keep(cell, result)
     shutil.rmtree(tmp_path / "elsewhere")
     grid.keep(cell, None)  # has it
-    monkeypatch.setattr(running, "_train", None)  # nothing is left to train
+    monkeypatch.setattr(experiments, "_train", None)  # nothing is left to train
     kept = run([cell], inputs, tmp_path / "store")
     of_cell = predictions[predictions["seed"] == cell.seed]
     pd.testing.assert_frame_equal(kept, of_cell.reset_index(drop=True))

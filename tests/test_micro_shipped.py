@@ -123,7 +123,7 @@ def num_right(student):
     found = evaluation.evaluate(
         student,
         problems,
-        ("in_context_chain_of_thought",),
+        {task: ("in_context_chain_of_thought",)},
         card.DECODING,
         demonstrations={task: tasks.demonstrations(task)},
         checkpoint="",

@@ -38,6 +38,7 @@ LAYERS = {
     "cotspec.micro.build": 4,
     "cotspec.micro.card": 5,
     "cotspec.micro.__main__": 5,
+    "cotspec.grids": 4,
     "cotspec.experiments": 4,
     "cotspec.report": 4,
     "cotspec.pages": 4,
