@@ -234,10 +234,12 @@ def decode(
     start = EncoderDecoderBatch if model.config.is_encoder_decoder else CausalBatch
     is_half = in_precision(config).precision == "bfloat16"
     done: list[tuple[int, Generation]] = []
-    with (
-        _evaluation_mode(model),
-        torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=is_half),
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.callback(model.train, model.training)
+        model.eval()
+        stack.enter_context(
+            torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=is_half)
+        )
         for indices in batches:
             draws = draw_uniforms([seeds[i] for i in indices], config.max_new_tokens)
             rows = write_rows(
@@ -283,16 +285,6 @@ def _generation(row: Row, tokenizer) -> Generation:
     if end is not None:
         text = text.encode()[:end].decode()
     return Generation(text.strip(), len(row.tokens), row.finish_reason)
-
-
-@contextlib.contextmanager
-def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 # --- batches --------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from typing import NamedTuple
 import pandas as pd
 from accelerate import Accelerator
 from datasets import Dataset, Features, List, Value
-from pandas.api.typing import DataFrameGroupBy
 
 from cotspec import answers, artifacts, prompts, statistics
 from cotspec.decoding import FINISH_REASONS, Generation, decode
@@ -357,7 +356,8 @@ def aggregate(
         If there are no predictions.
     """
     rows = []
-    for (task, mode), group in _by_task_and_mode(predictions):
+    groups = _frame(predictions).groupby(["task", "prompt_mode"], sort=False)
+    for (task, mode), group in groups:
         n, num_correct = len(group), int(group["is_correct"].sum())
         interval = statistics.wilson_interval(num_correct, n, confidence=confidence)
         facts = student, start, size, step, seed, task, mode, n
@@ -377,16 +377,13 @@ def outcomes(predictions: Dataset) -> pd.DataFrame:
     ValueError
         If there are no predictions.
     """
-    rows = []
-    for (task, mode), group in _by_task_and_mode(predictions):
-        row = {"task": task, "prompt_mode": mode, "n": len(group)}
-        row["no_answer"] = group["no_answer"].sum()
-        for reason in FINISH_REASONS[1:]:
-            row[reason] = (group["finish_reason"] == reason).sum()
-        row["shortened_prompts"] = (group["num_dropped_demonstrations"] > 0).sum()
-        row["unspellable_answers"] = (~group["is_answer_spellable"]).sum()
-        rows.append(row)
-    return pd.DataFrame(rows)
+    frame = _frame(predictions)
+    counts = {"n": True, "no_answer": frame["no_answer"]}
+    counts |= {name: frame["finish_reason"] == name for name in FINISH_REASONS[1:]}
+    counts["shortened_prompts"] = frame["num_dropped_demonstrations"] > 0
+    counts["unspellable_answers"] = ~frame["is_answer_spellable"]
+    groups = frame.assign(**counts).groupby(["task", "prompt_mode"], sort=False)
+    return groups[[*counts]].sum().reset_index()
 
 
 def form_and_reasoning(predictions: Dataset) -> pd.DataFrame:
@@ -405,22 +402,19 @@ def form_and_reasoning(predictions: Dataset) -> pd.DataFrame:
     """
     frame = predictions.to_pandas()
     frame = frame[frame["tier"].notna()]
-    rows = []
-    groups = frame.groupby(["checkpoint", "prompt_mode"], sort=False)
-    for (checkpoint, mode), group in groups:
-        has_form, right = group["tier"] == answers.TIERS[0], group["is_correct"]
-        row = {"checkpoint": checkpoint, "prompt_mode": mode, "n": len(group)}
-        row |= {"with_form": has_form.mean(), "right": right.mean()}
-        row["right_with_form"] = right[has_form].mean()
-        row["right_without"] = right[~has_form].mean()
-        rows.append(row)
-    return pd.DataFrame(rows)
+    has_form = frame["tier"] == answers.TIERS[0]
+    right = frame["is_correct"].astype(float)
+    shares = {"with_form": has_form, "right": right}
+    shares |= {"right_with_form": right[has_form], "right_without": right[~has_form]}
+    groups = frame.assign(**shares).groupby(["checkpoint", "prompt_mode"], sort=False)
+    table = groups[[*shares]].mean().reset_index()
+    table.insert(2, "n", groups.size().to_numpy())
+    return table
 
 
-def _by_task_and_mode(predictions: Dataset) -> DataFrameGroupBy:
+def _frame(predictions: Dataset) -> pd.DataFrame:
     if len(predictions) == 0:
         raise ValueError(
             "predictions: no rows, so no accuracy. Evaluate at least one problem"
         )
-    frame = predictions.to_pandas()
-    return frame.groupby(["task", "prompt_mode"], sort=False)
+    return predictions.to_pandas()

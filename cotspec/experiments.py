@@ -53,7 +53,6 @@ from cotspec.profiles import (
     EvaluationConfig,
     ExperimentsConfig,
     FormatsConfig,
-    StudentConfig,
     TrainingConfig,
 )
 
@@ -297,7 +296,7 @@ class Grid:
         for cell in cells:
             log = pd.read_csv(self._folder(cell) / "metrics.csv")
             floor = np.zeros(len(log))
-            if cell.loss.name == "sample_matching":
+            if not cell.targets:
                 floor = self._floors(cell, len(log), temperature)
             kept = {"loss": cell.loss.name, "seed": cell.seed, "step": log["step"]}
             kept |= {"training_loss": log["loss"], "excess": log["loss"] - floor}
@@ -308,13 +307,11 @@ class Grid:
         """The samples' entropy in each update, nats per target token."""
         matching = dataclasses.replace(cell.loss, name="distribution_matching")
         matched = dataclasses.replace(cell, loss=matching)
-        tokenizer = models.load_student_tokenizer(cell.student)
-        encoded = self.encoded_of(matched, tokenizer)
+        encoded = self.encoded_of(matched, models.load_student_tokenizer(cell.student))
         entropies = encoded.teacher_entropies(temperature)  # per example
         lengths = encoded.lengths()
-        stream = batching.batch_stream(
-            lengths, self.training.batch_tokens, seed=cell.seed, start=0
-        )
+        budget = self.training.batch_tokens
+        stream = batching.batch_stream(lengths, budget, seed=cell.seed)
         floors = []
         for _ in range(num_updates):
             update = itertools.islice(stream, self.training.gradient_accumulation_steps)
@@ -367,21 +364,18 @@ class Grid:
         return artifacts.digest_of(parts)[:8]
 
     def _training(self) -> dict[str, object]:
-        return dataclasses.asdict(models.in_precision(self.training))
+        return vars(models.in_precision(self.training))
 
     def _decoding(self) -> dict[str, object]:
-        fields = dataclasses.asdict(models.in_precision(self.evaluation))
+        fields = vars(models.in_precision(self.evaluation))
         return {k: v for k, v in fields.items() if k not in _NOT_DECODING}
 
     def _folder(self, cell: Cell) -> Path:
         """The folder of a cell, named by what its weights depend on."""
-        loss = (
-            dataclasses.asdict(cell.loss) if cell.targets else {"name": cell.loss.name}
-        )
         parts = {
             "base": [cell.model, cell.start, self._base(cell).digest],
             "seed": cell.seed,
-            "loss": loss,
+            "loss": vars(cell.loss) if cell.targets else cell.loss.name,
             "training": self._training(),
             "max_input_tokens": self.formats.max_input_tokens,
             "examples": dataset_digest(self.examples_of(cell.data_formats)),
@@ -411,7 +405,7 @@ class Grid:
         return self._loaded(cell.student, models.base_seed(cell.student, cell.seed))
 
     @once
-    def _loaded(self, student: StudentConfig, seed: int) -> Base:
+    def _loaded(self, student, seed) -> Base:
         """Digest and size of the student that cells start from."""
         base = models.load_student(student, seed=seed)
         digest = hashlib.sha256(base.tokenizer.backend_tokenizer.to_str().encode())
