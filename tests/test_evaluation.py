@@ -5,7 +5,6 @@ import itertools
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,9 +18,8 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
-from transformers.modeling_outputs import Seq2SeqLMOutput
 
-from cotspec import artifacts, evaluation
+from cotspec import artifacts, decoding, evaluation
 from cotspec.decoding import Generation, decode, make_batches
 from cotspec.evaluation import aggregate, evaluate, majority
 from cotspec.models import Student, as_student
@@ -61,61 +59,47 @@ def byte_tokenizer(*, adds_end: bool) -> PreTrainedTokenizerFast:
     )
 
 
-class ScriptedModel(torch.nn.Module):
-    """An encoder-decoder that writes ``write(prompt)``; "\\0" there is a NaN."""
-
-    def __init__(self, tokenizer, write):
-        super().__init__()
-        self.tokenizer, self.write = tokenizer, write
-        self.scripts, self.rows_per_step = [], []
-        self.config = SimpleNamespace(
-            is_encoder_decoder=True, eos_token_id=1, decoder_start_token_id=0
-        )
-        self.device = torch.device("cpu")
-
-    def get_input_embeddings(self):
-        return SimpleNamespace(num_embeddings=len(self.tokenizer))
-
-    def get_output_embeddings(self):
-        return SimpleNamespace(weight=torch.zeros(len(self.tokenizer), 1))
-
-    def get_encoder(self):
-        return self.encode
-
-    def encode(self, input_ids, attention_mask):
-        hidden = torch.zeros(*input_ids.shape, 1)
-        for row, ids in enumerate(input_ids):
-            prompt = self.tokenizer.decode(ids, skip_special_tokens=True)
-            hidden[row] = len(self.scripts)
-            script = self.write(prompt)
-            self.scripts.append([*self.tokenizer(script)["input_ids"]])
-        return (hidden,)
-
-    def forward(
-        self,
-        encoder_outputs,
-        attention_mask,
-        decoder_input_ids,
-        past_key_values,
-        use_cache,
-    ):
-        seen = decoder_input_ids[:, None, :, None].float()
-        cache = past_key_values.self_attention_cache
-        cache.update(seen, seen, 0)
-        step = cache.get_seq_length()
-        self.rows_per_step.append(len(decoder_input_ids))
-        logits = torch.zeros(len(decoder_input_ids), 1, len(self.tokenizer))
-        nan = self.tokenizer("\0")["input_ids"][0]
-        for row, script in enumerate(encoder_outputs[0][:, 0, 0].long().tolist()):
-            written = self.scripts[script]
-            token = written[min(step, len(written)) - 1]
-            logits[row, 0, token] = torch.nan if token == nan else 9.0
-        return Seq2SeqLMOutput(logits=logits)
+BYTES = byte_tokenizer(adds_end=True)
 
 
-def scripted(write, *, adds_end=True) -> Student:
-    tokenizer = byte_tokenizer(adds_end=adds_end)
-    return Student("scripted", ScriptedModel(tokenizer, write), tokenizer, "raw", 1)
+class ScriptedBatch:
+    """Rows of a student that writes ``write(prompt)``; "\\0" there is a NaN."""
+
+    def __init__(self, model, prompts):
+        self.model, self.step = model, 0
+        texts = [BYTES.decode(ids, skip_special_tokens=True) for ids in prompts]
+        self.scripts = [BYTES(model.write(text))["input_ids"] for text in texts]
+        model.scripts += self.scripts
+
+    def logits(self):
+        self.model.rows_per_step.append(len(self.scripts))
+        logits = torch.zeros(len(self.scripts), len(BYTES))
+        for row, script in enumerate(self.scripts):
+            token = script[min(self.step, len(script) - 1)]
+            logits[row, token] = torch.nan if BYTES.decode(token) == "\0" else 9.0
+        return logits
+
+    def append(self, tokens):
+        self.step += 1
+
+    def keep(self, rows):
+        self.scripts = [self.scripts[row] for row in rows.tolist()]
+
+
+@pytest.fixture(autouse=True)
+def _scripts_are_followed(monkeypatch):
+    def start(model, prompts):
+        return (ScriptedBatch if hasattr(model, "write") else real)(model, prompts)
+
+    real = decoding.EncoderDecoderBatch
+    monkeypatch.setattr(decoding, "EncoderDecoderBatch", start)
+
+
+def scripted(write) -> Student:
+    student = tiny_t5()
+    student.model.write = write
+    student.model.scripts, student.model.rows_per_step = [], []
+    return student
 
 
 def tiny_t5() -> Student:
@@ -189,14 +173,7 @@ def test_batches_hold_each_text_once_longest_first_under_the_budget():
 def test_greedy_decoding_equals_generate_on_each_text_alone(make, slots):
     student = make()
     config = dataclasses.replace(CONFIG, batch_tokens=slots * (33 + 60))
-    texts = [
-        "Q: one",
-        "Q: a longer text with more in it",
-        "x",
-        "Q: 3 + 4?",
-        "yes",
-        "no",
-    ]
+    texts = ["Q: one", "Q: a longer text with more in it", "x", "3 + 4?", "yes", "no"]
     ours = decode(student, texts, config)
     lengths = [generation.num_tokens for generation in ours]
     assert len(set(lengths)) > 1, "rows leave the batch at different steps"
@@ -228,13 +205,6 @@ def test_a_batch_ends_at_the_answer_sentence_and_drops_finished_rows():
     rows = student.model.rows_per_step
     assert rows[0] == 2 and rows[-1] == 1
     assert len(rows) < CONFIG.max_new_tokens
-
-
-def test_a_text_over_the_budget_is_completed_by_itself():
-    student = scripted(lambda prompt: "z" * 20)
-    done = decode(student, ["0", "1"], dataclasses.replace(CONFIG, batch_tokens=5))
-    assert [generation.num_tokens for generation in done] == [20, 20]
-    assert set(student.model.rows_per_step) == {1}
 
 
 @pytest.mark.parametrize(
@@ -418,10 +388,7 @@ def test_prompts_too_long_lose_demonstrations_or_are_counted():
 
 @pytest.mark.parametrize(
     ("written", "reason", "counts"),
-    [
-        ("The answer is 2\0", "not_finite", False),
-        ("7" * 500, "length", True),
-    ],
+    [("The answer is 2\0", "not_finite", False), ("7" * 500, "length", True)],
 )
 def test_a_row_that_breaks_is_counted_and_the_rest_kept(
     caplog, written, reason, counts

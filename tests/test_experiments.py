@@ -8,7 +8,6 @@ import pickle
 import shutil
 import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -463,29 +462,6 @@ def test_self_consistency_keeps_its_samples(cells, copied):
     assert [len(samples) for samples in kept["samples"]] == [3, 3, 3]
 
 
-def test_a_failing_cell_is_named_and_the_others_are_finished(
-    cells, predictions, tmp_path, monkeypatch
-):
-    train = experiments.training.train
-
-    def fail_for_seed_0(*arguments, seed, **options):
-        if seed == 0:
-            raise FloatingPointError("loss is nan at step 3")
-        return train(*arguments, seed=seed, **options)
-
-    monkeypatch.setattr(experiments.training, "train", fail_for_seed_0)
-    with pytest.raises(experiments.CellsFailed) as failure:
-        run(cells, tmp_path)
-    assert str(cells[0]) in str(failure.value)
-    assert str(cells[1]) not in str(failure.value)
-    assert "loss is nan at step 3" in str(failure.value)
-    assert states(cells, tmp_path) == ["to train", "finished"]
-    monkeypatch.undo()
-    again = run(cells, tmp_path)
-    assert again.attrs["trained"] == 1
-    pd.testing.assert_frame_equal(again, predictions)
-
-
 # --- Processes -------------------------------------------------------------------
 
 TWO_WORKERS = changed(SETTINGS, "experiments", num_workers=2)
@@ -497,25 +473,28 @@ def assert_same_bytes(store, whole):
     assert found and found == {name: whole.get(name) for name in found}
 
 
-def test_two_workers_leave_the_same_bytes_as_one(cells, store, predictions, tmp_path):
-    beside = run(cells, tmp_path, TWO_WORKERS)
-    pd.testing.assert_frame_equal(beside, predictions)
-    assert_same_bytes(tmp_path, store)
-
-
-def test_a_process_that_is_killed_costs_only_its_own_cell(cells, model, tmp_path):
-    """The second cell's model is a folder whose loading kills the process."""
-    deadly = Cell(f"{model}-deadly", "instruction_tuned", 0)
-    shutil.copytree(model, deadly.model)
-    grid = grid_of(tmp_path, TWO_WORKERS)
-    grid.plan([*cells, deadly], MEASUREMENTS)  # the parent knows its digest
-    (Path(deadly.model) / "config.json").unlink()
-    with pytest.raises(experiments.CellsFailed) as failure:
-        grid.run([*cells, deadly], MEASUREMENTS)
-    assert str(deadly) in str(failure.value)
-    assert "1 of " in str(failure.value)
-    shutil.rmtree(deadly.model)
-    assert states(cells, tmp_path) == ["finished"] * 2
+@pytest.mark.parametrize("settings", (SETTINGS, TWO_WORKERS), ids=("one", "two"))
+def test_a_failing_cell_is_named_and_the_others_are_finished(
+    cells, predictions, model, tmp_path, settings
+):
+    broken = Cell(str(tmp_path / "broken"), "instruction_tuned", 0)
+    shutil.copytree(model, broken.model)
+    path = tmp_path / "broken/config.json"
+    grid = grid_of(tmp_path / "store", settings)
+    grid.plan([broken], MEASUREMENTS)  # its digest is known from here on
+    hidden = path.rename(tmp_path / "hidden")
+    with pytest.raises(experiments.CellsFailed, match="1 of ") as failure:
+        grid.run([broken, *cells], MEASUREMENTS)
+    said = str(failure.value)
+    assert str(broken) in said and "cannot load" in said
+    assert not any(str(cell) in said for cell in cells)
+    plan = grid.plan([broken, *cells], MEASUREMENTS)
+    assert plan["state"].tolist() == ["to train", "finished", "finished"]
+    hidden.rename(path)
+    again = grid.run([broken, *cells], MEASUREMENTS)
+    assert again.attrs == {"cells": 3, "trained": 1, "decoded": 3}
+    others = again[again["model"] == model].reset_index(drop=True)
+    pd.testing.assert_frame_equal(others, predictions, check_flags=False)
 
 
 def test_the_pool_is_made_again_without_the_job_that_kills_it(tmp_path):
