@@ -187,12 +187,13 @@ class Generation:
     finish_reason: str
 
 
+# In inference mode autocast would cast every weight again at every step.
+@torch.no_grad()
 def decode(
     student: Student,
     texts: Sequence[str],
     config: EvaluationConfig,
     *,
-    temperature: float = 0.0,
     seeds: Sequence[int] | None = None,
     accelerator: Accelerator | None = None,
 ) -> list[Generation]:
@@ -204,8 +205,7 @@ def decode(
         Encoder-decoder or decoder-only; decoded in evaluation mode where it is.
     texts : sequence of str
     config : EvaluationConfig
-        A batch holds at most ``batch_tokens``, input and output together.
-    temperature : float
+        A batch holds at most ``batch_tokens``, input and output together. Temperature
         0 is greedy; else each text is sampled with a generator of its own.
     seeds : sequence of int, optional
         One per text. Default: 0, 1, 2, ...
@@ -227,24 +227,31 @@ def decode(
         texts = [separate(text)[0] for text in texts]
     encoded = tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
     batches = make_batches([len(ids) for ids in encoded], config)
-    process, num_processes = place(accelerator)
+    if accelerator is not None:
+        batches = batches[accelerator.process_index :: accelerator.num_processes]
     seeds = range(len(texts)) if seeds is None else seeds
     vocabulary = padded_vocabulary(tokenizer, model)
     start = EncoderDecoderBatch if model.config.is_encoder_decoder else CausalBatch
+    is_half = in_precision(config).precision == "bfloat16"
     done: list[tuple[int, Generation]] = []
-    with _evaluation_mode(model), _precision(model, config):
-        for indices in batches[process::num_processes]:
+    with contextlib.ExitStack() as stack:
+        stack.callback(model.train, model.training)
+        model.eval()
+        stack.enter_context(
+            torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=is_half)
+        )
+        for indices in batches:
             draws = draw_uniforms([seeds[i] for i in indices], config.max_new_tokens)
             rows = write_rows(
                 start(model, [encoded[i] for i in indices]),
                 draws.to(model.device),
-                temperature=temperature,
+                temperature=config.temperature,
                 vocabulary=vocabulary,
                 end_tokens=end_ids(model, tokenizer),
             )
             generations = [_generation(row, tokenizer) for row in rows]
             done += zip(indices, generations, strict=True)
-    if num_processes > 1:
+    if accelerator is not None:
         done = gather_object(done)
     return [generation for _, generation in sorted(done, key=lambda pair: pair[0])]
 
@@ -278,30 +285,6 @@ def _generation(row: Row, tokenizer) -> Generation:
     if end is not None:
         text = text.encode()[:end].decode()
     return Generation(text.strip(), len(row.tokens), row.finish_reason)
-
-
-def place(accelerator: Accelerator | None) -> tuple[int, int]:
-    """Return this process and the number of processes."""
-    if accelerator is None:
-        return 0, 1
-    return accelerator.process_index, accelerator.num_processes
-
-
-@contextlib.contextmanager
-def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        # In inference mode autocast would cast every weight again at every step.
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
-
-
-def _precision(model: PreTrainedModel, config: EvaluationConfig) -> torch.autocast:
-    enabled = in_precision(config).precision == "bfloat16"
-    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 # --- batches --------------------------------------------------------------------------
@@ -415,14 +398,13 @@ def _padded(
     rows: Sequence[Sequence[int]], device: torch.device, *, on_left: bool
 ) -> tuple[Tensor, Tensor]:
     """Return ids and mask, (R, longest), on the model's device."""
-    longest = max(map(len, rows))
-    ids = torch.zeros((len(rows), longest), dtype=torch.long)  # masked where padded
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        columns = slice(longest - len(row), None) if on_left else slice(0, len(row))
-        ids[i, columns] = torch.tensor(row, dtype=torch.long)
-        mask[i, columns] = 1
-    return ids.to(device), mask.to(device)
+    lengths = torch.tensor([[len(row)] for row in rows])  # (R, 1)
+    columns = torch.arange(int(lengths.max()))
+    mask = columns >= len(columns) - lengths if on_left else columns < lengths
+    ids = torch.zeros(mask.shape, dtype=torch.long)  # masked where padded
+    tokens = [token for row in rows for token in row]
+    ids[mask] = torch.tensor(tokens, dtype=torch.long)
+    return ids.to(device), mask.long().to(device)
 
 
 # --- one prefix for all rows ----------------------------------------------------------
@@ -448,8 +430,9 @@ class SuffixLayer(DynamicLayer):
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         end = self.length + key_states.shape[2]
         if end > self.keys.shape[2]:
-            self.keys = _grown(self.keys, self.length, end + GROWTH)
-            self.values = _grown(self.values, self.length, end + GROWTH)
+            growth = 0, 0, 0, end + GROWTH - self.keys.shape[2]
+            self.keys = F.pad(self.keys, growth)
+            self.values = F.pad(self.values, growth)
         self.keys[:, :, self.length : end] = key_states
         self.values[:, :, self.length : end] = value_states
         self.length = end
@@ -459,12 +442,7 @@ class SuffixLayer(DynamicLayer):
         return self.length
 
 
-def _grown(states: Tensor, length: int, capacity: int) -> Tensor:
-    grown = states.new_zeros(*states.shape[:2], capacity, states.shape[3])
-    grown[:, :, :length] = states[:, :, :length]
-    return grown
-
-
+@torch.no_grad()
 def compute_prefix(model: PreTrainedModel, prefix_ids: Sequence[int]) -> Prefix:
     """Return keys and values of the prefix, one forward pass of one row.
 
@@ -475,17 +453,17 @@ def compute_prefix(model: PreTrainedModel, prefix_ids: Sequence[int]) -> Prefix:
     ids = torch.tensor([list(prefix_ids)], device=model.device)
     mask = torch.ones(1, 1, len(prefix_ids), len(prefix_ids), dtype=torch.bool).tril()
     cache = DynamicCache()
-    with torch.no_grad():
-        model(
-            ids,
-            attention_mask=mask.to(model.device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
+    model(
+        ids,
+        attention_mask=mask.to(model.device),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
+@torch.no_grad()
 def shares_prefixes(model: PreTrainedModel) -> bool:
     """Tell whether `attend` computes what the model's own attention does.
 
@@ -500,12 +478,11 @@ def shares_prefixes(model: PreTrainedModel) -> bool:
     if getattr(config, "sliding_window", None):
         return False
     token_ids = [i % config.vocab_size for i in range(16)]
-    with torch.no_grad():
-        expected = model(torch.tensor([token_ids], device=model.device)).logits[0, -1]
-        with shared_prefix_attention(model):
-            prefix = compute_prefix(model, token_ids[:8])
-            batch = CausalBatch(model, [token_ids[8:]], prefix=prefix, prefix_length=8)
-            logits = batch.logits()[0]
+    expected = model(torch.tensor([token_ids], device=model.device)).logits[0, -1]
+    with shared_prefix_attention(model):
+        prefix = compute_prefix(model, token_ids[:8])
+        batch = CausalBatch(model, [token_ids[8:]], prefix=prefix, prefix_length=8)
+        logits = batch.logits()[0]
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
     return torch.allclose(logits, expected, rtol=tolerance, atol=tolerance)
 

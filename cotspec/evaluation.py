@@ -14,28 +14,26 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from accelerate import Accelerator
 from datasets import Dataset, Features, List, Value
-from pandas.api.typing import DataFrameGroupBy
 
 from cotspec import answers, artifacts, prompts, statistics
-from cotspec.decoding import FINISH_REASONS, Generation, decode, place
+from cotspec.decoding import FINISH_REASONS, Generation, decode
 from cotspec.models import Student, check_tokenizer, in_precision
 from cotspec.profiles import EvaluationConfig
 
 logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 4096  # decoded together, and what a kill loses at most
+BROKEN = FINISH_REASONS[2:]  # what was written before it broke does not count
 TIDY_COLUMNS = (
     "student start size step seed task prompt_mode n accuracy ci_low ci_high"
 ).split()
-
-
 PREDICTION_FEATURES = Features(
     {
         "problem_id": Value("string"),
@@ -58,43 +56,35 @@ PREDICTION_FEATURES = Features(
 )
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """Greedy by default; else `num_samples` per problem and a majority vote.
+class _Question(NamedTuple):
+    """One problem in one prompt mode; without a prompt where it does not fit."""
 
-    Source: self-consistency, Wang et al. 2022, arXiv 2203.11171.
-    """
-
-    temperature: float = 0.0
-    num_samples: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise ValueError(f"num_samples: {self.num_samples}. Allowed: >= 1")
-        if self.temperature < 0 or (self.temperature == 0 and self.num_samples > 1):
-            raise ValueError(
-                f"temperature: {self.temperature} with num_samples "
-                f"{self.num_samples}. Allowed: 0 with one sample (greedy), else > 0"
-            )
+    task: str
+    mode: str
+    problem: Mapping[str, str]
+    prompt: prompts.FittedPrompt | None
+    seed: int
 
 
-def sampling_of(config: EvaluationConfig) -> Sampling:
-    """Return how a profile samples; ValueError where its numbers make no sense."""
-    return Sampling(config.temperature, config.num_samples)
+def check_sampling(config: EvaluationConfig) -> None:
+    """Raise ValueError for several samples without a temperature: all were the same."""
+    if config.num_samples > 1 and config.temperature == 0:
+        raise ValueError(
+            f"temperature: {config.temperature} with num_samples {config.num_samples}. "
+            "Allowed: 0 with one sample (greedy), else > 0"
+        )
 
 
 def evaluate(
     student: Student,
     problems_by_task: Mapping[str, Dataset],
-    prompt_modes: Sequence[str] | Mapping[str, Sequence[str]],
+    prompt_modes: Mapping[str, Sequence[str]],
     config: EvaluationConfig,
     *,
     demonstrations: Mapping[str, Sequence[prompts.Demonstration]],
     checkpoint: str,
     descriptions: Mapping[str, str] | None = None,
     work_dir: Path | None = None,
-    sampling: Sampling | None = None,
     accelerator: Accelerator | None = None,
 ) -> Dataset:
     """Test a student on every task in every prompt mode.
@@ -104,10 +94,12 @@ def evaluate(
     student : Student
     problems_by_task : mapping of task to Dataset
         Columns ``problem_id, question, answer``.
-    prompt_modes : sequence of str, or mapping of task to one
+    prompt_modes : mapping of task to sequence of str
         Modes of `profiles.DATA_FORMATS` are scored as math, those of
         `prompts.GENERIC_PROMPT_MODES` as BigBench-Hard.
     config : EvaluationConfig
+        With more samples than one, the answer of their majority counts:
+        self-consistency, Wang et al. 2022, arXiv 2203.11171.
     demonstrations : mapping of task to Demonstration
         Math modes show the first ``config.num_demonstrations``, generic modes all.
     checkpoint : str
@@ -118,8 +110,6 @@ def evaluate(
         Keeps the predictions, `ROWS_AT_ONCE` at a time; a later call with the same
         inputs takes them from there. The student's weights are known by name and
         checkpoint only.
-    sampling : Sampling, optional
-        Default: as `config` says, with seed 0.
     accelerator : Accelerator, optional
         Shares the batches among its processes; every process returns all predictions.
 
@@ -136,97 +126,99 @@ def evaluate(
         before anything is decoded.
     """
     check_tokenizer(student)
-    sampling = sampling or sampling_of(config)
-    pairs = _pairs(list(problems_by_task), prompt_modes)
-    for task, mode in pairs:
-        _check(task, mode, problems_by_task[task], demonstrations)
+    check_sampling(config)
+    without = [task for task in problems_by_task if not prompt_modes.get(task)]
+    if without or not problems_by_task:
+        raise ValueError(
+            f"prompt_modes: {prompt_modes!r} has none for {without or 'any task'}"
+        )
     asked: list[_Question] = []
-    for task, mode in pairs:
-        shown, about = demonstrations.get(task, ()), (descriptions or {}).get(task, "")
-        problems = problems_by_task[task]
-        fitted = _fit_prompts(student, problems, mode, shown, about, config)
-        # Seeds by the place in the task: samples do not depend on the other tasks.
-        asked += [
-            _Question(task, mode, problem, prompt, sampling.seed + place_in_task)
-            for place_in_task, (problem, prompt) in enumerate(
-                zip(problems, fitted, strict=True)
+    for task, problems in problems_by_task.items():
+        for mode in prompt_modes[task]:
+            _check(task, mode, problems, demonstrations)
+            shown = demonstrations.get(task, ())
+            if mode not in prompts.GENERIC_PROMPT_MODES:
+                shown = shown[: config.num_demonstrations]
+            fitted = _fit_prompts(
+                [(question, shown) for question in problems["question"]],
+                mode,
+                student,
+                max_input_tokens=config.max_input_tokens,
+                description=(descriptions or {}).get(task, ""),
             )
-        ]
+            # Seeds by the place in the task: samples do not depend on other tasks.
+            asked += [
+                _Question(task, mode, *pair, seed=place)
+                for place, pair in enumerate(zip(problems, fitted, strict=True))
+            ]
     known = [student.name, student.start, student.size, checkpoint]
-    known += [dataclasses.asdict(in_precision(config)), dataclasses.asdict(sampling)]
+    known.append(dataclasses.asdict(in_precision(config)))
     rows: list[dict] = []
     for start in range(0, len(asked), ROWS_AT_ONCE):
         part = asked[start : start + ROWS_AT_ONCE]
         path = None if work_dir is None else _kept_path(Path(work_dir), known, part)
-        kept = _kept(path, part)
+        kept = path and _kept(path, len(part))
         if kept is None:
-            kept = _decode_and_score(part, student, config, sampling, accelerator)
-            if path is not None and place(accelerator)[0] == 0:
+            kept = _decode_and_score(part, student, config, checkpoint, accelerator)
+            if path and (accelerator is None or accelerator.is_main_process):
                 artifacts.write_dataset(path, _table(kept))
-        rows += [row | {"checkpoint": checkpoint} for row in kept]
+        rows += kept
     predictions = _table(rows)
-    _warn_of_losses(predictions)
+    for row in outcomes(predictions).to_dict("records"):
+        for reason in BROKEN:
+            if row[reason]:
+                logger.warning(
+                    f"{row['task']}, {row['prompt_mode']}: {row[reason]} of {row['n']} "
+                    f"counted as without answer: {reason}"
+                )
     return predictions
 
 
-@dataclass(frozen=True)
-class _Question:
-    """One problem in one prompt mode; without a prompt where it does not fit."""
-
-    task: str
-    mode: str
-    problem: Mapping[str, str]
-    prompt: prompts.FittedPrompt | None
-    seed: int
-
-
-def _table(rows: Sequence[Mapping[str, object]]) -> Dataset:
-    columns = {name: [row[name] for row in rows] for name in PREDICTION_FEATURES}
-    return Dataset.from_dict(columns, features=PREDICTION_FEATURES)
+def _table(rows: list[dict]) -> Dataset:
+    return Dataset.from_list(rows, features=PREDICTION_FEATURES)
 
 
 def _kept_path(folder: Path, known: list, part: Sequence[_Question]) -> Path:
     """A file whose name changes with all that its rows depend on."""
     inputs = [
         (q.task, q.mode, q.problem["problem_id"], q.problem["answer"], q.seed)
-        + ((q.prompt.text,) if q.prompt else ())
+        + (q.prompt and q.prompt.text,)
         for q in part
     ]
     return folder / f"{artifacts.digest_of([known, inputs])[:24]}.parquet"
 
 
-def _kept(path: Path | None, part: Sequence[_Question]) -> list[dict] | None:
+def _kept(path: Path, num_rows: int) -> list[dict] | None:
     """Rows of an earlier call, if a whole file of them is there."""
-    if path is None or not path.exists():
+    if not path.exists():
         return None
     try:
         kept = artifacts.read_dataset(path).cast(PREDICTION_FEATURES)
     except ValueError as error:
         logger.warning("decoding again, %s is not usable: %s", path, error)
         return None
-    return kept.to_list() if len(kept) == len(part) else None
+    return kept.to_list() if len(kept) == num_rows else None
 
 
 def _decode_and_score(
     part: Sequence[_Question],
     student: Student,
     config: EvaluationConfig,
-    sampling: Sampling,
+    checkpoint: str,
     accelerator: Accelerator | None,
 ) -> list[dict]:
-    k = sampling.num_samples
+    k = config.num_samples
     fitting = [question for question in part if question.prompt]
-    generations = iter(
-        decode(
-            student,
-            [question.prompt.text for question in fitting for _ in range(k)],
-            config,
-            temperature=sampling.temperature,
-            seeds=[q.seed * k + i for q in fitting for i in range(k)],
-            accelerator=accelerator,
-        )
-    )
-    return [_prediction(question, student, generations, k) for question in part]
+    texts = [question.prompt.text for question in fitting for _ in range(k)]
+    seeds = [question.seed * k + i for question in fitting for i in range(k)]
+    written = iter(decode(student, texts, config, seeds=seeds, accelerator=accelerator))
+    rows = []
+    for question in part:
+        candidates = [Generation("", 0, "prompt_too_long")]
+        if question.prompt:
+            candidates = [next(written) for _ in range(k)]
+        rows.append(_prediction(question, candidates, student, checkpoint))
+    return rows
 
 
 def _check(
@@ -255,64 +247,49 @@ def _check(
 
 
 def _fit_prompts(
-    student: Student,
-    problems: Dataset,
+    items: Sequence[tuple[str, Sequence[prompts.Demonstration]]],
     mode: str,
-    demonstrations: Sequence[prompts.Demonstration],
-    description: str,
-    config: EvaluationConfig,
+    student: Student,
+    **options: object,
 ) -> list[prompts.FittedPrompt | None]:
     """Each problem's prompt; None where its question alone is too long."""
-    if mode not in prompts.GENERIC_PROMPT_MODES:
-        demonstrations = demonstrations[: config.num_demonstrations]
-    items = [(question, demonstrations) for question in problems["question"]]
-    options = {"max_input_tokens": config.max_input_tokens, "description": description}
     try:
         return list(prompts.fit_prompts(items, mode, student.tokenizer, **options))
-    except ValueError:  # at least one is too long: find out which
-        return [_fit_or_none(item, mode, student, options) for item in items]
-
-
-def _fit_or_none(item, mode: str, student: Student, options: dict):
-    try:
-        return prompts.fit_prompts([item], mode, student.tokenizer, **options)[0]
-    except ValueError as error:  # counted: finish_reason "prompt_too_long"
-        logger.warning("%s: %s", mode, error)
-        return None
+    except ValueError as error:
+        if len(items) == 1:  # counted: finish_reason "prompt_too_long"
+            logger.warning("%s: %s", mode, error)
+            return [None]
+    # At least one is too long: find out which.
+    return [_fit_prompts([item], mode, student, **options)[0] for item in items]
 
 
 def _prediction(
-    question: _Question, student: Student, generations: Iterator[Generation], k: int
+    question: _Question,
+    candidates: Sequence[Generation],
+    student: Student,
+    checkpoint: str,
 ) -> dict[str, object]:
-    """Score the next `k` generations, and take the one of the majority."""
+    """Score a problem's generations, and take the one of the majority."""
     problem, prompt = question.problem, question.prompt
-    candidates = [Generation("", 0, "prompt_too_long")]
-    if prompt:
-        candidates = [next(generations) for _ in range(k)]
+    counted = ["" if g.finish_reason in BROKEN else g.completion for g in candidates]
     scores = [
-        _score(question.task, question.mode, _counted_text(g), problem["answer"])
-        for g in candidates
+        _score(question.task, question.mode, text, problem["answer"])
+        for text in counted
     ]
     chosen = majority([score["predicted_answer"] for score in scores])
     return {
         "problem_id": problem["problem_id"],
         "task": question.task,
         "prompt_mode": question.mode,
-        "checkpoint": "",
+        "checkpoint": checkpoint,
         "completion": candidates[chosen].completion,
+        **scores[chosen],
         "finish_reason": candidates[chosen].finish_reason,
         "num_demonstrations": prompt.num_demonstrations if prompt else 0,
         "num_dropped_demonstrations": prompt.num_dropped if prompt else 0,
         "is_answer_spellable": prompts.spellable(problem["answer"], student.tokenizer),
         "samples": [g.completion for g in candidates] if len(candidates) > 1 else [],
-        **scores[chosen],
     }
-
-
-def _counted_text(generation: Generation) -> str:
-    """What came before a breakdown is kept, but does not count."""
-    broke = generation.finish_reason in ("not_finite", "prompt_too_long")
-    return "" if broke else generation.completion
 
 
 def majority(predicted: Sequence[str | None]) -> int:
@@ -321,9 +298,7 @@ def majority(predicted: Sequence[str | None]) -> int:
     A sample without an answer does not vote; of tied answers the first given wins.
     """
     votes = Counter(answer for answer in predicted if answer is not None)
-    if not votes:
-        return 0
-    return predicted.index(max(votes, key=lambda answer: votes[answer]))
+    return predicted.index(votes.most_common(1)[0][0]) if votes else 0
 
 
 def _score(task: str, mode: str, completion: str, gold: str) -> dict[str, object]:
@@ -347,35 +322,6 @@ def _score(task: str, mode: str, completion: str, gold: str) -> dict[str, object
         "no_answer": score.no_answer,
         **others,
     }
-
-
-def _warn_of_losses(predictions: Dataset) -> None:
-    frame = predictions.select_columns(["task", "prompt_mode", "finish_reason"])
-    for (task, mode), group in frame.to_pandas().groupby(["task", "prompt_mode"]):
-        for reason in ("not_finite", "prompt_too_long"):
-            if count := int((group["finish_reason"] == reason).sum()):
-                logger.warning(
-                    "%s, %s: %d of %d counted as without answer: %s",
-                    task,
-                    mode,
-                    count,
-                    len(group),
-                    reason,
-                )
-
-
-def _pairs(
-    tasks: Sequence[str], prompt_modes: Sequence[str] | Mapping[str, Sequence[str]]
-) -> list[tuple[str, str]]:
-    """Every (task, prompt mode) to evaluate."""
-    if not isinstance(prompt_modes, Mapping):
-        prompt_modes = dict.fromkeys(tasks, prompt_modes)
-    without = [task for task in tasks if not prompt_modes.get(task)]
-    if without or not tasks:
-        raise ValueError(
-            f"prompt_modes: {prompt_modes!r} has none for {without or 'any task'}"
-        )
-    return [(task, mode) for task in tasks for mode in prompt_modes[task]]
 
 
 def aggregate(
@@ -410,11 +356,12 @@ def aggregate(
         If there are no predictions.
     """
     rows = []
-    for (task, mode), group in _by_task_and_mode(predictions):
+    groups = _frame(predictions).groupby(["task", "prompt_mode"], sort=False)
+    for (task, mode), group in groups:
         n, num_correct = len(group), int(group["is_correct"].sum())
-        low, high = statistics.wilson_interval(num_correct, n, confidence=confidence)
-        fixed = (student, start, size, step, seed)
-        rows.append((*fixed, task, mode, n, num_correct / n, low, high))
+        interval = statistics.wilson_interval(num_correct, n, confidence=confidence)
+        facts = student, start, size, step, seed, task, mode, n
+        rows.append((*facts, num_correct / n, *interval))
     return pd.DataFrame(rows, columns=TIDY_COLUMNS)
 
 
@@ -430,17 +377,13 @@ def outcomes(predictions: Dataset) -> pd.DataFrame:
     ValueError
         If there are no predictions.
     """
-    rows = []
-    for (task, mode), group in _by_task_and_mode(predictions):
-        counts = {"task": task, "prompt_mode": mode, "n": len(group)}
-        counts["no_answer"] = int(group["no_answer"].sum())
-        for reason in FINISH_REASONS[1:]:
-            counts[reason] = int((group["finish_reason"] == reason).sum())
-        dropped = group["num_dropped_demonstrations"] > 0
-        counts["shortened_prompts"] = int(dropped.sum())
-        counts["unspellable_answers"] = int((~group["is_answer_spellable"]).sum())
-        rows.append(counts)
-    return pd.DataFrame(rows)
+    frame = _frame(predictions)
+    counts = {"n": True, "no_answer": frame["no_answer"]}
+    counts |= {name: frame["finish_reason"] == name for name in FINISH_REASONS[1:]}
+    counts["shortened_prompts"] = frame["num_dropped_demonstrations"] > 0
+    counts["unspellable_answers"] = ~frame["is_answer_spellable"]
+    groups = frame.assign(**counts).groupby(["task", "prompt_mode"], sort=False)
+    return groups[[*counts]].sum().reset_index()
 
 
 def form_and_reasoning(predictions: Dataset) -> pd.DataFrame:
@@ -459,22 +402,19 @@ def form_and_reasoning(predictions: Dataset) -> pd.DataFrame:
     """
     frame = predictions.to_pandas()
     frame = frame[frame["tier"].notna()]
-    rows = []
-    for key, group in frame.groupby(["checkpoint", "prompt_mode"], sort=False):
-        has_form = group["tier"] == answers.TIERS[0]
-        row = dict(zip(("checkpoint", "prompt_mode"), key, strict=True))
-        row |= {"n": len(group), "with_form": has_form.mean()}
-        row |= {"right": group["is_correct"].mean()}
-        row["right_with_form"] = group.loc[has_form, "is_correct"].mean()
-        row["right_without"] = group.loc[~has_form, "is_correct"].mean()
-        rows.append(row)
-    return pd.DataFrame(rows)
+    has_form = frame["tier"] == answers.TIERS[0]
+    right = frame["is_correct"].astype(float)
+    shares = {"with_form": has_form, "right": right}
+    shares |= {"right_with_form": right[has_form], "right_without": right[~has_form]}
+    groups = frame.assign(**shares).groupby(["checkpoint", "prompt_mode"], sort=False)
+    table = groups[[*shares]].mean().reset_index()
+    table.insert(2, "n", groups.size().to_numpy())
+    return table
 
 
-def _by_task_and_mode(predictions: Dataset) -> DataFrameGroupBy:
+def _frame(predictions: Dataset) -> pd.DataFrame:
     if len(predictions) == 0:
         raise ValueError(
             "predictions: no rows, so no accuracy. Evaluate at least one problem"
         )
-    frame = predictions.to_pandas()
-    return frame.groupby(["task", "prompt_mode"], sort=False)
+    return predictions.to_pandas()

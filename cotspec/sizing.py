@@ -18,7 +18,7 @@ from cotspec import artifacts, profiles
 from cotspec.stages import Notebook
 
 if TYPE_CHECKING:
-    from cotspec.experiments import Cell
+    from cotspec.grids import Cell
 
 Stale = Sequence[tuple[Notebook, profiles.Profile]]
 
@@ -97,19 +97,19 @@ def checkpoint_bytes(stale: Stale) -> int:
 
 def trained_cells(notebook: Notebook, profile: profiles.Profile) -> list[Cell]:
     """The cells that a notebook trains: of the grids that its code names, or one."""
-    from cotspec.experiments import grid
+    from cotspec import grids
 
     if "training" not in notebook.sections:
         return []
     options = {
         name: getattr(profile, name) for name in ("formats", "loss", "alignment")
     }
-    base = grid.base_cells(profile.student, profile.experiments, **options)
+    base = grids.base_cells(profile.student, profile.experiments, **options)
     grids = {
-        "ability_grid": grid.ability_grid(base, profile.experiments),
-        "format_grid": grid.format_grid(base),
-        "loss_grid": grid.loss_grid(base),
-        "scaling_grid": grid.scaling_grid(base, profile.experiments),
+        "ability_grid": grids.ability_grid(base, profile.experiments),
+        "format_grid": grids.format_grid(base),
+        "loss_grid": grids.loss_grid(base),
+        "scaling_grid": grids.scaling_grid(base, profile.experiments),
     }
     code = "\n".join(notebook.code)
     return [c for n, cells in grids.items() if n in code for c in cells] or base[:1]

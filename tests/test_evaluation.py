@@ -5,7 +5,6 @@ import itertools
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,11 +18,10 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
-from transformers.modeling_outputs import Seq2SeqLMOutput
 
-from cotspec import artifacts, evaluation
+from cotspec import artifacts, decoding, evaluation
 from cotspec.decoding import Generation, decode, make_batches
-from cotspec.evaluation import Sampling, aggregate, evaluate, majority
+from cotspec.evaluation import aggregate, evaluate, majority
 from cotspec.models import Student, as_student
 from cotspec.profiles import EvaluationConfig
 from cotspec.prompts import Demonstration
@@ -35,6 +33,13 @@ CONFIG = EvaluationConfig(
     batch_tokens=1000,
     precision="float32",
 )
+
+
+def sampled(temperature, num_samples=1):
+    changes = {"temperature": temperature, "num_samples": num_samples}
+    return dataclasses.replace(CONFIG, **changes)
+
+
 SHOTS = [Demonstration(f"What is {i} + 0?", f"{i} + 0 = {i}.", str(i)) for i in (7, 8)]
 
 
@@ -54,68 +59,52 @@ def byte_tokenizer(*, adds_end: bool) -> PreTrainedTokenizerFast:
     )
 
 
-class ScriptedModel(torch.nn.Module):
-    """An encoder-decoder that writes ``write(prompt)``; "\\0" there is a NaN."""
-
-    def __init__(self, tokenizer, write):
-        super().__init__()
-        self.tokenizer, self.write = tokenizer, write
-        self.scripts, self.rows_per_step = [], []
-        self.config = SimpleNamespace(
-            is_encoder_decoder=True, eos_token_id=1, decoder_start_token_id=0
-        )
-        self.device = torch.device("cpu")
-
-    def get_input_embeddings(self):
-        return SimpleNamespace(num_embeddings=len(self.tokenizer))
-
-    def get_output_embeddings(self):
-        return SimpleNamespace(weight=torch.zeros(len(self.tokenizer), 1))
-
-    def get_encoder(self):
-        return self.encode
-
-    def encode(self, input_ids, attention_mask):
-        hidden = torch.zeros(*input_ids.shape, 1)
-        for row, ids in enumerate(input_ids):
-            prompt = self.tokenizer.decode(ids, skip_special_tokens=True)
-            hidden[row] = len(self.scripts)
-            script = self.write(prompt)
-            self.scripts.append([*self.tokenizer(script)["input_ids"]])
-        return (hidden,)
-
-    def forward(
-        self,
-        encoder_outputs,
-        attention_mask,
-        decoder_input_ids,
-        past_key_values,
-        use_cache,
-    ):
-        seen = decoder_input_ids[:, None, :, None].float()
-        cache = past_key_values.self_attention_cache
-        cache.update(seen, seen, 0)
-        step = cache.get_seq_length()
-        self.rows_per_step.append(len(decoder_input_ids))
-        logits = torch.zeros(len(decoder_input_ids), 1, len(self.tokenizer))
-        nan = self.tokenizer("\0")["input_ids"][0]
-        for row, script in enumerate(encoder_outputs[0][:, 0, 0].long().tolist()):
-            written = self.scripts[script]
-            token = written[min(step, len(written)) - 1]
-            logits[row, 0, token] = torch.nan if token == nan else 9.0
-        return Seq2SeqLMOutput(logits=logits)
+BYTES = byte_tokenizer(adds_end=True)
 
 
-def scripted(write, *, adds_end=True) -> Student:
-    tokenizer = byte_tokenizer(adds_end=adds_end)
-    return Student("scripted", ScriptedModel(tokenizer, write), tokenizer, "raw", 1)
+class ScriptedBatch:
+    """Rows of a student that writes ``write(prompt)``; "\\0" there is a NaN."""
+
+    def __init__(self, model, prompts):
+        self.model, self.step = model, 0
+        texts = [BYTES.decode(ids, skip_special_tokens=True) for ids in prompts]
+        self.scripts = [BYTES(model.write(text))["input_ids"] for text in texts]
+        model.scripts += self.scripts
+
+    def logits(self):
+        self.model.rows_per_step.append(len(self.scripts))
+        logits = torch.zeros(len(self.scripts), len(BYTES))
+        for row, script in enumerate(self.scripts):
+            token = script[min(self.step, len(script) - 1)]
+            logits[row, token] = torch.nan if BYTES.decode(token) == "\0" else 9.0
+        return logits
+
+    def append(self, tokens):
+        self.step += 1
+
+    def keep(self, rows):
+        self.scripts = [self.scripts[row] for row in rows.tolist()]
 
 
-def tiny_t5(seed=0) -> Student:
-    tokenizer = byte_tokenizer(adds_end=True)
-    torch.manual_seed(seed)
+@pytest.fixture(autouse=True)
+def _scripts_are_followed(monkeypatch):
+    def start(model, prompts):
+        return (ScriptedBatch if hasattr(model, "write") else real)(model, prompts)
+
+    real = decoding.EncoderDecoderBatch
+    monkeypatch.setattr(decoding, "EncoderDecoderBatch", start)
+
+
+def scripted(write) -> Student:
+    student = tiny_t5()
+    student.model.write = write
+    student.model.scripts, student.model.rows_per_step = [], []
+    return student
+
+
+def tiny_t5() -> Student:
     config = T5Config(
-        vocab_size=len(tokenizer) + 2,
+        vocab_size=260,
         d_model=16,
         d_kv=8,
         d_ff=32,
@@ -125,17 +114,12 @@ def tiny_t5(seed=0) -> Student:
         initializer_factor=1.5,
         tie_word_embeddings=False,
     )
-    model = T5ForConditionalGeneration(config)
-    with torch.no_grad():
-        model.lm_head.weight[1] *= 3  # ends now and then
-    return as_student("tiny-t5", model, tokenizer, start="raw")
+    return _tiny(T5ForConditionalGeneration, config, adds_end=True)
 
 
 def tiny_gpt2() -> Student:
-    tokenizer = byte_tokenizer(adds_end=False)
-    torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=len(tokenizer),
+        vocab_size=258,
         n_positions=256,
         n_embd=16,
         n_layer=2,
@@ -145,22 +129,24 @@ def tiny_gpt2() -> Student:
         initializer_range=0.2,
         tie_word_embeddings=False,
     )
-    model = GPT2LMHeadModel(config)
+    return _tiny(GPT2LMHeadModel, config, adds_end=False)
+
+
+def _tiny(kind, config, *, adds_end) -> Student:
+    torch.manual_seed(0)
+    model = kind(config)
     with torch.no_grad():
         model.lm_head.weight[1] *= 3  # ends now and then
-    return as_student("tiny-gpt2", model, tokenizer, start="raw")
+    return as_student("tiny", model, byte_tokenizer(adds_end=adds_end), start="raw")
 
 
 def problems(task="toy", n=3, gold=None) -> Dataset:
-    rows = [
-        {
-            "problem_id": f"{task}/{i}",
-            "question": f"What is {i} + 1?",
-            "answer": gold or str(i + 1),
-        }
-        for i in range(n)
-    ]
-    return Dataset.from_list(rows)
+    columns = {
+        "problem_id": [f"{task}/{i}" for i in range(n)],
+        "question": [f"What is {i} + 1?" for i in range(n)],
+        "answer": [gold or str(i + 1) for i in range(n)],
+    }
+    return Dataset.from_dict(columns)
 
 
 def answer_last_question(prompt: str) -> str:
@@ -187,14 +173,7 @@ def test_batches_hold_each_text_once_longest_first_under_the_budget():
 def test_greedy_decoding_equals_generate_on_each_text_alone(make, slots):
     student = make()
     config = dataclasses.replace(CONFIG, batch_tokens=slots * (33 + 60))
-    texts = [
-        "Q: one",
-        "Q: a longer text with more in it",
-        "x",
-        "Q: 3 + 4?",
-        "yes",
-        "no",
-    ]
+    texts = ["Q: one", "Q: a longer text with more in it", "x", "3 + 4?", "yes", "no"]
     ours = decode(student, texts, config)
     lengths = [generation.num_tokens for generation in ours]
     assert len(set(lengths)) > 1, "rows leave the batch at different steps"
@@ -207,9 +186,8 @@ def test_greedy_decoding_equals_generate_on_each_text_alone(make, slots):
             do_sample=False,
             pad_token_id=0,
         )[0]
-        start = (
-            1 if student.model.config.is_encoder_decoder else inputs.input_ids.shape[1]
-        )
+        is_seq2seq = student.model.config.is_encoder_decoder
+        start = 1 if is_seq2seq else inputs.input_ids.shape[1]
         expected = student.tokenizer.decode(ids[start:], skip_special_tokens=True)
         assert generation.completion == expected.strip()
 
@@ -229,30 +207,19 @@ def test_a_batch_ends_at_the_answer_sentence_and_drops_finished_rows():
     assert len(rows) < CONFIG.max_new_tokens
 
 
-def test_a_text_over_the_budget_is_completed_by_itself():
-    student = scripted(lambda prompt: "z" * 20)
-    done = decode(student, ["0", "1"], dataclasses.replace(CONFIG, batch_tokens=5))
-    assert [generation.num_tokens for generation in done] == [20, 20]
-    assert set(student.model.rows_per_step) == {1}
-
-
-def test_the_end_token_ends_a_row_and_is_not_counted():
-    (done,) = decode(scripted(lambda _: "Yes"), ["q"], CONFIG)
-    assert done == Generation("Yes", 3, "stop")
-
-
-def test_a_generation_that_never_stops_ends_at_the_limit():
-    student = scripted(lambda _: "7" * 500)
-    (done,) = decode(student, ["q"], CONFIG)
-    assert (done.finish_reason, done.num_tokens) == ("length", CONFIG.max_new_tokens)
-    assert done.completion == "7" * CONFIG.max_new_tokens
-
-
-def test_logits_that_are_not_finite_end_their_row_only():
-    student = scripted(lambda prompt: "So 5\0" if prompt == "bad" else "Fine.")
-    bad, good = decode(student, ["bad", "good"], CONFIG)
-    assert (bad.completion, bad.finish_reason) == ("So 5", "not_finite")
-    assert (good.completion, good.finish_reason) == ("Fine.", "stop")
+@pytest.mark.parametrize(
+    ("written", "done"),
+    [
+        ("Yes", Generation("Yes", 3, "stop")),  # the end token is not counted
+        ("7" * 500, Generation("7" * 60, CONFIG.max_new_tokens, "length")),
+        ("So 5\0", Generation("So 5", 4, "not_finite")),
+    ],
+)
+def test_a_row_ends_for_one_reason_and_leaves_the_others_alone(written, done):
+    student = scripted(lambda prompt: written if prompt == "this" else "Fine.")
+    this, other = decode(student, ["this", "other"], CONFIG)
+    assert this == done
+    assert other == Generation("Fine.", 5, "stop")
 
 
 def test_what_is_sampled_depends_on_the_seed_of_its_text_alone():
@@ -260,7 +227,7 @@ def test_what_is_sampled_depends_on_the_seed_of_its_text_alone():
     texts = ["Q: one", "Q: two three", "four"]
 
     def sample(some, seeds):
-        done = decode(student, some, CONFIG, temperature=1.0, seeds=seeds)
+        done = decode(student, some, sampled(1.0), seeds=seeds)
         return [g.completion for g in done]
 
     first = sample(texts, [3, 4, 5])
@@ -319,11 +286,15 @@ def test_a_tokenizer_of_another_checkpoint_is_refused():
 
 # --- evaluation ----------------------------------------------------------------------
 
+TASKS = {"toy": problems(), "other": problems("other", 5)}
+MODES = ("zero_shot_chain_of_thought", "zero_shot_answer_only")
+DESCRIBED = {"student": "s", "start": "raw", "size": 10, "step": 5, "seed": 1}
+
 
 def run(student, tasks=None, modes=("zero_shot_chain_of_thought",), **options):
     options = {"demonstrations": {}, "checkpoint": "step-0", **options}
-    config = options.pop("config", CONFIG)
-    return evaluate(student, tasks or {"toy": problems()}, modes, config, **options)
+    config, tasks = options.pop("config", CONFIG), tasks or {"toy": problems()}
+    return evaluate(student, tasks, dict.fromkeys(tasks, modes), config, **options)
 
 
 def test_predictions_carry_every_score_and_the_raw_completion():
@@ -351,12 +322,11 @@ def test_predictions_carry_every_score_and_the_raw_completion():
 def test_form_and_reasoning_are_told_apart():
     said = [("answer_is", True), ("answer_is", False), ("last_number", True)]
     said += [("none", False), ("last_number", False), (None, True)]  # None: generic
-    rows = [
-        {"checkpoint": "step-0", "prompt_mode": "m", "tier": tier, "is_correct": right}
-        for tier, right in said
-    ]
+    same = {"checkpoint": "step-0", "prompt_mode": "m"}
+    rows = [same | {"tier": tier, "is_correct": right} for tier, right in said]
     [row] = evaluation.form_and_reasoning(Dataset.from_list(rows)).to_dict("records")
-    assert row == {"checkpoint": "step-0", "prompt_mode": "m", "n": 5} | {
+    assert row == same | {
+        "n": 5,
         "with_form": 0.4,
         "right": 0.4,
         "right_with_form": 0.5,
@@ -364,34 +334,30 @@ def test_form_and_reasoning_are_told_apart():
     }
 
 
-def test_in_context_modes_show_the_demonstrations_and_zero_shot_does_not():
+def remembering(answer):
+    """A student that answers always the same, and the prompts it has seen."""
     seen = []
+    return scripted(lambda prompt: (seen.append(prompt), answer)[1]), seen
 
-    def write(prompt):
-        seen.append(prompt)
-        return "The answer is 1."
 
+def test_in_context_modes_show_the_demonstrations_and_zero_shot_does_not():
+    student, seen = remembering("The answer is 1.")
     modes = ["in_context_answer_only", "zero_shot_answer_only"]
-    predictions = run(
-        scripted(write), {"toy": problems(n=1)}, modes, demonstrations={"toy": SHOTS}
-    )
+    shown = {"toy": SHOTS}
+    predictions = run(student, {"toy": problems(n=1)}, modes, demonstrations=shown)
     assert predictions["num_demonstrations"][:] == [2, 0]
     assert [prompt.count("The answer is") for prompt in seen] == [2, 0]
 
 
 def test_generic_modes_are_scored_by_the_task_and_begin_with_its_description():
-    seen = []
-
-    def write(prompt):
-        seen.append(prompt)
-        return "So the answer is invalid."
-
+    student, seen = remembering("So the answer is invalid.")
+    task = "bbh/formal_fallacies"
     predictions = run(
-        scripted(write),
-        {"bbh/formal_fallacies": problems(n=1, gold="valid")},
+        student,
+        {task: problems(n=1, gold="valid")},
         ["answer_only", "chain_of_thought"],
-        demonstrations={"bbh/formal_fallacies": SHOTS},
-        descriptions={"bbh/formal_fallacies": "Is it valid?"},
+        demonstrations={task: SHOTS},
+        descriptions={task: "Is it valid?"},
     )
     assert predictions["predicted_answer"][:] == ["invalid", "invalid"]
     assert predictions["is_correct"][:] == [False, False]
@@ -400,90 +366,61 @@ def test_generic_modes_are_scored_by_the_task_and_begin_with_its_description():
 
 
 def test_prompts_too_long_lose_demonstrations_or_are_counted():
-    long_one = {
-        "problem_id": "toy/9",
-        "question": "What is 9 + 1? " * 30,
-        "answer": "10",
-    }
-    tasks = {"toy": Dataset.from_list([*problems(n=1).to_list(), long_one])}
-    config = dataclasses.replace(CONFIG, max_input_tokens=150)
-    mode = ["in_context_chain_of_thought"]
+    long_one = {"problem_id": "toy/9", "question": "What is 9 + 1? " * 30}
+    rows = [*problems(n=1).to_list(), long_one | {"answer": "10"}]
     predictions = run(
         scripted(answer_last_question),
-        tasks,
-        mode,
+        {"toy": Dataset.from_list(rows)},
+        ["in_context_chain_of_thought"],
         demonstrations={"toy": SHOTS},
-        config=config,
+        config=dataclasses.replace(CONFIG, max_input_tokens=150),
     )
     assert predictions["finish_reason"][:] == ["stop", "prompt_too_long"]
     assert predictions["num_demonstrations"][:] == [1, 0]
     assert predictions["num_dropped_demonstrations"][:] == [1, 0]
     assert predictions["no_answer"][:] == [False, True]
-    table = evaluation.outcomes(predictions).to_dict("records")
-    assert table == [
-        {
-            "task": "toy",
-            "prompt_mode": mode[0],
-            "n": 2,
-            "no_answer": 1,
-            "length": 0,
-            "not_finite": 0,
-            "prompt_too_long": 1,
-            "shortened_prompts": 1,
-            "unspellable_answers": 0,
-        }
-    ]
+    [lost] = evaluation.outcomes(predictions).to_dict("records")
+    task = {"task": "toy", "prompt_mode": "in_context_chain_of_thought", "n": 2}
+    reasons = {"length": 0, "not_finite": 0, "prompt_too_long": 1}
+    others = {"no_answer": 1, "shortened_prompts": 1, "unspellable_answers": 0}
+    assert lost == task | reasons | others
 
 
-def test_a_row_without_finite_logits_has_no_answer_and_the_rest_counts(caplog):
+@pytest.mark.parametrize(
+    ("written", "reason", "counts"),
+    [("The answer is 2\0", "not_finite", False), ("7" * 500, "length", True)],
+)
+def test_a_row_that_breaks_is_counted_and_the_rest_kept(
+    caplog, written, reason, counts
+):
     def write(prompt):
-        return (
-            "The answer is 2\0" if "is 1 +" in prompt else answer_last_question(prompt)
-        )
+        return written if "is 1 +" in prompt else answer_last_question(prompt)
 
     predictions = run(scripted(write))
+    assert predictions["finish_reason"][:] == ["stop", reason, "stop"]
     assert predictions["is_correct"][:] == [True, False, True]
-    assert predictions["no_answer"][:] == [False, True, False]
-    assert predictions["completion"][1] == "The answer is 2"
-    assert "1 of 3 counted as without answer: not_finite" in caplog.text
-
-
-def test_a_row_that_never_stops_is_counted_and_the_rest_kept():
-    def write(prompt):
-        return "7" * 500 if "is 1 +" in prompt else answer_last_question(prompt)
-
-    predictions = run(scripted(write))
-    assert predictions["finish_reason"][:] == ["stop", "length", "stop"]
-    assert predictions["is_correct"][:] == [True, False, True]
-    assert evaluation.outcomes(predictions)["length"].tolist() == [1]
+    assert predictions["no_answer"][:] == [False, not counts, False]
+    assert written.startswith(predictions["completion"][1].strip())
+    assert predictions["completion"][1]
+    assert evaluation.outcomes(predictions)[reason].tolist() == [1]
+    lost = f"1 of 3 counted as without answer: {reason}"
+    assert (lost in caplog.text) != counts
 
 
 def test_self_consistency_takes_the_majority_and_keeps_every_sample():
-    written = iter(["I pass", "The answer is 4.", "The answer is 1.", "It is 1"])
+    said = ["I pass", "The answer is 4.", "The answer is 1.", "It is 1"]
+    written = iter(said)
     student = scripted(lambda _: next(written))
     # The double's logits are sharp, so sampling writes the script.
-    sampling = Sampling(temperature=0.01, num_samples=4, seed=0)
-    (row,) = run(student, {"toy": problems(n=1)}, sampling=sampling).to_list()
-    assert row["samples"] == [
-        "I pass",
-        "The answer is 4.",
-        "The answer is 1.",
-        "It is 1",
-    ]
+    (row,) = run(student, {"toy": problems(n=1)}, config=sampled(0.01, 4)).to_list()
+    assert row["samples"] == said
     assert (row["completion"], row["predicted_answer"]) == ("The answer is 1.", "1")
     assert row["is_correct"]
 
 
-def test_a_profile_asks_for_self_consistency():
-    student = scripted(answer_last_question)
-    config = dataclasses.replace(CONFIG, num_samples=3, temperature=0.01)
-    (row,) = run(student, {"toy": problems(n=1)}, config=config).to_list()
-    assert row["samples"] == ["0 + 1 = 1. The answer is 1."] * 3
-    (greedy,) = run(student, {"toy": problems(n=1)}).to_list()
-    assert greedy["samples"] == []
-    wrong = dataclasses.replace(CONFIG, num_samples=3)
+def test_samples_without_a_temperature_are_refused():
     with pytest.raises(ValueError, match="temperature: 0.0 with num_samples 3"):
-        run(student, {"toy": problems(n=1)}, config=wrong)
+        run(scripted(answer_last_question), config=sampled(0.0, 3))
 
 
 def test_a_majority_needs_answers_and_ties_go_to_the_first():
@@ -493,35 +430,23 @@ def test_a_majority_needs_answers_and_ties_go_to_the_first():
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_samples": 0}, {"num_samples": 3}, {"temperature": -1.0}]
-)
-def test_sampling_options_that_make_no_sense_are_refused(options):
-    with pytest.raises(ValueError, match="Allowed"):
-        Sampling(**options)
-
-
-@pytest.mark.parametrize(
     ("tasks", "modes", "message"),
     [
-        ({"toy": problems()}, ["few_shot"], "prompt_modes: 'few_shot'"),
         ({"toy": problems()}, ["answer_only"], "none for task 'toy'"),
-        ({"toy": problems().select([])}, ["zero_shot_answer_only"], "no problems"),
+        ({"toy": problems().select([])}, MODES[1:], "no problems"),
         ({"toy": problems()}, [], "has none for"),
-        (
-            {"toy": problems(gold="3:2")},
-            ["zero_shot_answer_only"],
-            "'toy/0': gold: '3:2'",
-        ),
+        ({"toy": problems(gold="3:2")}, MODES[1:], "'toy/0': gold: '3:2'"),
+        ({"toy": problems()}, [MODES[0], "few_shot"], "prompt_modes: 'few_shot'"),
     ],
 )
 def test_what_cannot_be_evaluated_is_an_error_before_decoding(tasks, modes, message):
     student = scripted(answer_last_question)
     with pytest.raises(ValueError, match=message):
-        evaluate(student, tasks, modes, CONFIG, demonstrations={}, checkpoint="x")
+        run(student, tasks, modes)
     assert student.model.scripts == []
 
 
-@pytest.mark.parametrize("options", [{}, {"sampling": Sampling(1.0, num_samples=2)}])
+@pytest.mark.parametrize("options", [{}, {"config": sampled(1.0, 2)}])
 def test_small_cells_are_decoded_together_and_give_what_each_gives_alone(options):
     student = scripted(answer_last_question) if not options else tiny_t5()
     together = run(student, TASKS, MODES, **options).to_list()
@@ -536,9 +461,6 @@ def test_small_cells_are_decoded_together_and_give_what_each_gives_alone(options
 
 
 # --- resuming and sharing ------------------------------------------------------------
-
-TASKS = {"toy": problems(), "other": problems("other", 5)}
-MODES = ("zero_shot_chain_of_thought", "zero_shot_answer_only")
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -580,7 +502,7 @@ def test_finished_cells_are_not_decoded_again_unless_their_inputs_change(tmp_pat
         {"checkpoint": "step-1"},
         {"tasks": {"toy": problems(n=2)}},
         {"config": dataclasses.replace(CONFIG, max_new_tokens=50)},
-        {"sampling": Sampling(temperature=1.0, seed=1)},
+        {"config": sampled(1.0)},
     ]
     for options in changed:
         before = len(student.model.scripts)
@@ -588,24 +510,19 @@ def test_finished_cells_are_not_decoded_again_unless_their_inputs_change(tmp_pat
         assert len(student.model.scripts) > before, options
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1 torn"])
-def test_an_unreadable_prediction_file_is_made_again(tmp_path, caplog, content):
+@pytest.mark.parametrize("content", [b"", b"PAR1 torn", None])
+def test_an_unusable_prediction_file_is_made_again(tmp_path, caplog, content):
     student = scripted(answer_last_question)
     first = run(student, work_dir=tmp_path)
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
-    path.write_bytes(content)
+    if content is None:
+        artifacts.write_dataset(path, first.select([]))
+    else:
+        path.write_bytes(content)
     assert run(student, work_dir=tmp_path).to_list() == first.to_list()
     assert path.read_bytes() == whole
-    assert "decoding again" in caplog.text
-
-
-def test_a_prediction_file_without_rows_is_made_again(tmp_path):
-    student = scripted(answer_last_question)
-    first = run(student, work_dir=tmp_path)
-    (path,) = tmp_path.iterdir()
-    artifacts.write_dataset(path, first.select([]))
-    assert run(student, work_dir=tmp_path).to_list() == first.to_list()
+    assert ("decoding again" in caplog.text) == (content is not None)
 
 
 NARROW = dataclasses.replace(CONFIG, batch_tokens=1)  # several streams a cell
@@ -650,22 +567,20 @@ def test_aggregate_is_tidy_with_wilson_intervals():
         return answer_last_question(prompt) if "is 0 +" in prompt else "none"
 
     predictions = run(scripted(write), TASKS, MODES[:1])
-    described = {"student": "s", "start": "raw", "size": 10, "step": 5, "seed": 1}
-    table = aggregate(predictions, **described)
+    table = aggregate(predictions, **DESCRIBED)
     assert list(table.columns) == evaluation.TIDY_COLUMNS
     assert table["n"].tolist() == [3, 5]
     assert table["accuracy"].tolist() == pytest.approx([1 / 3, 1 / 5])
     assert table["ci_low"].tolist() == pytest.approx([0.0615, 0.0362], abs=1e-4)
     assert table["ci_high"].tolist() == pytest.approx([0.7923, 0.6245], abs=1e-4)
     assert table["task"].tolist() == ["toy", "other"]
-    narrow = aggregate(predictions, **described, confidence=0.5)
+    narrow = aggregate(predictions, **DESCRIBED, confidence=0.5)
     assert (narrow["ci_high"] < table["ci_high"]).all()
 
 
 def test_an_empty_prediction_table_has_no_accuracy():
     nothing = run(scripted(answer_last_question)).select([])
-    described = {"student": "s", "start": "raw", "size": 10, "step": 5, "seed": 1}
     with pytest.raises(ValueError, match="predictions: no rows"):
-        aggregate(nothing, **described)
+        aggregate(nothing, **DESCRIBED)
     with pytest.raises(ValueError, match="predictions: no rows"):
         evaluation.outcomes(nothing)

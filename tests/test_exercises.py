@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cotspec import experiments, profiles, run, stages
+from cotspec import grids, profiles, run, stages
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SERIES = stages.load_series(REPOSITORY)
@@ -47,7 +47,7 @@ def test_a_printed_override_resolves_and_is_read_by_its_notebook(notebook, text)
 
 
 def test_printed_grids_are_grids():
-    base = experiments.base_cells(
+    base = grids.base_cells(
         profiles.PROFILES["micro"].student,
         profiles.PROFILES["micro"].experiments,
         **{
@@ -58,10 +58,10 @@ def test_printed_grids_are_grids():
     extras = printed(r"`extra = (\[.+?\])`")
     assert len(extras) >= 4
     for _, text in extras:
-        added = experiments.loss_grid(base, extra=ast.literal_eval(text))
-        assert len(added) > len(experiments.loss_grid(base)), text
+        added = grids.loss_grid(base, extra=ast.literal_eval(text))
+        assert len(added) > len(grids.loss_grid(base)), text
     ((_, parts),) = printed(r"`parts = (\[.+?\])`")
-    assert len(experiments.format_grid(base, ast.literal_eval(parts))) > len(base) * 3
+    assert len(grids.format_grid(base, ast.literal_eval(parts))) > len(base) * 3
 
 
 def test_no_cell_hides_an_override_that_does_nothing_there():

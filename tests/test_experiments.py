@@ -8,7 +8,6 @@ import pickle
 import shutil
 import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,9 +18,10 @@ from test_training import encode, make_aligned, make_examples, tiny_student
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from cotspec import artifacts, experiments, models, profiles, training
+from cotspec import artifacts, experiments, grids, models, profiles, training
 from cotspec.alignment import Rule
-from cotspec.experiments import Cell, Grid, Measurement, running
+from cotspec.experiments import Grid
+from cotspec.grids import Cell, Measurement
 from cotspec.profiles import (
     AlignmentConfig,
     EvaluationConfig,
@@ -85,41 +85,53 @@ def aligned_by(method, mass=0.9):
     return table.add_column("rule", [[Rule.IDENTICAL, own] * 5] * len(table))
 
 
-@pytest.fixture(scope="module")
-def inputs():
-    problems = [
-        {"problem_id": f"{split}/{i}", "task": TASK, "split": split}
-        | {"question": f"w{i} w{i + 1}", "answer": str(i)}
-        for split in ("validation", "test")
-        for i in range(3)
-    ]
-    shown = {"task": TASK, "description": "", "question": "w1", "rationale": "w2"}
-    return {
-        "examples": make_examples(),
-        "aligned": {"offsets": aligned_by("offsets"), "dtw": aligned_by("dtw", 0.8)},
-        "problems": Dataset.from_list(problems),
-        "demonstrations": Dataset.from_list([shown | {"answer": "1"}]),
-    }
+PROBLEMS = [
+    {"problem_id": f"{split}/{i}", "task": TASK, "split": split}
+    | {"question": f"w{i} w{i + 1}", "answer": str(i)}
+    for split in ("validation", "test")
+    for i in range(3)
+]
+SHOWN = {"task": TASK, "description": "", "question": "w1", "rationale": "w2"}
+INPUTS = {
+    "examples": make_examples(),
+    "aligned": {"offsets": aligned_by("offsets"), "dtw": aligned_by("dtw", 0.8)},
+    "problems": Dataset.from_list(PROBLEMS),
+    "demonstrations": Dataset.from_list([SHOWN | {"answer": "1"}]),
+}
 
 
 @pytest.fixture(scope="module")
-def finished(model, inputs, tmp_path_factory):
-    """Two seeds, run once: (cells, store, predictions)."""
-    store = tmp_path_factory.mktemp("store")
-    cells = [Cell(model, "instruction_tuned", seed) for seed in (0, 1)]
-    return cells, store, run(cells, inputs, store)
+def cells(model):
+    """Two seeds; all tests share their finished run."""
+    return [Cell(model, "instruction_tuned", seed) for seed in (0, 1)]
 
 
-def grid_of(inputs, store, settings=SETTINGS):
-    return Grid(store, **settings, **inputs)
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return tmp_path_factory.mktemp("store")
 
 
-def run(cells, inputs, store, settings=SETTINGS, measurements=MEASUREMENTS):
-    return grid_of(inputs, store, settings).run(cells, measurements)
+@pytest.fixture(scope="module")
+def predictions(cells, store):
+    return run(cells, store)
 
 
-def states(cells, inputs, store, settings=SETTINGS, measurements=MEASUREMENTS):
-    plan = grid_of(inputs, store, settings).plan(cells, measurements)
+@pytest.fixture
+def copied(predictions, store, tmp_path):
+    """A copy of the finished run's store."""
+    return shutil.copytree(store, tmp_path / "copied")
+
+
+def grid_of(store, settings=SETTINGS, **inputs):
+    return Grid(store, **settings, **INPUTS | inputs)
+
+
+def run(cells, store, settings=SETTINGS, measurements=MEASUREMENTS, **inputs):
+    return grid_of(store, settings, **inputs).run(cells, measurements)
+
+
+def states(cells, store, settings=SETTINGS, measurements=MEASUREMENTS, **inputs):
+    plan = grid_of(store, settings, **inputs).plan(cells, measurements)
     return plan["state"].tolist()
 
 
@@ -139,7 +151,7 @@ def contents(store):
 
 # --- Grids -----------------------------------------------------------------------
 
-BASE = experiments.base_cells(
+BASE = grids.base_cells(
     StudentConfig(model="base"),
     ExperimentsConfig(seeds=(0, 1)),
     formats=FormatsConfig(),
@@ -150,65 +162,53 @@ BASE = experiments.base_cells(
 
 def test_the_base_cells_are_in_every_grid():
     sizes = ExperimentsConfig(students=("small", "base"), raw_students=("small",))
-    grids = [
-        experiments.ability_grid(BASE, sizes),
-        experiments.format_grid(BASE),
-        experiments.loss_grid(BASE),
-        experiments.scaling_grid(BASE, sizes),
+    found = [
+        grids.ability_grid(BASE, sizes),
+        grids.format_grid(BASE),
+        grids.loss_grid(BASE),
+        grids.scaling_grid(BASE, sizes),
     ]
-    assert [len(grid) for grid in grids] == [4, 6, 4, 6]
-    assert all(set(BASE) <= set(grid) for grid in grids)
-    assert len(set().union(*grids)) == 2 + 4 + 2 + 4
+    assert [len(grid) for grid in found] == [4, 6, 4, 6]
+    assert all(set(BASE) <= set(grid) for grid in found)
+    assert len(set().union(*found)) == 2 + 4 + 2 + 4
 
 
 def test_the_format_grid_is_figure_4_and_takes_more_by_name():
     parts = ["in_context", "zero_shot"]
-    names = [cell.formats_name for cell in experiments.format_grid(BASE)[::2]]
+    names = [cell.formats_name for cell in grids.format_grid(BASE)[::2]]
     assert names == ["all", *parts]
-    more = experiments.format_grid(BASE, [*parts, "answer_only"])
+    more = grids.format_grid(BASE, [*parts, "answer_only"])
     assert more[-1].formats_name == "answer_only"
     with pytest.raises(ValueError, match="parts: .*'cot'.*chain_of_thought"):
-        experiments.format_grid(BASE, ["cot"])
+        grids.format_grid(BASE, ["cot"])
 
 
 def test_the_loss_grid_varies_one_thing_at_a_time():
-    extra = [{"tail": "renormalized"}, {"tail": "paper"}, {"alignment": "dtw"}]
-    both = experiments.loss_grid(BASE)
-    seen = {
-        (c.loss.name, c.loss.tail, c.alignment)
-        for c in experiments.loss_grid(BASE, extra=extra)
-    }
+    extra = [{"tail": "paper"}, {"divergence": "reverse_kl"}, {"alignment": "dtw"}]
+    both = grids.loss_grid(BASE)
     assert {c.loss.name for c in both} == {"distribution_matching", "sample_matching"}
-    assert seen == {
-        ("distribution_matching", "bucket", "offsets"),
-        ("distribution_matching", "renormalized", "offsets"),
-        ("distribution_matching", "paper", "offsets"),
-        ("distribution_matching", "bucket", "dtw"),
-        ("sample_matching", "bucket", "offsets"),
-    }
-
-
-def test_an_extra_loss_adds_one_cell_per_seed():
-    extra = [{"divergence": "reverse_kl"}, {"tail": "paper"}]
-    added = set(experiments.loss_grid(BASE, extra=extra)) - set(
-        experiments.loss_grid(BASE)
-    )
-    assert {(c.seed, c.loss.divergence) for c in added} == {
-        (0, "reverse_kl"),
-        (1, "reverse_kl"),
-        (0, "forward_kl"),  # tail paper
-        (1, "forward_kl"),
-    }
+    added = [c for c in grids.loss_grid(BASE, extra=extra) if c not in both]
+    seen = [(c.seed, c.loss.tail, c.loss.divergence, c.alignment) for c in added]
+    assert seen == [
+        (seed, *fields)
+        for fields in (
+            ("paper", "forward_kl", "offsets"),
+            ("bucket", "reverse_kl", "offsets"),
+            ("bucket", "forward_kl", "dtw"),
+        )
+        for seed in (0, 1)
+    ]
+    assert {c.loss.name for c in added} == {"distribution_matching"}
 
 
 def test_a_grid_without_other_sizes_is_the_base():
-    assert experiments.scaling_grid(BASE, ExperimentsConfig()) == BASE
+    assert grids.scaling_grid(BASE, ExperimentsConfig()) == BASE
 
 
 def test_a_pinned_revision_stays_with_its_own_model():
     pinned = [dataclasses.replace(cell, revision="abc") for cell in BASE[:1]]
     sizes = ExperimentsConfig(students=("small", "base"))
-    grid = experiments.scaling_grid(pinned, sizes)
+    grid = grids.scaling_grid(pinned, sizes)
     assert {(cell.model, cell.revision) for cell in grid} == {
         ("base", "abc"),
         ("small", None),
@@ -238,8 +238,7 @@ def test_a_wrong_field_names_itself_and_what_is_allowed(build, message):
 # --- Running ---------------------------------------------------------------------
 
 
-def test_predictions_have_a_row_per_cell_step_and_problem(finished):
-    _, _, predictions = finished
+def test_predictions_have_a_row_per_cell_step_and_problem(predictions, tmp_path):
     assert list(predictions.columns) == experiments.COLUMNS
     counts = predictions.groupby(["split", "seed", "step"]).size().to_dict()
     every = {("validation", seed, step): 3 for seed in (0, 1) for step in (0, 2, 4)}
@@ -249,10 +248,13 @@ def test_predictions_have_a_row_per_cell_step_and_problem(finished):
     assert predictions["size"].nunique() == 1
     scorers = predictions[["reference_is_correct", "lm_eval_is_correct"]]
     assert scorers.notna().all(axis=None)  # math; generic tasks have none
+    table = Dataset.from_pandas(predictions, preserve_index=False)
+    path = artifacts.write_dataset(tmp_path / "x.parquet", table)
+    again = artifacts.read_dataset(path).to_pandas()
+    pd.testing.assert_frame_equal(again, predictions, check_dtype=False)
 
 
-def test_the_store_keeps_weights_and_no_optimiser_state(finished):
-    _, store, _ = finished
+def test_the_store_keeps_weights_and_no_optimiser_state(predictions, store):
     names = {path.name for path in store.rglob("*") if path.is_file()}
     assert "optimizer.safetensors" not in names
     kept = {"model.safetensors", "state.json", "metrics.csv", "cell.json"}
@@ -260,43 +262,28 @@ def test_the_store_keeps_weights_and_no_optimiser_state(finished):
     assert not list(store.rglob("training"))
 
 
-def of_other_words(student):
-    """The same sizes and end token, but two words have changed places."""
-    backend = json.loads(student.tokenizer.backend_tokenizer.to_str())
-    words = backend["model"]["vocab"]
-    words["w1"], words["w2"] = words["w2"], words["w1"]
-    other = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(backend)),
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-    )
-    return dataclasses.replace(student, name="other", tokenizer=other)
-
-
-def test_a_kept_checkpoint_is_loaded_with_its_own_tokenizer_only(finished, model):
-    _, store, _ = finished
+def test_a_kept_checkpoint_is_loaded_with_its_own_tokenizer_only(
+    predictions, store, model
+):
     path = next((store / "cells").glob("*/checkpoints/step-4"))
     student = tiny_student()
     training.load_checkpoint(student, path)
-    other = of_other_words(student)
+    # The same sizes and end token, but two words have changed places.
+    backend = json.loads(student.tokenizer.backend_tokenizer.to_str())
+    words = backend["model"]["vocab"]
+    words["w1"], words["w2"] = words["w2"], words["w1"]
+    swapped = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(backend)),
+        **student.tokenizer.special_tokens_map,
+    )
+    other = dataclasses.replace(student, name="other", tokenizer=swapped)
     own, given = (models.tokenizer_digest(s.tokenizer)[:12] for s in (student, other))
     message = rf"tokenizer {own} \(student '{model}'\) .*{given} \(student 'other'\)"
     with pytest.raises(ValueError, match=message):
         training.load_checkpoint(other, path)
 
 
-def test_a_checkpoint_of_other_sizes_is_refused(finished):
-    _, store, _ = finished
-    path = next((store / "cells").glob("*/checkpoints/step-4"))
-    student = tiny_student()
-    student.model.resize_token_embeddings(60)
-    with pytest.raises(ValueError, match="do not fit student 'tiny'.* size mismatch"):
-        training.load_checkpoint(student, path)
-
-
-def test_the_base_is_decoded_once_for_all_seeds(finished):
-    _, store, predictions = finished
+def test_the_base_is_decoded_once_for_all_seeds(predictions, store):
     assert len(list((store / "bases").iterdir())) == 1
     before = predictions[predictions["step"] == 0]
     columns = ["split", "problem_id", "predicted_answer"]
@@ -305,52 +292,54 @@ def test_the_base_is_decoded_once_for_all_seeds(finished):
 
 
 def test_what_is_measured_on_one_checkpoint_is_decoded_together(
-    finished, model, inputs, tmp_path, monkeypatch
+    cells, predictions, copied, monkeypatch
 ):
     def evaluate(student, problems, modes, *arguments, **options):
         asked.append((options["checkpoint"], {t: tuple(m) for t, m in modes.items()}))
         return really(student, problems, modes, *arguments, **options)
 
-    asked, really = [], running.evaluation.evaluate
-    shutil.copytree(finished[1], tmp_path, dirs_exist_ok=True)
-    monkeypatch.setattr(running.evaluation, "evaluate", evaluate)
+    asked, really = [], experiments.evaluation.evaluate
+    monkeypatch.setattr(experiments.evaluation, "evaluate", evaluate)
     both = (MODE, "zero_shot_answer_only")
     measurements = [*MEASUREMENTS, Measurement("test", (TASK,), both)]
-    again = run(finished[0][:1], inputs, tmp_path, measurements=measurements)
+    again = run(cells[:1], copied, measurements=measurements)
     assert asked == [("step-4", {TASK: both[1:]})]  # the other mode was there
     fresh = Measurement("test", (TASK,), ("in_context_answer_only", both[1]))
-    run(finished[0][1:], inputs, tmp_path, measurements=[fresh])
+    run(cells[1:], copied, measurements=[fresh])
     assert asked[1:] == [("step-4", {TASK: fresh.prompt_modes})]
-    assert len(again) == len(finished[2]) // 2 + 3
+    assert len(again) == len(predictions) // 2 + 3
 
 
-def test_a_second_run_trains_and_decodes_nothing(finished, inputs, monkeypatch):
-    cells, store, predictions = finished
+def test_a_second_run_trains_and_decodes_nothing(
+    cells, store, predictions, monkeypatch
+):
     assert predictions.attrs == {"cells": 2, "trained": 2, "decoded": 5}
-    assert states(cells, inputs, store) == ["finished", "finished"]
-    monkeypatch.setattr(running.training, "train", None)
-    monkeypatch.setattr(running.evaluation, "evaluate", None)
-    again = run(cells, inputs, store)
+    assert states(cells, store) == ["finished", "finished"]
+    monkeypatch.setattr(experiments.training, "train", None)
+    monkeypatch.setattr(experiments.evaluation, "evaluate", None)
+    again = run(cells, store)
     assert again.attrs == {"cells": 2, "trained": 0, "decoded": 0}
     pd.testing.assert_frame_equal(again, predictions)
 
 
-def test_a_tweak_of_one_cell_trains_only_this_cell(finished, model, inputs):
-    cells, store, _ = finished
-    before = contents(store)
+def test_a_tweak_of_one_cell_trains_only_this_cell(cells, predictions, copied):
+    before = contents(copied)
     tweaked = dataclasses.replace(cells[1], loss=LossConfig(tail="paper"))
-    predictions = run([cells[0], tweaked], inputs, store)
-    assert predictions.attrs["trained"] == 1
-    assert predictions.attrs["decoded"] == 2  # its checkpoints, no base
-    after = contents(store)
+    counts = run([cells[0], tweaked], copied).attrs
+    assert counts == {"cells": 2, "trained": 1, "decoded": 2}  # no base
+    after = contents(copied)
     assert {name: after[name] for name in before} == before
 
 
-def test_what_cannot_change_a_result_computes_nothing(finished, inputs):
-    cells, store, _ = finished
+def test_what_cannot_change_a_result_computes_nothing(cells, store, predictions):
     settings = changed(SETTINGS, "evaluation", confidence=0.9)
     settings = changed(settings, "experiments", num_workers=2)
-    assert states(cells, inputs, store, settings) == ["finished"] * 2
+    assert states(cells, store, settings) == ["finished"] * 2
+    for others in ({"models": ("other",)}, {"starts": ("raw",)}):
+        other = {"prompt_modes": ("zero_shot_answer_only",)} | others
+        extra = dataclasses.replace(MEASUREMENTS[1], **other)
+        measurements = [*MEASUREMENTS, extra]
+        assert states(cells, store, measurements=measurements) == ["finished"] * 2
 
 
 @pytest.mark.parametrize(
@@ -363,156 +352,114 @@ def test_what_cannot_change_a_result_computes_nothing(finished, inputs):
         ("evaluation", {"num_samples": 3, "temperature": 0.5}, "to decode"),
     ),
 )
-def test_what_changes_a_result_is_stale(finished, inputs, section, change, state):
-    cells, store, _ = finished
+def test_what_changes_a_result_is_stale(
+    cells, store, predictions, section, change, state
+):
     settings = changed(SETTINGS, section, **change)
-    assert states(cells, inputs, store, settings) == [state] * 2
-    digests = [grid_of(inputs, store, s).settings_digest for s in (SETTINGS, settings)]
+    assert states(cells, store, settings) == [state] * 2
+    digests = [grid_of(store, s).settings_digest for s in (SETTINGS, settings)]
     assert digests[0] != digests[1]  # a report must not mix them
 
 
-def test_other_data_or_other_weights_are_stale(finished, inputs, tmp_path):
-    cells, store, _ = finished
-    fewer = inputs | {"examples": inputs["examples"].select(range(40))}
-    assert states(cells, fewer, store) == ["to train"] * 2
-    other = inputs | {"aligned": {"offsets": aligned_by("offsets", 0.7)}}
-    assert states(cells, other, store) == ["to train"] * 2
+def test_other_data_or_other_weights_are_stale(cells, store, predictions, tmp_path):
+    fewer = INPUTS["examples"].select(range(40))
+    assert states(cells, store, examples=fewer) == ["to train"] * 2
+    other = {"offsets": aligned_by("offsets", 0.7)}
+    assert states(cells, store, aligned=other) == ["to train"] * 2
     student = tiny_student()
     student.model.shared.weight.data[3] += 1
     student.model.save_pretrained(tmp_path / "tiny")
     student.tokenizer.save_pretrained(tmp_path / "tiny")
     moved = [dataclasses.replace(c, model=str(tmp_path / "tiny")) for c in cells]
-    assert states(moved, inputs, store) == ["to train"] * 2
+    assert states(moved, store) == ["to train"] * 2
 
 
-def test_sample_matching_depends_on_no_target_distribution(model, inputs, tmp_path):
-    folder = grid_of(inputs, tmp_path)._folder
-    cell = Cell(model, "raw", 0, loss=LossConfig(name="sample_matching"))
-    other = dataclasses.replace(
-        cell, alignment="dtw", loss=dataclasses.replace(cell.loss, tail="paper")
-    )
-    assert folder(cell) == folder(other)
-    matching = dataclasses.replace(other, loss=LossConfig())
-    assert folder(matching) != folder(
-        dataclasses.replace(matching, alignment="offsets")
-    )
+def test_sample_matching_depends_on_no_target_distribution(model, tmp_path):
+    def folder(name, alignment, **loss):
+        loss = LossConfig(name=name, **loss)
+        cell = Cell(model, "raw", 0, loss=loss, alignment=alignment)
+        return grid_of(tmp_path)._folder(cell)
+
+    name = "sample_matching"
+    assert folder(name, "offsets") == folder(name, "dtw", tail="paper")
+    name = "distribution_matching"
+    assert folder(name, "offsets") != folder(name, "dtw")
 
 
-def test_a_file_that_is_gone_is_decoded_again(finished, inputs, tmp_path):
-    cells, store, predictions = finished
-    shutil.copytree(store, tmp_path, dirs_exist_ok=True)
-    folder = grid_of(inputs, tmp_path)._folder(cells[0])
+def test_a_file_that_is_gone_is_decoded_again(cells, store, predictions, copied):
+    folder = grid_of(copied)._folder(cells[0])
     next(folder.glob("predictions/step-4/test.*")).unlink()
-    assert sorted(states(cells, inputs, tmp_path)) == ["finished", "to decode"]
-    again = run(cells, inputs, tmp_path)
+    assert sorted(states(cells, copied)) == ["finished", "to decode"]
+    again = run(cells, copied)
     assert again.attrs == {"cells": 2, "trained": 0, "decoded": 1}
     pd.testing.assert_frame_equal(again, predictions)
-    assert contents(tmp_path) == contents(store)
+    assert contents(copied) == contents(store)
 
 
-@pytest.mark.parametrize("others", ({"models": ("other",)}, {"starts": ("raw",)}))
-def test_a_measurement_of_some_students_leaves_the_others_alone(
-    finished, inputs, others
+IS_ZERO_SHOT = [f.startswith("zero_shot") for f in INPUTS["examples"]["data_format"]]
+PARTLY = {"examples": INPUTS["examples"].select(np.flatnonzero(IS_ZERO_SHOT))}
+
+
+@pytest.mark.parametrize(
+    ("cell", "options", "message"),
+    (
+        (
+            {},
+            {"measurements": [Measurement("test", ("gsm8k",), (MODE,))]},
+            "no test problems of task 'gsm8k'.*test of micro/math",
+        ),
+        ({}, {"aligned": {"dtw": aligned_by("dtw")}}, "by 'offsets', .*Allowed: dtw"),
+        ({}, PARTLY, "none in in_context_chain.*, in_context_answer.*notebook 03"),
+        (
+            {"data_formats": profiles.DATA_FORMATS[:2]},
+            PARTLY,
+            "none in in_context_chain.*, in_context_answer.*notebook 03",
+        ),
+        (None, {}, "cells: none"),
+    ),
+)
+def test_what_is_missing_is_said_before_anything_is_trained(
+    model, tmp_path, cell, options, message
 ):
-    cells, store, _ = finished
-    modes = {"prompt_modes": ("zero_shot_answer_only",)}
-    extra = dataclasses.replace(MEASUREMENTS[1], **modes | others)
-    measurements = [*MEASUREMENTS, extra]
-    assert states(cells, inputs, store, measurements=measurements) == ["finished"] * 2
-
-
-def test_missing_problems_and_targets_are_said_before_anything_is_trained(
-    model, inputs, tmp_path
-):
-    cell = Cell(model, "raw", 0)
-    none = Measurement("test", ("gsm8k",), (MODE,))
-    with pytest.raises(ValueError, match="no test problems of task 'gsm8k'.*test of"):
-        run([cell], inputs, tmp_path, measurements=[none])
-    lacking = inputs | {"aligned": {"dtw": aligned_by("dtw")}}
-    with pytest.raises(ValueError, match="no targets by 'offsets' for cell.*dtw"):
-        run([cell], lacking, tmp_path)
-    with pytest.raises(ValueError, match="cells: none"):
-        run([], inputs, tmp_path)
+    cells = [] if cell is None else [Cell(model, "raw", 0, **cell)]
+    with pytest.raises(ValueError, match=message):
+        run(cells, tmp_path, **options)
     assert not list(tmp_path.rglob("*.parquet")) + list(tmp_path.rglob("*.csv"))
 
 
+def test_formats_that_no_cell_learns_from_may_be_missing(model, tmp_path):
+    cell = Cell(model, "raw", 0, data_formats=profiles.DATA_FORMATS[2:])
+    assert states([cell], tmp_path, **PARTLY) == ["to train"]
+
+
 @pytest.mark.parametrize(("method", "other"), (("offsets", "dtw"), ("dtw", "offsets")))
-def test_targets_of_another_method_are_refused(inputs, method, other):
+def test_targets_of_another_method_are_refused(method, other):
     message = rf"inputs.aligned\['{method}'\]: .* by '{other}' .* Allowed: .*{method}"
     with pytest.raises(ValueError, match=message):
-        grid_of(inputs | {"aligned": {method: aligned_by(other)}}, "x").aligned_of(
-            Cell(**CELL_FIELDS, alignment=method)
-        )
+        grid_of("x", aligned={method: aligned_by(other)}).aligned_of(method)
+    both = [[Rule.IDENTICAL, Rule.SAME_SPAN] * 5] * 12  # either method gives these
+    table = make_aligned().add_column("rule", both)
+    assert grid_of("x", aligned={method: table}).aligned_of(method) is table
 
 
-def test_targets_by_rules_that_both_methods_give_are_accepted(inputs):
-    table = make_aligned()
-    table = table.add_column("rule", [[Rule.IDENTICAL, Rule.SAME_SPAN] * 5] * 12)
-    grid = grid_of(inputs | {"aligned": {"offsets": table, "dtw": table}}, "x")
-    for method in ("offsets", "dtw"):
-        assert grid.aligned_of(Cell(**CELL_FIELDS, alignment=method)) is table
-
-
-def test_a_training_on_what_no_grid_asks_for_is_not_kept(model, inputs, capsys):
-    grid = grid_of(inputs | {"aligned": {"offsets": aligned_by("dtw")}}, "x")
+def test_a_training_on_what_no_grid_asks_for_is_not_kept(model, capsys):
+    grid = grid_of("x", aligned={"offsets": aligned_by("dtw")})
     grid.keep(Cell(model, "raw", 0), None)
     assert "not shared with notebooks 07 to 10: inputs" in capsys.readouterr().out
 
 
-def test_a_format_without_examples_is_named_before_anything_is_trained(
-    model, inputs, tmp_path
-):
-    examples = inputs["examples"]
-    is_zero_shot = [f.startswith("zero_shot") for f in examples["data_format"]]
-    partly = inputs | {"examples": examples.select(np.flatnonzero(is_zero_shot))}
-    missing = "in_context_chain_of_thought, in_context_answer_only"
-    for formats in (profiles.DATA_FORMATS, profiles.DATA_FORMATS[:2]):
-        cell = Cell(model, "raw", 0, data_formats=formats)
-        with pytest.raises(ValueError, match=f"none in {missing}, .*notebook 03"):
-            run([cell], partly, tmp_path)
-    cell = Cell(model, "raw", 0, data_formats=profiles.DATA_FORMATS[2:])
-    assert states([cell], partly, tmp_path) == ["to train"]
-
-
-def test_samples_without_a_temperature_are_refused_before_anything_is_trained(inputs):
-    settings = changed(SETTINGS, "evaluation", num_samples=3)
+def test_samples_without_a_temperature_are_refused_before_anything_is_trained():
     with pytest.raises(ValueError, match="temperature: 0.0 with num_samples 3"):
-        grid_of(inputs, "x", settings)
+        grid_of("x", changed(SETTINGS, "evaluation", num_samples=3))
 
 
-def test_self_consistency_keeps_its_samples(finished, inputs, tmp_path):
-    cells, store, _ = finished
-    shutil.copytree(store, tmp_path, dirs_exist_ok=True)
+def test_self_consistency_keeps_its_samples(cells, copied):
     settings = changed(SETTINGS, "evaluation", num_samples=3, temperature=0.5)
-    known = set(contents(tmp_path))
-    assert run(cells[:1], inputs, tmp_path, settings).attrs["trained"] == 0
-    (path, *_) = sorted(set(contents(tmp_path)) - known)
-    kept = artifacts.read_dataset(tmp_path / path)
+    known = set(contents(copied))
+    assert run(cells[:1], copied, settings).attrs["trained"] == 0
+    (path, *_) = sorted(set(contents(copied)) - known)
+    kept = artifacts.read_dataset(copied / path)
     assert [len(samples) for samples in kept["samples"]] == [3, 3, 3]
-
-
-def test_a_failing_cell_is_named_and_the_others_are_finished(
-    finished, inputs, tmp_path, monkeypatch
-):
-    cells, _, predictions = finished
-    train = running.training.train
-
-    def fail_for_seed_0(*arguments, seed, **options):
-        if seed == 0:
-            raise FloatingPointError("loss is nan at step 3")
-        return train(*arguments, seed=seed, **options)
-
-    monkeypatch.setattr(running.training, "train", fail_for_seed_0)
-    with pytest.raises(experiments.CellsFailed) as failure:
-        run(cells, inputs, tmp_path)
-    assert str(cells[0]) in str(failure.value)
-    assert str(cells[1]) not in str(failure.value)
-    assert "loss is nan at step 3" in str(failure.value)
-    assert states(cells, inputs, tmp_path) == ["to train", "finished"]
-    monkeypatch.undo()
-    again = run(cells, inputs, tmp_path)
-    assert again.attrs["trained"] == 1
-    pd.testing.assert_frame_equal(again, predictions)
 
 
 # --- Processes -------------------------------------------------------------------
@@ -520,43 +467,40 @@ def test_a_failing_cell_is_named_and_the_others_are_finished(
 TWO_WORKERS = changed(SETTINGS, "experiments", num_workers=2)
 
 
-def test_two_workers_leave_the_same_bytes_as_one(finished, inputs, tmp_path):
-    cells, store, predictions = finished
-    beside = run(cells, inputs, tmp_path, TWO_WORKERS)
-    pd.testing.assert_frame_equal(beside, predictions)
-    alone = contents(store)
-    assert {name: alone[name] for name in contents(tmp_path)} == contents(tmp_path)
+def assert_same_bytes(store, whole):
+    """All that a store holds is what the other holds, too."""
+    found, whole = contents(store), contents(whole)
+    assert found and found == {name: whole.get(name) for name in found}
 
 
-def test_a_process_that_is_killed_costs_only_its_own_cell(
-    finished, model, inputs, tmp_path, monkeypatch
+@pytest.mark.parametrize("settings", (SETTINGS, TWO_WORKERS), ids=("one", "two"))
+def test_a_failing_cell_is_named_and_the_others_are_finished(
+    cells, predictions, model, tmp_path, settings
 ):
-    """The second cell's model is a folder whose loading kills the process."""
-    cells, _, predictions = finished
-    deadly = Cell(f"{model}-deadly", "instruction_tuned", 0)
-    shutil.copytree(model, deadly.model)
-    grid = grid_of(inputs, tmp_path, TWO_WORKERS)
-    grid.plan([*cells, deadly], MEASUREMENTS)  # the parent knows its digest
-    (Path(deadly.model) / "config.json").unlink()
-    with pytest.raises(experiments.CellsFailed) as failure:
-        grid.run([*cells, deadly], MEASUREMENTS)
-    assert str(deadly) in str(failure.value)
-    assert "1 of " in str(failure.value)
-    shutil.rmtree(deadly.model)
-    assert states(cells, inputs, tmp_path) == ["finished"] * 2
+    broken = Cell(str(tmp_path / "broken"), "instruction_tuned", 0)
+    shutil.copytree(model, broken.model)
+    path = tmp_path / "broken/config.json"
+    grid = grid_of(tmp_path / "store", settings)
+    grid.plan([broken], MEASUREMENTS)  # its digest is known from here on
+    hidden = path.rename(tmp_path / "hidden")
+    with pytest.raises(experiments.CellsFailed, match="1 of ") as failure:
+        grid.run([broken, *cells], MEASUREMENTS)
+    said = str(failure.value)
+    assert str(broken) in said and "cannot load" in said
+    assert not any(str(cell) in said for cell in cells)
+    plan = grid.plan([broken, *cells], MEASUREMENTS)
+    assert plan["state"].tolist() == ["to train", "finished", "finished"]
+    hidden.rename(path)
+    again = grid.run([broken, *cells], MEASUREMENTS)
+    assert again.attrs == {"cells": 3, "trained": 1, "decoded": 3}
+    others = again[again["model"] == model].reset_index(drop=True)
+    pd.testing.assert_frame_equal(others, predictions, check_flags=False)
 
 
-class Killer:
-    """Kills the process that does the job of seed 1."""
-
-    experiments = TWO_WORKERS["experiments"]
-    _side_by_side = Grid._side_by_side
-
-
-def test_the_pool_is_made_again_without_the_job_that_kills_it(tmp_path, monkeypatch):
+def test_the_pool_is_made_again_without_the_job_that_kills_it(tmp_path):
     cells = [Cell(**CELL_FIELDS | {"seed": seed}) for seed in range(4)]
-    jobs = [running.Job(cell, tmp_path / str(cell.seed)) for cell in cells]
-    done = dict(Killer()._side_by_side(list(jobs), deadly_work))
+    jobs = [experiments.Job(cell, tmp_path / str(cell.seed)) for cell in cells]
+    done = dict(experiments.side_by_side(jobs, 2, None, work=deadly_work))
     assert set(done) == set(jobs)
     assert [job.cell.seed for job, error in done.items() if error] == [1]
     assert "its process was killed" in done[jobs[1]]
@@ -568,18 +512,12 @@ def deadly_work(job):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class OneWorker:
-    """As a profile has it that says nothing about workers."""
-
-    experiments = SETTINGS["experiments"]
-    _side_by_side = Grid._side_by_side
-
-
 def test_workers_that_are_told_of_cards_take_one_each(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-5f")
-    jobs = [running.Job(Cell(**CELL_FIELDS), tmp_path / str(i)) for i in range(6)]
-    seen = {card for _, card in OneWorker()._side_by_side(list(jobs), card_of_worker)}
-    assert seen == {"3", "GPU-5f"}
+    assert len(models.cards()) == 2  # as many workers as cards, at least
+    jobs = [experiments.Job(Cell(**CELL_FIELDS), tmp_path / str(i)) for i in range(6)]
+    done = experiments.side_by_side(jobs, 2, None, work=card_of_worker)
+    assert {card for _, card in done} == {"3", "GPU-5f"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert models.cards() == []
 
@@ -590,45 +528,40 @@ def card_of_worker(job):
     return os.environ["CUDA_VISIBLE_DEVICES"]
 
 
-def test_what_cells_share_is_encoded_once(model, inputs, tmp_path, monkeypatch):
-    counted = []
-    plain = running.batching.encode
-    monkeypatch.setattr(
-        running.batching,
-        "encode",
-        lambda *given, **named: (counted.append(named), plain(*given, **named))[1],
-    )
-    grid = grid_of(inputs, tmp_path)
+def test_what_cells_share_is_encoded_once(model, tmp_path, monkeypatch):
+    plain, counted = experiments.batching.encode, []
+
+    def encode(*given, **named):
+        counted.append(named)
+        return plain(*given, **named)
+
+    monkeypatch.setattr(experiments.batching, "encode", encode)
+    grid = grid_of(tmp_path)
     cell = Cell(model, "instruction_tuned", 0)
-    tokenizer = running.load_base(cell).tokenizer
-    others = [
-        dataclasses.replace(cell, seed=1),
-        dataclasses.replace(cell, data_formats=("zero_shot_answer_only",)),
-    ]
-    for one in (cell, *others):
+    tokenizer = models.load_student(cell.student).tokenizer
+    one_format = {"data_formats": ("zero_shot_answer_only",)}
+    for change in ({}, {"seed": 1}, one_format, {"alignment": "dtw"}, {}):
+        one = dataclasses.replace(cell, **change)
         found = grid.encoded_of(one, tokenizer)
-        assert len(found) == len(grid.examples_of(one))
         assert set(found.data_format) == set(one.data_formats)
-    assert len(counted) == 1
-    by_dtw = dataclasses.replace(cell, alignment="dtw")
-    for one in (by_dtw, cell):
-        found = grid.encoded_of(one, tokenizer)
         alone = plain(
-            grid.examples_of(one),
+            grid.examples_of(one.data_formats),
             tokenizer,
-            aligned=grid.aligned_of(one),
+            aligned=grid.aligned_of(one.alignment),
             max_input_tokens=SETTINGS["formats"].max_input_tokens,
         )
         assert np.array_equal(found.aligned.topk_probs, alone.aligned.topk_probs)
+        assert len(found) == len(alone)
         assert all(map(np.array_equal, found.labels, alone.labels))
-    assert pickle.loads(pickle.dumps(grid))._known == {}
+    assert len(counted) == 3  # by offsets, by dtw, and by offsets again
+    assert not pickle.loads(pickle.dumps(grid))._encoded
     hard = dataclasses.replace(cell, loss=LossConfig(name="sample_matching"))
     assert grid.encoded_of(hard, tokenizer).aligned is None
 
 
-def run_elsewhere(cells, inputs, store, settings):
+def run_elsewhere(cells, store, settings):
     torch.set_num_threads(1)
-    run(cells, inputs, store, settings)
+    run(cells, store, settings)
 
 
 def start_elsewhere(*arguments):
@@ -639,27 +572,25 @@ def start_elsewhere(*arguments):
 
 
 def test_a_training_that_is_kept_is_the_one_a_grid_would_have_done(
-    finished, inputs, tmp_path, monkeypatch
+    cells, store, predictions, tmp_path, monkeypatch
 ):
-    cells, store, predictions = finished
     cell = cells[0]
     result = training.train(
-        running.load_base(cell),
-        encode(tiny_student(), inputs["aligned"]["offsets"], inputs["examples"]),
+        models.load_student(cell.student, seed=cell.seed),
+        encode(tiny_student(), INPUTS["aligned"]["offsets"], INPUTS["examples"]),
         SETTINGS["training"],
         seed=cell.seed,
         work_dir=tmp_path / "elsewhere",
     )
-    grid = grid_of(inputs, tmp_path / "store")
+    grid = grid_of(tmp_path / "store")
     grid.keep(cell, result)
     shutil.rmtree(tmp_path / "elsewhere")
     grid.keep(cell, None)  # has it
-    monkeypatch.setattr(running, "_train", None)  # nothing is left to train
-    kept = run([cell], inputs, tmp_path / "store")
+    monkeypatch.setattr(experiments, "_train", None)  # nothing is left to train
+    kept = run([cell], tmp_path / "store")
     of_cell = predictions[predictions["seed"] == cell.seed]
     pd.testing.assert_frame_equal(kept, of_cell.reset_index(drop=True))
-    own = contents(tmp_path / "store")
-    assert own and own.items() <= contents(store).items()
+    assert_same_bytes(tmp_path / "store", store)
 
 
 def has(folder, pattern):
@@ -673,37 +604,25 @@ def has(folder, pattern):
 @pytest.mark.parametrize("settings", (SETTINGS, TWO_WORKERS), ids=("one", "two"))
 @pytest.mark.parametrize("seen", ("*/training/checkpoints/step-*", "predictions/*"))
 def test_a_killed_run_resumes_and_ends_with_the_same_bytes(
-    finished, inputs, tmp_path, settings, seen
+    cells, store, predictions, tmp_path, settings, seen
 ):
-    cells, store, predictions = finished
-    process = start_elsewhere(cells, inputs, tmp_path, settings)
+    process = start_elsewhere(cells, tmp_path, settings)
     while process.is_alive() and not has(tmp_path, seen):
         time.sleep(0.001)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    resumed = run(cells, inputs, tmp_path, settings)
+    resumed = run(cells, tmp_path, settings)
     assert resumed.attrs["decoded"] > 0
     pd.testing.assert_frame_equal(resumed, predictions)
-    whole = contents(store)
-    assert {name: whole[name] for name in contents(tmp_path)} == contents(tmp_path)
+    assert_same_bytes(tmp_path, store)
 
 
 def test_two_runs_at_once_in_one_store_do_not_disturb_each_other(
-    finished, inputs, tmp_path
+    cells, store, predictions, tmp_path
 ):
-    cells, store, _ = finished
-    processes = [start_elsewhere(cells, inputs, tmp_path, SETTINGS) for _ in range(2)]
+    processes = [start_elsewhere(cells, tmp_path, SETTINGS) for _ in range(2)]
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0]
-    whole = contents(store)
-    assert {name: whole[name] for name in contents(tmp_path)} == contents(tmp_path)
-
-
-def test_predictions_survive_the_way_into_an_artifact(finished, tmp_path):
-    _, _, predictions = finished
-    table = Dataset.from_pandas(predictions, preserve_index=False)
-    artifacts.write_dataset(tmp_path / "x.parquet", table)
-    again = artifacts.read_dataset(tmp_path / "x.parquet").to_pandas()
-    pd.testing.assert_frame_equal(again, predictions, check_dtype=False)
+    assert_same_bytes(tmp_path, store)

@@ -119,7 +119,7 @@ def num_right(student):
     found = evaluation.evaluate(
         student,
         problems,
-        ("in_context_chain_of_thought",),
+        {task: ("in_context_chain_of_thought",)},
         build.DECODING,
         demonstrations={task: tasks.demonstrations(task)},
         checkpoint="",

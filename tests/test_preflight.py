@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cotspec import models, profiles, run, sizing, stages
-from cotspec.experiments import grid
+from cotspec import grids, models, profiles, run, sizing, stages
 from cotspec.micro import shipped
 from cotspec.t5 import new_t5
 
@@ -112,8 +111,8 @@ def test_the_disk_estimate_counts_every_training_of_the_grids_once():
     assert one == (2 + 2) * weights
     profile = profiles.resolve("smoke", {"experiments.seeds": (0,)})
     sections = {n: getattr(profile, n) for n in ("formats", "loss", "alignment")}
-    base = grid.base_cells(profile.student, profile.experiments, **sections)
-    cells = {*grid.format_grid(base), *grid.loss_grid(base)}
+    base = grids.base_cells(profile.student, profile.experiments, **sections)
+    cells = {*grids.format_grid(base), *grids.loss_grid(base)}
     small = 4 * shipped.facts("small-instruction_tuned-0")["parameters"]
     # The newest checkpoint of a training that runs has the optimiser's state, too.
     expected = (2 * len(cells) + 2) * weights + 2 * small

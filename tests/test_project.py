@@ -36,6 +36,7 @@ LAYERS = {
     "cotspec.evaluation": 3,
     "cotspec.micro.build": 4,
     "cotspec.micro.__main__": 5,
+    "cotspec.grids": 4,
     "cotspec.experiments": 4,
     "cotspec.report": 4,
     "cotspec.pages": 4,

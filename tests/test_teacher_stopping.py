@@ -31,16 +31,16 @@ def test_a_solution_ends_behind_its_answer_or_before_the_next_question(text, end
 
 @pytest.mark.parametrize(
     "text",
-    (
-        *(
-            b"",
-            b"1 + 1 = 2.\n",
-            b"The answer is 3.",
-            b"The answer is 3.5",
-            b"FAQ: no\n",
-        ),
-        *(b"The answer is:\n\n", b"The answer is approx. ", b"what the answer is. 9\n"),
-    ),
+    [
+        b"",
+        b"1 + 1 = 2.\n",
+        b"The answer is 3.",
+        b"The answer is 3.5",
+        b"FAQ: no\n",
+        b"The answer is:\n\n",
+        b"The answer is approx. ",
+        b"what the answer is. 9\n",
+    ],
 )
 def test_a_solution_goes_on_until_what_follows_decides(text):
     assert find_end(text) is None

@@ -32,30 +32,23 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from filelock import FileLock
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from cotspec import (
-    artifacts,
-    batching,
-    evaluation,
-    models,
-    selection,
-    stages,
-    training,
-)
+from cotspec import artifacts, batching, evaluation, models, selection, stages, training
 from cotspec.alignment import Rule
-from cotspec.experiments.grid import Cell, Measurement
+from cotspec.grids import Cell, Measurement
 from cotspec.profiles import (
     EvaluationConfig,
     ExperimentsConfig,
@@ -87,6 +80,13 @@ class CellsFailed(RuntimeError):
     """Some cells failed; the message names them, all others are finished."""
 
 
+class Base(NamedTuple):
+    """What is known of a student before training."""
+
+    digest: str  # of its weights and tokenizer
+    size: int
+
+
 @dataclass(frozen=True)
 class Unit:
     """One task in one prompt mode: a file of predictions per checkpoint."""
@@ -94,20 +94,14 @@ class Unit:
     split: str
     task: str
     prompt_mode: str
-    digest: str  # of all that its rows depend on but the weights
-
-    @property
-    def file(self) -> str:
-        """The name of its files."""
-        task = self.task.replace("/", "-")
-        return f"{self.split}.{task}.{self.prompt_mode}.{self.digest[:16]}.parquet"
+    file: str  # its name has a digest of all that the rows depend on but the weights
 
 
 @dataclass(frozen=True)
 class Job:
     """A cell to train, or with `step` a checkpoint to decode; step 0 is its base."""
 
-    cell: Cell
+    cell: Cell = field(compare=False)  # one of those that share the folder
     folder: Path
     step: int | None = None
     units: tuple[Unit, ...] = ()
@@ -128,6 +122,24 @@ class Job:
         if self.step is None:
             return (self.folder / DONE).exists()
         return all(path.exists() for path in self.files.values())
+
+    def alone(self) -> FileLock:
+        """Wait until no other process does it: notebooks share the store."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / f".step-{self.step}.lock")
+
+
+def once(method: Callable) -> Callable:
+    """Keep what a method of a `Grid` returned for its arguments."""
+
+    @functools.wraps(method)
+    def kept(self: Grid, *arguments: object):
+        key = method.__name__, *arguments
+        if key not in self._known:
+            self._known[key] = method(self, *arguments)
+        return self._known[key]
+
+    return kept
 
 
 @dataclass(frozen=True)
@@ -165,9 +177,14 @@ class Grid:
     aligned: Mapping[str, Dataset]
     problems: Dataset
     demonstrations: Dataset
+    _known: dict = field(default_factory=dict, init=False, repr=False)
+    _encoded: dict = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        evaluation.sampling_of(self.evaluation)  # raises before anything is trained
+        evaluation.check_sampling(self.evaluation)  # before anything is trained
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_known": {}, "_encoded": {}}
 
     def plan(
         self, cells: Sequence[Cell], measurements: Sequence[Measurement]
@@ -183,7 +200,8 @@ class Grid:
         rows = []
         for cell, jobs in self._jobs(cells, measurements).items():
             state = "finished" if all(job.is_done() for job in jobs) else "to decode"
-            state = state if jobs[0].is_done() else "to train"
+            if not jobs[0].is_done():
+                state = "to train"
             rows.append(self._described(cell) | {"state": state})
         return pd.DataFrame(rows, columns=[*CELL_COLUMNS, "state"])
 
@@ -213,18 +231,19 @@ class Grid:
         CellsFailed
             After all other cells are finished.
         """
-        first = self._jobs(cells, measurements)
+        planned = self._jobs(cells, measurements)
         # All trainings come before what is decoded, the largest first, so that no
         # process is left alone with a long one.
-        due = {jobs[0]: self._base(cell).size for cell, jobs in first.items()}
-        due = sorted((j for j in due if not j.is_done()), key=due.get, reverse=True)
-        failed = self._do(due)
+        sizes = {jobs[0]: self._base(cell).size for cell, jobs in planned.items()}
+        trained = [job for job in sizes if not job.is_done()]
+        trained.sort(key=sizes.get, reverse=True)
+        failed = do(trained, self)
         jobs = self._jobs(cells, measurements)
         ready = [job for js in jobs.values() if js[0].is_done() for job in js[1:]]
-        left = [job for job in dict.fromkeys(ready) if not job.is_done()]
-        failed |= self._do(left)
+        decoded = [job for job in dict.fromkeys(ready) if not job.is_done()]
+        failed |= do(decoded, self)
         if failed:
-            raise CellsFailed(_failure(failed, len(due) + len(left)))
+            raise CellsFailed(_failure(failed, len(trained) + len(decoded)))
         read = functools.cache(_read)
         tables = [
             read(path).assign(**self._described(cell), step=job.step, split=unit.split)
@@ -235,11 +254,8 @@ class Grid:
         if not tables:
             raise ValueError("measurements: none. Allowed: at least one")
         predictions = pd.concat(tables, ignore_index=True)[COLUMNS]
-        predictions.attrs = {
-            "cells": len(jobs),
-            "trained": len(due),
-            "decoded": len(left),
-        }
+        counted = {"cells": jobs, "trained": trained, "decoded": decoded}
+        predictions.attrs = {name: len(some) for name, some in counted.items()}
         return predictions
 
     def keep(self, cell: Cell, result: training.TrainResult) -> None:
@@ -254,7 +270,7 @@ class Grid:
         except ValueError as error:
             print(f"not shared with notebooks 07 to 10: {error}")
             return
-        with _alone_in(job.folder):
+        with job.alone():
             if not job.is_done():
                 _export(job, result)
 
@@ -280,7 +296,7 @@ class Grid:
         for cell in cells:
             log = pd.read_csv(self._folder(cell) / "metrics.csv")
             floor = np.zeros(len(log))
-            if cell.loss.name == "sample_matching":
+            if not cell.targets:
                 floor = self._floors(cell, len(log), temperature)
             kept = {"loss": cell.loss.name, "seed": cell.seed, "step": log["step"]}
             kept |= {"training_loss": log["loss"], "excess": log["loss"] - floor}
@@ -291,20 +307,15 @@ class Grid:
         """The samples' entropy in each update, nats per target token."""
         matching = dataclasses.replace(cell.loss, name="distribution_matching")
         matched = dataclasses.replace(cell, loss=matching)
-        tokenizer = models.load_student_tokenizer(cell.student)
-        encoded = self.encoded_of(matched, tokenizer)
+        encoded = self.encoded_of(matched, models.load_student_tokenizer(cell.student))
         entropies = encoded.teacher_entropies(temperature)  # per example
         lengths = encoded.lengths()
-        stream = batching.batch_stream(
-            lengths, self.training.batch_tokens, seed=cell.seed, start=0
-        )
+        budget = self.training.batch_tokens
+        stream = batching.batch_stream(lengths, budget, seed=cell.seed)
         floors = []
         for _ in range(num_updates):
-            group = [
-                next(stream)[1]
-                for _ in range(self.training.gradient_accumulation_steps)
-            ]
-            rows = np.concatenate(group)
+            update = itertools.islice(stream, self.training.gradient_accumulation_steps)
+            rows = np.concatenate([batch for _, batch in update])
             floors.append(entropies[rows].sum() / lengths[rows, 1].sum())
         return np.array(floors)
 
@@ -318,179 +329,138 @@ class Grid:
             raise ValueError("cells: none. Allowed: at least one")
         found: dict[Cell, list[Job]] = {}
         for cell in dict.fromkeys(cells):
-            mine = [one for one in measurements if one.concerns(cell)]
-            units = {
-                steps: self._units(mine, steps) for steps in ("first", "each", "last")
-            }
-            folder = self._folder(cell)
+            wanted = [
+                (one, self._unit(one.split, task, mode))
+                for one in measurements
+                if one.concerns(cell)
+                for task in one.tasks
+                for mode in one.prompt_modes
+            ]
+            folder, steps = self._folder(cell), [0]
             base = self.folder / "bases" / _name(cell, self._base(cell).digest)
-            # A base is one job for all cells that start from it.
-            start = dataclasses.replace(
-                Cell(cell.model, cell.start, self._base_seed(cell)),
-                tokenizer=cell.tokenizer,
-                revision=cell.revision,
-            )
-            jobs = [Job(cell, folder), Job(start, base, 0, units["first"])]
-            steps = [step for step, _ in training.list_checkpoints(folder)]
-            for step in steps if jobs[0].is_done() else ():
-                what = units["last" if step == steps[-1] else "each"]
-                jobs.append(Job(cell, folder, step, what))
-            found[cell] = [job for job in jobs if job.step is None or job.units]
+            found[cell] = [Job(cell, folder)]
+            if found[cell][0].is_done():
+                steps += [step for step, _ in training.list_checkpoints(folder)]
+            for step in steps:
+                is_last = 0 < step == steps[-1]
+                units = [u for one, u in wanted if one.includes(step, is_last=is_last)]
+                if units:
+                    where, units = folder if step else base, dict.fromkeys(units)
+                    found[cell].append(Job(cell, where, step, tuple(units)))
         return found
 
-    def _units(
-        self, measurements: Sequence[Measurement], when: str
-    ) -> tuple[Unit, ...]:
-        asked = {
-            "first": ("first_and_last", "all"),
-            "each": ("all",),
-            "last": ("last", "first_and_last", "all"),
-        }[when]
-        units = [
-            self._unit(one.split, task, mode)
-            for one in measurements
-            if one.steps in asked
-            for task in one.tasks
-            for mode in one.prompt_modes
-        ]
-        return tuple(dict.fromkeys(units))
-
     def _described(self, cell: Cell) -> dict[str, object]:
-        return {
-            "model": cell.model,
-            "start": cell.start,
-            "size": self._base(cell).size,
-            "seed": cell.seed,
-            "data_formats": cell.formats_name,
-            "loss": cell.loss.name,
-            "tail": cell.loss.tail,
-            "divergence": cell.loss.divergence,
-            "cross_entropy_weight": cell.loss.cross_entropy_weight,
-            "alignment": cell.alignment,
-            "settings": self.settings_digest,
-        }
-
-    @functools.cached_property
-    def settings_digest(self) -> str:
-        """Names the numbers of training and decoding, so that no report mixes two."""
-        parts = dataclasses.asdict(self._training()), self._decoding()
-        return artifacts.digest_of([*parts, self.formats.max_input_tokens])[:8]
-
-    def _training(self) -> TrainingConfig:
-        return models.in_precision(self.training)
-
-    def _decoding(self) -> dict[str, object]:
-        fields = dataclasses.asdict(models.in_precision(self.evaluation))
-        return {k: v for k, v in fields.items() if k not in _NOT_DECODING}
+        facts = vars(cell) | vars(cell.loss) | {"loss": cell.loss.name}
+        facts |= {"size": self._base(cell).size, "settings": self.settings_digest}
+        facts["data_formats"] = cell.formats_name
+        return {name: facts[name] for name in CELL_COLUMNS}
 
     # --- what results depend on -------------------------------------------------------
 
+    @property
+    def settings_digest(self) -> str:
+        """Names the numbers of training and decoding, so that no report mixes two."""
+        parts = self._training(), self._decoding(), self.formats.max_input_tokens
+        return artifacts.digest_of(parts)[:8]
+
+    def _training(self) -> dict[str, object]:
+        return vars(models.in_precision(self.training))
+
+    def _decoding(self) -> dict[str, object]:
+        fields = vars(models.in_precision(self.evaluation))
+        return {k: v for k, v in fields.items() if k not in _NOT_DECODING}
+
     def _folder(self, cell: Cell) -> Path:
         """The folder of a cell, named by what its weights depend on."""
-        is_sample = cell.loss.name == "sample_matching"
-        loss = {"name": cell.loss.name} if is_sample else dataclasses.asdict(cell.loss)
-        aligned = self.aligned_of(cell)
         parts = {
             "base": [cell.model, cell.start, self._base(cell).digest],
             "seed": cell.seed,
-            "loss": loss,
-            "training": dataclasses.asdict(self._training()),
+            "loss": vars(cell.loss) if cell.targets else cell.loss.name,
+            "training": self._training(),
             "max_input_tokens": self.formats.max_input_tokens,
-            "examples": self._digest(cell.data_formats, lambda: self.examples_of(cell)),
-            "aligned": aligned and self._digest(cell.alignment, lambda: aligned),
-            "sources": _sources("cotspec.training"),
-            "packages": _packages(),
+            "examples": dataset_digest(self.examples_of(cell.data_formats)),
+            "aligned": cell.targets and dataset_digest(self.aligned_of(cell.targets)),
+            "code": _code("cotspec.training"),
         }
         return self.folder / "cells" / _name(cell, artifacts.digest_of(parts))
 
+    @once
     def _unit(self, split: str, task: str, prompt_mode: str) -> Unit:
-        name = split, task, prompt_mode
-        return self._once(("unit", *name), lambda: self._new_unit(*name))
-
-    def _new_unit(self, split: str, task: str, prompt_mode: str) -> Unit:
         problems = self.problems_of(split, task)
         shown = selection.demonstrations_by_task(self.demonstrations, problems)
         said = selection.descriptions_by_task(self.demonstrations)
         parts = {
-            "problems": self._digest((split, task), lambda: problems),
+            "problems": dataset_digest(problems),
             "prompt_mode": prompt_mode,
             "demonstrations": [vars(d) for d in shown[task]],
             "description": said.get(task, ""),
             "evaluation": self._decoding(),
-            "sources": _sources("cotspec.evaluation"),
-            "packages": _packages(),
+            "code": _code("cotspec.evaluation"),
         }
-        return Unit(split, task, prompt_mode, artifacts.digest_of(parts))
-
-    @functools.cached_property
-    def _known(self) -> dict:
-        """What was computed once: digests of tables and bases, encoded examples."""
-        return {}
-
-    def __getstate__(self) -> dict:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-
-    def _once(self, key: object, compute: Callable[[], object]):
-        if key not in self._known:
-            self._known[key] = compute()
-        return self._known[key]
-
-    def _digest(self, name: object, table: Callable[[], Dataset]) -> str:
-        return self._once(("table", name), lambda: dataset_digest(table()))
+        name = f"{split}.{task.replace('/', '-')}.{prompt_mode}"
+        digest = artifacts.digest_of(parts)[:16]
+        return Unit(split, task, prompt_mode, f"{name}.{digest}.parquet")
 
     def _base(self, cell: Cell) -> Base:
-        """Digest and size of the student a cell starts from."""
-        key = "base", cell.student, self._base_seed(cell)
-        return self._once(key, lambda: Base.of(load_base(cell)))
+        return self._loaded(cell.student, models.base_seed(cell.student, cell.seed))
 
-    def _base_seed(self, cell: Cell) -> int:
-        return models.base_seed(cell.student, cell.seed)
+    @once
+    def _loaded(self, student, seed) -> Base:
+        """Digest and size of the student that cells start from."""
+        base = models.load_student(student, seed=seed)
+        digest = hashlib.sha256(base.tokenizer.backend_tokenizer.to_str().encode())
+        for name, tensor in sorted(base.model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        return Base(digest.hexdigest(), base.size)
 
     # --- inputs -----------------------------------------------------------------------
 
+    @once
     def problems_of(self, split: str, task: str) -> Dataset:
         """Return one task's problems of one split; at least one."""
-
-        def by_task() -> dict[tuple[str, str], list[int]]:
-            rows: dict[tuple[str, str], list[int]] = {}
-            columns = self.problems["split"][:], self.problems["task"][:]
-            for row, pair in enumerate(zip(*columns, strict=True)):
-                rows.setdefault(pair, []).append(row)
-            return rows
-
-        rows = self._once("problems", by_task)
-        if (split, task) not in rows:
-            known = ", ".join(sorted(f"{s} of {t}" for s, t in rows))
+        splits, tasks = (np.array(self.problems[c][:]) for c in ("split", "task"))
+        rows = np.flatnonzero((splits == split) & (tasks == task))
+        if not len(rows):
+            pairs = sorted(set(zip(splits, tasks, strict=True)))
             raise ValueError(
-                f"measurement: no {split} problems of task {task!r}. Allowed: {known}"
+                f"measurement: no {split} problems of task {task!r}. Allowed: "
+                + ", ".join(f"{s} of {t}" for s, t in pairs)
             )
-        return self.problems.select(rows[split, task])
+        return self.problems.select(rows)
 
-    def examples_of(self, cell: Cell) -> Dataset:
-        """Return the training examples in the cell's formats; each must have some."""
+    @once
+    def examples_of(self, data_formats: tuple[str, ...]) -> Dataset:
+        """Return the training examples in some formats; each must have some."""
         found = np.array(self.examples["data_format"][:])
-        missing = [f for f in cell.data_formats if f not in found]
-        if missing:
+        if missing := [f for f in data_formats if f not in found]:
             raise ValueError(
-                f"inputs.examples: none in {', '.join(missing)}, which cell {cell} "
-                f"learns from. Found: {', '.join(np.unique(found))}. Run notebook 03 "
-                "again with all of the cell's formats in formats.data_formats"
+                f"inputs.examples: none in {', '.join(missing)}, which a cell learns "
+                f"from. Found: {', '.join(np.unique(found))}. Run notebook 03 again "
+                "with all of the cell's formats in formats.data_formats"
             )
-        return self.examples.select(np.flatnonzero(np.isin(found, cell.data_formats)))
+        return self.examples.select(np.flatnonzero(np.isin(found, data_formats)))
 
-    def aligned_of(self, cell: Cell) -> Dataset | None:
-        """Return the targets that the cell learns from; none for sample matching."""
-        if cell.loss.name == "sample_matching":
-            return None
-        if cell.alignment not in self.aligned:
+    @once
+    def aligned_of(self, method: str) -> Dataset:
+        """Return the targets by an alignment method; refuse those by another."""
+        if method not in self.aligned:
             raise ValueError(
-                f"inputs.aligned: no targets by {cell.alignment!r} for cell {cell}. "
+                f"inputs.aligned: no targets by {method!r}, which a cell learns from. "
                 f"Allowed: {', '.join(self.aligned)}"
             )
-        table = self.aligned[cell.alignment]
-        self._once(
-            ("method", cell.alignment), lambda: _check_method(cell.alignment, table)
-        )
+        table = self.aligned[method]
+        rules = table.select_columns("rule").with_format("arrow")[:]["rule"]
+        found = set(pc.unique(pc.list_flatten(rules)).to_pylist())
+        for other, own in _OWN_RULES.items():
+            foreign = [rule.name for rule in own if rule in found]
+            if other != method and foreign:
+                raise ValueError(
+                    f"inputs.aligned[{method!r}]: its targets were made by {other!r} "
+                    f"(rule {', '.join(foreign)}). Allowed: targets by {method!r}. "
+                    "Give this notebook the alignment.method that notebook 04 was run "
+                    "with, or run notebook 04 again without it"
+                )
         return table
 
     def encoded_of(
@@ -501,92 +471,70 @@ class Grid:
         All formats are encoded at once, and the last encoding is kept: what a process
         trains one after the other mostly shares it.
         """
-        aligned = self.aligned_of(cell)
-        key = (
-            None if aligned is None else cell.alignment,
-            models.tokenizer_digest(tokenizer),
-        )
-        if self._known.get("encoded", (None,))[0] != key:
-            encoded = batching.encode(
+        key = cell.targets, models.tokenizer_digest(tokenizer)
+        if key not in self._encoded:
+            self._encoded.clear()
+            self._encoded[key] = batching.encode(
                 self.examples,
                 tokenizer,
-                aligned=aligned,
+                aligned=cell.targets and self.aligned_of(cell.targets),
                 max_input_tokens=self.formats.max_input_tokens,
                 is_causal=models.is_causal(cell.student),
             )
-            self._known["encoded"] = key, encoded
-        return self._known["encoded"][1].of_formats(cell.data_formats)
-
-    # --- processes --------------------------------------------------------------------
-
-    def _do(self, jobs: Sequence[Job]) -> dict[str, str]:
-        """Do all jobs; return the tracebacks of those that failed, by name."""
-        failed: dict[str, str] = {}
-        run = self._in_turn
-        num_workers = max(self.experiments.num_workers, len(models.cards()))
-        if num_workers > 1 and len(jobs) > 1:
-            run = self._side_by_side
-        with tqdm(total=len(jobs), desc="cells", unit="part", disable=not jobs) as bar:
-            for job, error in run(list(jobs)):
-                bar.update()
-                if error:
-                    failed[str(job)] = error
-                    bar.write(f"failed: {job}: {error.strip().splitlines()[-1]}")
-        return failed
-
-    def _in_turn(self, jobs: list[Job]) -> Iterator[tuple[Job, str | None]]:
-        for job in jobs:
-            yield job, error_of(job, self)
-
-    def _side_by_side(
-        self, jobs: list[Job], work: Callable[[Job], str | None] | None = None
-    ) -> Iterator[tuple[Job, str | None]]:
-        num_workers = max(self.experiments.num_workers, len(models.cards()))
-        # A server that has imported everything once forks the workers.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        while jobs:
-            cards = context.SimpleQueue()
-            for _, card in zip(range(num_workers), itertools.cycle(models.cards())):
-                cards.put(card)
-            with ProcessPoolExecutor(
-                num_workers, context, initializer=_begin, initargs=(self, cards)
-            ) as pool:
-                waiting = {pool.submit(work or _work, job): job for job in jobs}
-                for future in as_completed(waiting):
-                    try:
-                        error = future.result()
-                    except BrokenProcessPool:
-                        continue
-                    jobs.remove(waiting[future])
-                    yield waiting[future], error
-            # A process that was killed takes the whole pool with it. Alone, the jobs
-            # that are left show which of them does that: the first.
-            if jobs and num_workers == 1:
-                yield jobs.pop(0), "its process was killed, perhaps for its memory"
-            num_workers = 1
+        return self._encoded[key].of_formats(cell.data_formats)
 
 
-@dataclass(frozen=True)
-class Base:
-    """What is known of a student before training."""
-
-    digest: str  # of its weights and tokenizer
-    size: int
-
-    @classmethod
-    def of(cls, student: models.Student) -> Base:
-        """Hash a freshly loaded student."""
-        digest = hashlib.sha256(student.tokenizer.backend_tokenizer.to_str().encode())
-        for name, tensor in sorted(student.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-        return cls(digest.hexdigest(), student.size)
+# --- processes ------------------------------------------------------------------------
 
 
-def load_base(cell: Cell) -> models.Student:
-    """Load the student that a cell starts from."""
-    return models.load_student(cell.student, seed=cell.seed)
+def do(jobs: Sequence[Job], grid: Grid) -> dict[str, str]:
+    """Do all jobs; return the tracebacks of those that failed, by name."""
+    failed: dict[str, str] = {}
+    num_workers = max(grid.experiments.num_workers, len(models.cards()))
+    if num_workers > 1 and len(jobs) > 1:
+        done = side_by_side(jobs, num_workers, grid)
+    else:
+        done = ((job, error_of(job, grid)) for job in jobs)
+    with tqdm(total=len(jobs), desc="cells", unit="part", disable=not jobs) as bar:
+        for job, error in done:
+            bar.update()
+            if error:
+                failed[str(job)] = error
+                bar.write(f"failed: {job}: {error.strip().splitlines()[-1]}")
+    return failed
+
+
+def side_by_side(
+    jobs: Sequence[Job], num_workers: int, grid: Grid, *, work: Callable | None = None
+) -> Iterator[tuple[Job, str | None]]:
+    """Yield jobs and their errors as processes are done with them, one card each.
+
+    A job whose process was killed has failed, too; the others are done all the same.
+    """
+    left = list(jobs)
+    # A server that has imported everything once forks the workers.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    while left:
+        cards = context.SimpleQueue()
+        for _, card in zip(range(num_workers), itertools.cycle(models.cards())):
+            cards.put(card)
+        with ProcessPoolExecutor(
+            num_workers, context, initializer=_begin, initargs=(grid, cards)
+        ) as pool:
+            waiting = {pool.submit(work or _work, job): job for job in left}
+            for future in as_completed(waiting):
+                try:
+                    error = future.result()
+                except BrokenProcessPool:
+                    continue
+                left.remove(waiting[future])
+                yield waiting[future], error
+        # A process that was killed takes the whole pool with it. Alone, the jobs that
+        # are left show which of them does that: the first.
+        if left and num_workers == 1:
+            yield left.pop(0), "its process was killed, perhaps for its memory"
+        num_workers = 1
 
 
 _GRID: list[Grid] = []  # of a worker
@@ -616,7 +564,7 @@ def _work(job: Job) -> str | None:
 def error_of(job: Job, grid: Grid) -> str | None:
     """Do a job; return its traceback or None."""
     try:
-        with _alone_in(job.folder / ("" if job.step is None else f"step-{job.step}")):
+        with job.alone():
             if not job.is_done():
                 (_train if job.step is None else _decode)(job, grid)
     except Exception:
@@ -624,25 +572,13 @@ def error_of(job: Job, grid: Grid) -> str | None:
     return None
 
 
-def _alone_in(folder: Path) -> FileLock:
-    """Wait until no other process works in the folder: notebooks share the store."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder.with_name(f".{folder.name}.lock"))
-
-
 def _train(job: Job, grid: Grid) -> None:
-    student = load_base(job.cell)
-    grid.examples_of(job.cell)  # says what is missing
-    result = training.train(
-        student,
-        grid.encoded_of(job.cell, student.tokenizer),
-        grid.training,
-        work_dir=job.folder / "training",
-        loss=job.cell.loss,
-        seed=job.cell.seed,
-    )
-    _export(job, result)
-    shutil.rmtree(job.folder / "training")
+    cell, work_dir = job.cell, job.folder / "training"
+    student = models.load_student(cell.student, seed=cell.seed)
+    encoded = grid.encoded_of(cell, student.tokenizer)
+    options = {"work_dir": work_dir, "loss": cell.loss, "seed": cell.seed}
+    _export(job, training.train(student, encoded, grid.training, **options))
+    shutil.rmtree(work_dir)
 
 
 def _export(job: Job, result: training.TrainResult) -> None:
@@ -654,7 +590,7 @@ def _export(job: Job, result: training.TrainResult) -> None:
 
 def _decode(job: Job, grid: Grid) -> None:
     """Decode all that is missing of a checkpoint, and write a file for each unit."""
-    student = load_base(job.cell)
+    student = models.load_student(job.cell.student, seed=job.cell.seed)
     if job.step:
         folder = dict(training.list_checkpoints(job.folder))[job.step]
         student = training.load_checkpoint(student, folder)
@@ -665,14 +601,13 @@ def _decode(job: Job, grid: Grid) -> None:
         modes: dict[str, list[str]] = {}
         for unit in mine:
             modes.setdefault(unit.task, []).append(unit.prompt_mode)
-        problems = {task: grid.problems_of(split, task) for task in modes}
         predictions = evaluation.evaluate(
             student,
-            problems,
+            {task: grid.problems_of(split, task) for task in modes},
             modes,
             grid.evaluation,
             demonstrations=selection.demonstrations_by_task(
-                grid.demonstrations, concatenate_datasets(list(problems.values()))
+                grid.demonstrations, grid.problems
             ),
             descriptions=selection.descriptions_by_task(grid.demonstrations),
             checkpoint=f"step-{job.step}",
@@ -683,6 +618,7 @@ def _decode(job: Job, grid: Grid) -> None:
             artifacts.write_dataset(due[unit], predictions.select(rows))
 
 
+@functools.lru_cache(maxsize=32)
 def dataset_digest(dataset: Dataset) -> str:
     """Return the SHA-256 of a table's columns and rows."""
     table = dataset.with_format("arrow")[:].replace_schema_metadata(None)
@@ -692,30 +628,12 @@ def dataset_digest(dataset: Dataset) -> str:
     return hashlib.sha256(sink.getvalue()).hexdigest()
 
 
-def _check_method(method: str, table: Dataset) -> None:
-    """Refuse targets with a rule that another alignment method gives."""
-    rules = table.select_columns("rule").with_format("arrow")[:]["rule"]
-    found = set(pc.unique(pc.list_flatten(rules)).to_pylist())
-    for other, own in _OWN_RULES.items():
-        foreign = [rule.name for rule in own if rule in found]
-        if other != method and foreign:
-            raise ValueError(
-                f"inputs.aligned[{method!r}]: its targets were made by {other!r} (rule "
-                f"{', '.join(foreign)}). Allowed: targets by {method!r}. Give this "
-                "notebook the alignment.method that notebook 04 was run with, or run "
-                "notebook 04 again without it"
-            )
-
-
 @functools.cache
-def _sources(module: str) -> str:
-    return stages.sources_digest(module)
-
-
-@functools.cache
-def _packages() -> dict[str, str]:
+def _code(module: str) -> list[object]:
+    """The sources and the packages that compute what a module does."""
     names = ("torch", "transformers", "accelerate")
-    return {name: importlib.metadata.version(name) for name in names}
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return [stages.sources_digest(module), versions]
 
 
 def _name(cell: Cell, digest: str) -> str:

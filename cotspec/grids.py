@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, replace
 
 from cotspec.profiles import (
     ALIGNMENT_METHODS,
@@ -26,17 +25,10 @@ SPLITS = ("validation", "test")
 STEPS = ("last", "first_and_last", "all")
 
 # What a student may be trained on, as the column `data_formats` names it.
-FORMAT_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "all": DATA_FORMATS,
-        "in_context": tuple(f for f in DATA_FORMATS if f.startswith("in_context")),
-        "zero_shot": tuple(f for f in DATA_FORMATS if f.startswith("zero_shot")),
-        "answer_only": tuple(f for f in DATA_FORMATS if f.endswith("answer_only")),
-        "chain_of_thought": tuple(
-            f for f in DATA_FORMATS if f.endswith("chain_of_thought")
-        ),
-    }
-)
+FORMAT_SETS: Mapping[str, tuple[str, ...]] = {
+    name: tuple(f for f in DATA_FORMATS if name == "all" or name in f)
+    for name in ("all", "in_context", "zero_shot", "answer_only", "chain_of_thought")
+}
 
 
 @dataclass(frozen=True)
@@ -77,6 +69,11 @@ class Cell:
     def student(self) -> StudentConfig:
         """What the cell starts from."""
         return StudentConfig(self.model, self.start, self.tokenizer, self.revision)
+
+    @property
+    def targets(self) -> str | None:
+        """By which method its targets are aligned; None for sample matching."""
+        return None if self.loss.name == "sample_matching" else self.alignment
 
     @property
     def formats_name(self) -> str:
@@ -129,6 +126,11 @@ class Measurement:
         is_model = not self.models or cell.model in self.models
         return is_model and (not self.starts or cell.start in self.starts)
 
+    def includes(self, step: int, *, is_last: bool) -> bool:
+        """Whether the checkpoint of this step is measured; 0 is the base model."""
+        is_end = is_last or (step == 0 and self.steps == "first_and_last")
+        return is_end or self.steps == "all"
+
 
 def _check(field: str, values: Iterable[str], allowed: Sequence[str]) -> None:
     values = tuple(values)
@@ -148,14 +150,11 @@ def base_cells(
     """Return the profile's own student, one cell per seed; it is in all four grids."""
     return [
         Cell(
-            model=student.model,
-            start=student.start,
+            **dataclasses.asdict(student),
             seed=seed,
             data_formats=formats.data_formats,
             loss=loss,
             alignment=alignment.method,
-            tokenizer=student.tokenizer,
-            revision=student.revision,
         )
         for seed in experiments.seeds
     ]
@@ -181,7 +180,7 @@ def format_grid(
     """
     _check("parts", parts, tuple(FORMAT_SETS))
     chosen = [FORMAT_SETS[name] for name in parts]
-    return [*base, *(_with(cell, data_formats=f) for f in chosen for cell in base)]
+    return [*base, *(replace(cell, data_formats=f) for f in chosen for cell in base)]
 
 
 def loss_grid(
@@ -197,14 +196,15 @@ def loss_grid(
         such as ``{"tail": "paper"}``, ``{"divergence": "reverse_kl"}`` or
         ``{"alignment": "dtw"}``. Each adds one cell per seed.
     """
+    variants = [{"name": name} for name in LOSSES]
+    variants += [{"name": "distribution_matching", **variant} for variant in extra]
     cells = list(base)
-    for name in LOSSES:
-        cells += [_with_loss(cell, name=name) for cell in base]
-    for variant in extra:
-        loss = {"name": "distribution_matching"} | dict(variant)
-        method = loss.pop("alignment", None)
-        changed = [_with_loss(cell, **loss) for cell in base]
-        cells += [_with(c, alignment=method) if method else c for c in changed]
+    for variant in variants:
+        fields = {name: v for name, v in variant.items() if name != "alignment"}
+        for cell in base:
+            alignment = variant.get("alignment", cell.alignment)
+            loss = replace(cell.loss, **fields)
+            cells.append(replace(cell, loss=loss, alignment=alignment))
     return list(dict.fromkeys(cells))
 
 
@@ -226,12 +226,4 @@ def scaling_grid(base: Sequence[Cell], experiments: ExperimentsConfig) -> list[C
 def _sized(cell: Cell, model: str, start: str) -> Cell:
     """The same cell with another student; a revision belongs to one model only."""
     revision = cell.revision if model == cell.model else None
-    return _with(cell, model=model, start=start, revision=revision)
-
-
-def _with(cell: Cell, **changes: object) -> Cell:
-    return dataclasses.replace(cell, **changes)
-
-
-def _with_loss(cell: Cell, **changes: object) -> Cell:
-    return _with(cell, loss=dataclasses.replace(cell.loss, **changes))
+    return replace(cell, model=model, start=start, revision=revision)
