@@ -15,10 +15,12 @@ from test_stages import write_notebook
 
 from cotspec import artifacts, pages, profiles, run, stages
 
-OPEN = (
-    "from cotspec import stages\n"
-    'stage = stages.open_stage("{}", PROFILE, SEED, OVERRIDES)'
-)
+
+def write_stage(root, name, *code, finish="stage.finish()"):
+    """Write a notebook that opens its stage first and finishes it in the last cell."""
+    opened = f'stage = stages.open_stage("{name}", PROFILE, SEED, OVERRIDES)'
+    cells = (f"from cotspec import stages\n{opened}", *code, finish)
+    return write_notebook(root, name, *cells)
 
 
 @pytest.fixture
@@ -30,28 +32,22 @@ def series(tmp_path, monkeypatch):
     monkeypatch.delenv("COTSPEC_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "requirements.lock").write_text("")
-    write_notebook(
+    write_stage(
         tmp_path,
         "00_overview",
-        OPEN.format("00_overview"),
         'stage.write("numbers", {"n": 20 + SEED})',
         "from tqdm import tqdm\nfor _ in tqdm(range(300), mininterval=0): pass",
-        "stage.finish()",
     )
-    write_notebook(
+    write_stage(
         tmp_path,
         "01_double",
-        OPEN.format("01_double"),
         'n = stage.read("numbers")["n"]\nsteps = stage.profile.training.max_steps',
         'stage.write("doubled", {"n": 2 * n, "steps": steps})',
-        "stage.finish()",
     )
-    write_notebook(
+    write_stage(
         tmp_path,
         "02_report",
-        OPEN.format("02_report"),
         'stage.write("REPORT", str(stage.read("doubled")), folder="report")',
-        "stage.finish()",
     )
     return tmp_path
 
@@ -98,13 +94,8 @@ def test_runs_all_then_nothing_then_only_what_depends_on_a_change(series, capsys
 def test_a_change_reaches_only_what_reads_it(series, capsys):
     # A comment upstream stops where the artifact is the same.
     run_lines(capsys)
-    write_notebook(
-        series,
-        "00_overview",
-        OPEN.format("00_overview"),
-        'stage.write("numbers", {"n": 20 + SEED})  # same value',
-        "stage.finish()",
-    )
+    same = 'stage.write("numbers", {"n": 20 + SEED})  # same value'
+    write_stage(series, "00_overview", same)
     status, lines = run_lines(capsys, "--dry-run")
     assert "the notebook's code changed" in lines[0]
     assert "00_overview runs first" in lines[1]
@@ -113,23 +104,19 @@ def test_a_change_reaches_only_what_reads_it(series, capsys):
 
     # Overrides in a notebook's cell are that notebook's.
     path = series / "notebooks/01_double.ipynb"
-    text = path.read_text().replace(
-        "OVERRIDES = {}", "OVERRIDES = {'training.max_steps': 3}"
-    )
-    path.write_text(text)
+    three = "OVERRIDES = {'training.max_steps': 3}"
+    path.write_text(path.read_text().replace("OVERRIDES = {}", three))
     assert states(run_lines(capsys)[1]) == ["2", "3"]
-    assert artifacts.read_json(
-        series / "runs/smoke/artifacts/01_double/doubled.json"
-    ) == {"n": 40, "steps": 3}
+    doubled = series / "runs/smoke/artifacts/01_double/doubled.json"
+    assert artifacts.read_json(doubled) == {"n": 40, "steps": 3}
 
 
 def test_a_failing_cell_is_named_and_the_printed_command_resumes(series, capsys):
     path = series / "notebooks/01_double.ipynb"
     good = path.read_text()
-    write_notebook(
+    write_stage(
         series,
         "01_double",
-        OPEN.format("01_double"),
         "value = {'n': 1}\nvalue['missing key']",
         'stage.read("numbers"); stage.write("doubled", {})',
     )
@@ -150,30 +137,30 @@ def test_a_failing_cell_is_named_and_the_printed_command_resumes(series, capsys)
     assert states(capsys.readouterr().out.splitlines()) == ["2", "3"]
 
 
-def test_a_dead_kernel_is_a_failure(series, capsys):
-    write_notebook(
-        series,
-        "00_overview",
-        OPEN.format("00_overview"),
-        "import os\nos._exit(3)",
-        'stage.write("numbers", {})',
-        "stage.finish()",
+@pytest.mark.parametrize(
+    ("code", "finish", "words"),
+    [
+        ("import os\nos._exit(3)", "stage.finish()", "00_overview: the kernel died"),
+        ("", "", "00_overview: all cells ran, but stage.finish() did not"),
+    ],
+)
+def test_a_stage_without_its_success_marker_has_failed(
+    series, capsys, code, finish, words
+):
+    write_stage(
+        series, "00_overview", 'stage.write("numbers", {})', code, finish=finish
     )
     status, lines = run_lines(capsys)
-    assert status == run.FAILED
-    assert "00_overview" in "\n".join(lines) and states(lines) == ["1"]
+    assert (status, states(lines)) == (run.FAILED, ["1"])
+    assert words in "\n".join(lines)
 
 
-def test_a_notebook_that_does_not_finish_is_a_failure(series, capsys):
-    write_notebook(
-        series,
-        "00_overview",
-        OPEN.format("00_overview"),
-        'stage.write("numbers", {"n": 1})',
-    )
-    status, lines = run_lines(capsys)
-    assert status == run.FAILED
-    assert "stage.finish() did not" in "\n".join(lines)
+def refused(capsys, *arguments):
+    """Return the one sentence of a user error."""
+    assert run.main(["--profile", "smoke", *arguments]) == run.USER_ERROR
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    return printed
 
 
 @pytest.mark.parametrize(
@@ -187,18 +174,11 @@ def test_a_notebook_that_does_not_finish_is_a_failure(series, capsys):
         (["--seed", "1.5"], "--seed: '1.5'. Allowed: whole"),
         (["--seed", "9" * 20], "--seed: 99999"),
         (["--set", "training.max_steps=a", "--set", "loss.tail=b"], "loss.tail"),
-        (
-            ["--profile", "smoke", "--publish"],
-            "--publish: profile 'smoke'. Allowed: micro, smollm2",
-        ),
+        (["--publish"], "--publish: profile 'smoke'. Allowed: micro, smollm2"),
     ],
 )
-def test_a_wrong_command_line_is_one_sentence_without_traceback(
-    series, capsys, arguments, words
-):
-    assert run.main(arguments) == run.USER_ERROR
-    printed = capsys.readouterr().err
-    assert words in printed and "Traceback" not in printed
+def test_a_wrong_command_line_is_one_sentence(series, capsys, arguments, words):
+    assert words in refused(capsys, *arguments)
 
 
 @pytest.mark.parametrize(
@@ -213,9 +193,7 @@ def test_a_wrong_command_line_is_one_sentence_without_traceback(
 def test_a_wrong_parameters_cell_is_one_sentence(series, capsys, old, new, words):
     path = series / "notebooks/01_double.ipynb"
     path.write_text(path.read_text().replace(old, new))
-    assert run.main(["--profile", "smoke"]) == run.USER_ERROR
-    printed = capsys.readouterr().err
-    assert words in printed and "Traceback" not in printed
+    assert words in refused(capsys)
 
 
 def test_relative_folders_and_paths_count_from_where_the_command_was_given(
@@ -243,8 +221,8 @@ def test_publish_needs_the_default_profile_whole_and_deletes_only_its_own(
         (series / "figures" / name).touch()
     (series / "figures/PUBLISHED.txt").write_text("old.png\n../requirements.lock\n")
     before = artifacts.checksum(series / "figures")
-    assert run.main(["--profile", "smoke", "--only", "00", "--publish"]) == 2
-    assert "01_double, 02_report are not fresh" in capsys.readouterr().err
+    said = refused(capsys, "--only", "00", "--publish")
+    assert "01_double, 02_report are not fresh" in said
     assert artifacts.checksum(series / "figures") == before
     assert run_lines(capsys, "--publish")[0] == 0
     found = {path.name for path in (series / "figures").iterdir()}
@@ -253,10 +231,9 @@ def test_publish_needs_the_default_profile_whole_and_deletes_only_its_own(
     assert (series / "figures/PUBLISHED.txt").read_text() == "REPORT.md\n"
     report = series / "runs/smoke/report/REPORT.md"
     assert (series / "figures/REPORT.md").read_bytes() == report.read_bytes()
-    series_now = stages.load_series(series)
     report.write_text("changed by hand")
     with pytest.raises(ValueError, match="02_report are not fresh"):
-        run.publish(series_now, "smoke")
+        run.publish(stages.load_series(series), "smoke")
 
 
 def test_only_and_from_choose_stages(series):
@@ -266,12 +243,10 @@ def test_only_and_from_choose_stages(series):
 
 
 def test_killed_while_running_it_resumes_to_the_same_bytes(series, capsys):
-    command = [sys.executable, "-m", "cotspec.run", "--profile", "smoke"]
-    environment = {**os.environ, "COTSPEC_ROOT": str(series)}
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "cotspec.run", "--profile", "smoke"],
         cwd=Path(__file__).parents[1],
-        env=environment,
+        env={**os.environ, "COTSPEC_ROOT": str(series)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -284,14 +259,13 @@ def test_killed_while_running_it_resumes_to_the_same_bytes(series, capsys):
     process.wait()
     assert states(run_lines(capsys)[1]) == ["2", "3"]
     killed = artifacts.checksum(series / "runs/smoke/report")
-    assert run.main(["--profile", "smoke", "--force"]) == 0
+    assert run_lines(capsys, "--force")[0] == 0
     assert artifacts.checksum(series / "runs/smoke/report") == killed
 
 
 def test_a_second_run_or_a_notebook_by_hand_is_told_who_is_at_work(series, capsys):
     with stages.alone_in(series / "runs/smoke"):
-        assert run.main(["--profile", "smoke"]) == run.USER_ERROR
-        assert f"process {os.getpid()} (" in capsys.readouterr().err
+        assert f"process {os.getpid()} (" in refused(capsys)
         with pytest.raises(ValueError, match=f"process {os.getpid()} .* is at work"):
             stages.open_stage("00_overview", "smoke", 0, {})
         assert run_lines(capsys, "--dry-run")[0] == 0
