@@ -343,18 +343,16 @@ def _disk(checkpoints: int, run: Path) -> Iterator[str]:
 
 def _card(stale: sizing.Stale) -> Iterator[str]:
     """Say what a FlanT5 needs; a problem where the machine's card is too small."""
-    needs = sizing.needs(stale)
-    if needs is None:
-        return
-    said, needed = needs
-    _say(f"needs: {said}")
-    import torch
+    if needs := sizing.needs(stale):
+        import torch
 
-    if torch.cuda.is_available():
-        total = torch.cuda.get_device_properties(0).total_memory
-        if needed > total:
+        said, needed = needs
+        _say(f"needs: {said}")
+        is_there = torch.cuda.is_available()
+        room = torch.cuda.get_device_properties(0).total_memory if is_there else needed
+        if needed > room:
             yield (
-                f"card: {total / GIB:.0f} GiB, {needed / GIB:.0f} needed; choose a "
+                f"card: {room / GIB:.0f} GiB, {needed / GIB:.0f} needed; choose a "
                 "smaller training.batch_tokens (with more gradient_accumulation_steps),"
                 " training.activation_checkpointing=true or optimizer=adafactor"
             )

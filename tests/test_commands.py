@@ -101,15 +101,6 @@ def predicted(runs, name="step-3"):
     return (runs / f"smoke/evaluation/{name}/predictions.parquet").read_bytes()
 
 
-def run_notebook():
-    """Run the code of notebook 06 as it stands."""
-    path = REPOSITORY / "notebooks/06_evaluation.ipynb"
-    names = {"PROFILE": "smoke", "SEED": 0, "OVERRIDES": OVERRIDES}
-    for source in stages.load_notebook(path).code:
-        exec(source, names)
-    return names
-
-
 def test_what_train_leaves_notebook_05_takes_up(runs, monkeypatch, capsys):
     sets = {"training.max_steps": 2, "loss.name": "sample_matching"}
     profile = profiles.resolve("smoke", sets)
@@ -132,7 +123,9 @@ def test_what_train_leaves_notebook_05_takes_up(runs, monkeypatch, capsys):
     assert len(result.metrics) == 2
 
 
-def test_a_checkpoint_gets_predictions_and_accuracies_with_intervals(runs, capsys):
+def test_a_checkpoint_gets_predictions_and_accuracies_once(
+    runs, capsys, forbid_decoding
+):
     assert commands.main(SMOKE) == 0
     rows = artifacts.read_dataset(runs / "smoke/evaluation/step-3/predictions.parquet")
     assert rows.features == evaluation.PREDICTION_FEATURES
@@ -141,10 +134,6 @@ def test_a_checkpoint_gets_predictions_and_accuracies_with_intervals(runs, capsy
     assert "accuracy  ci_low  ci_high" in shown and "micro/last_letters" in shown
     table = (runs / "smoke/evaluation/step-3/results.csv").read_text()
     assert table.startswith("student,start,size,step,seed,task,prompt_mode,n,accuracy")
-
-
-def test_a_second_run_decodes_nothing(runs, forbid_decoding):
-    assert commands.main(SMOKE) == 0
     first = predicted(runs)
     forbid_decoding()
     assert commands.main(SMOKE) == 0
@@ -158,7 +147,9 @@ def test_notebook_06_takes_up_the_cells_and_the_command_its_predictions(
     for wanted in ("start", "last"):
         assert commands.main([*SMOKE, "--checkpoint", wanted]) == 0
     forbid_decoding()
-    names = run_notebook()
+    names = {"PROFILE": "smoke", "SEED": 0, "OVERRIDES": OVERRIDES}
+    for cell in stages.load_notebook(REPOSITORY / "notebooks/06_evaluation.ipynb").code:
+        exec(cell, names)
     assert set(names["after"]["checkpoint"]) == {"step-3"}
     assert not list((runs / "smoke/work").glob("06_evaluation-*"))  # it has finished
     first = predicted(runs)

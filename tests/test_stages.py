@@ -92,18 +92,15 @@ def keys(root, overrides=None, **inputs):
     return stages.stage_key(stages.load_notebook(path), profile, 0, inputs)
 
 
-def test_a_used_setting_changes_the_key_and_an_unused_one_does_not(root):
-    base = keys(root)
-    used = keys(root, {"training.learning_rate": 0.5})
-    unused = keys(root, {"teacher.temperature": 0.9})
-    assert unused == base
+def test_a_used_setting_and_an_input_change_the_key_and_an_unused_setting_does_not(
+    root,
+):
+    base = keys(root, traces="1")
+    assert keys(root, {"teacher.temperature": 0.9}, traces="1") == base
+    changed = keys(root, {"training.learning_rate": 0.5}, traces="2")
     rate = profiles.resolve("smoke").training.learning_rate
-    assert stages.explain(base, used) == [f"training.learning_rate {rate} -> 0.5"]
-
-
-def test_changed_input_is_named(root):
-    old, new = keys(root, traces="1"), keys(root, traces="2")
-    assert stages.explain(old, new) == ["traces changed"]
+    said = [f"training.learning_rate {rate} -> 0.5", "traces changed"]
+    assert stages.explain(base, changed) == said
 
 
 def finish_first(numbers=1):
@@ -326,23 +323,21 @@ def test_a_changed_number_reaches_the_notebooks_that_use_its_section(package):
 
 
 def test_what_comes_from_outside_is_known_by_its_contents(package, tmp_path):
-    traces = tmp_path / "traces.jsonl"
-    traces.write_text("a")
-    student = tmp_path / "student"
+    traces, student = tmp_path / "traces.jsonl", tmp_path / "student"
     student.mkdir()
-    (student / "model.safetensors").write_text("weights")
     overrides = {
         "teacher.backend": "recorded",
         "teacher.path": str(traces),
         "student.model": str(student),
     }
+    traces.write_text("a")
     before = state(overrides=overrides)
     traces.write_text("other")
     reads_teacher = stale(before, state(overrides=overrides))
     assert "01" in reads_teacher and "05" not in reads_teacher
     traces.write_text("a")
-    (student / "model.safetensors").write_text("other weights")
-    changed = stale(state(overrides=overrides), before)
+    (student / "model.safetensors").write_text("weights")
+    changed = stale(before, state(overrides=overrides))
     assert {"03", "05", "06", "07"} <= changed and "02" not in changed
 
 
