@@ -513,6 +513,10 @@ def _main(arguments: argparse.Namespace, given: list[str]) -> int:
                 _say(f"{'':<28} {notebook.title}")
         return 0
     if stale := [(nb, resolved[nb.name]) for nb in chosen if plans[nb.name]]:
+        by_name = stages.producers(request.series)
+        reads = dict.fromkeys(name for notebook, _ in stale for name in notebook.reads)
+        there = [name for name in reads if by_name[name] not in plans]
+        stages.find_artifacts(there, request.series, request.run)  # or says what to run
         preflight(stale)
     with stages.alone_in(request.run):
         os.environ[stages.RUNNER] = "1"

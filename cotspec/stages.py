@@ -616,19 +616,20 @@ def find_artifacts(
         The stages that have not finished, or not since they write such an artifact.
     """
     found: dict[str, Entry] = {}
-    missing: dict[str, None] = {}
+    missing: dict[str, str] = {}
     for name in names:
         stage = producers(series)[name]
         marker = read_marker(run, stage)
         if marker and name in marker.artifacts:
             found[name] = marker.artifacts[name]
         else:
-            missing[stage] = None
+            missing[name] = stage
     if missing:
-        numbers = ",".join(stage.split("_")[0] for stage in missing)
+        unfinished = dict.fromkeys(missing.values())
+        numbers = ",".join(stage.split("_")[0] for stage in unfinished)
         raise ValueError(
-            f"{', '.join(missing)} has not finished in {run}. Run it first: "
-            f"./run_all.sh --profile {run.name} --only {numbers}"
+            f"{', '.join(missing)}: {', '.join(unfinished)} has not finished in {run}. "
+            f"Run it first: ./run_all.sh --profile {run.name} --only {numbers}"
         )
     return found
 

@@ -172,6 +172,7 @@ def refused(capsys, *arguments):
     [
         (["--profile", "huge"], "profile: unknown name 'huge'"),
         (["--only", "9"], "stage: '9' names 0 notebooks"),
+        (["--only", "00,02"], "doubled: 01_double has not finished"),
         (["--set", "training.lr=1"], "'training.lr': unknown field"),
         (["--set", "training"], "write it as section.field=value"),
         (["--seed", "-1"], "--seed: '-1'. Allowed: whole"),
@@ -183,6 +184,7 @@ def refused(capsys, *arguments):
 )
 def test_a_wrong_command_line_is_one_sentence(series, capsys, arguments, words):
     assert words in refused(capsys, *arguments)
+    assert not (series / "runs/smoke/artifacts").exists()
 
 
 @pytest.mark.parametrize(
