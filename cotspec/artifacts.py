@@ -22,16 +22,20 @@ import platform
 import shutil
 import subprocess
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 from datasets.table import InMemoryTable
+from pydantic import BaseModel, ValidationError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 SUCCESS = "SUCCESS.json"
 ROWS_AT_ONCE = 10_000  # in memory, while a Dataset is written
@@ -104,6 +108,16 @@ def read_json(path: Path) -> object:
         raise ValueError(f"{path}: not valid JSON ({error})") from error
 
 
+def read_as(path: Path, model: type[Model]) -> Model:
+    """Read a JSON file of a known form; another is a ValueError that says where."""
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise ValueError(f"{path}: {place} {fault['msg']}".strip()) from error
+
+
 def write_dataset(path: Path, dataset: Dataset) -> Path:
     """Write a Dataset as one Parquet file, by and by; same rows, same bytes."""
     schema = dataset.features.arrow_schema.remove_metadata()
@@ -154,12 +168,12 @@ def checksum(path: Path) -> str:
     """Return the SHA-256 of a file, or of a folder's relative names and contents."""
     digest = hashlib.sha256()
     if path.is_file():
-        with open(path, "rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
                 digest.update(block)
-        return digest.hexdigest()
-    for child in sorted(p for p in path.rglob("*") if p.is_file()):
-        digest.update(f"{child.relative_to(path)}\0{checksum(child)}\n".encode())
+    else:
+        for child in sorted(p for p in path.rglob("*") if p.is_file()):
+            digest.update(f"{child.relative_to(path)}\0{checksum(child)}\n".encode())
     return digest.hexdigest()
 
 
@@ -168,16 +182,14 @@ def identity(path: Path) -> str:
 
     Such files may be large; size and time of change tell that they are the same.
     """
-    files = (
-        sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    )
-    states = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    return _checksum_of(str(path), tuple(states))[:16]
+    files = [p for p in (path, *path.rglob("*")) if p.is_file()]
+    states = {(p, p.stat().st_size, p.stat().st_mtime_ns) for p in files}
+    return _checksum_of(path, frozenset(states))[:16]
 
 
 @functools.cache
-def _checksum_of(path: str, states: tuple) -> str:
-    return checksum(Path(path))
+def _checksum_of(path: Path, states: frozenset) -> str:
+    return checksum(path)
 
 
 def digest_of(value: object) -> str:
@@ -191,7 +203,7 @@ def provenance() -> dict[str, object]:
     return {
         "cotspec": importlib.metadata.version("cotspec"),
         "python": platform.python_version(),
-        "packages": _versions(PROVENANCE_PACKAGES),
+        "packages": {n: importlib.metadata.version(n) for n in PROVENANCE_PACKAGES},
         "commit": _commit(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
@@ -199,18 +211,12 @@ def provenance() -> dict[str, object]:
     }
 
 
-def _versions(names: tuple[str, ...]) -> Mapping[str, str]:
-    return {name: importlib.metadata.version(name) for name in names}
-
-
 def _commit() -> str:
     """Return the checkout's commit, marked when the tree has changes; or unknown."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    options = {"capture_output": True, "text": True, "timeout": 10}
     try:
-        root = Path(__file__).resolve().parents[1]
-        done = subprocess.run(
-            command, cwd=root, capture_output=True, text=True, timeout=10
-        )
+        done = subprocess.run(command, cwd=Path(__file__).parent, **options)
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return done.stdout.strip() or "unknown"

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from accelerate import Accelerator
-from datasets import Dataset, disable_progress_bars
+from datasets import disable_progress_bars
 
 from cotspec import (
     artifacts,
@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     disable_progress_bars()  # of small table operations
     try:
+        stages.check_seed("--seed", given.seed)
         profile = profiles.resolve(given.profile, profiles.parse_sets(given.set))
         given.run(given, profile)
     except ValueError as error:
@@ -44,11 +45,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--profile", default=profiles.DEFAULT_PROFILE, metavar="NAME")
+    common.add_argument("--seed", type=int, default=0)
+    common.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.FIELD=VALUE",
+        help="override of the profile; may be repeated",
+    )
     parser = argparse.ArgumentParser(prog="python -m cotspec.commands")
     commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="train the profile's student")
+    options = {"parents": [common]}
+    train = commands.add_parser("train", help="train the profile's student", **options)
     train.set_defaults(run=_train)
-    evaluate = commands.add_parser("evaluate", help="evaluate one checkpoint")
+    evaluate = commands.add_parser("evaluate", help="evaluate a checkpoint", **options)
     evaluate.add_argument(
         "--checkpoint",
         default="last",
@@ -57,25 +69,12 @@ def _parser() -> argparse.ArgumentParser:
         "of any training (default: %(default)s)",
     )
     evaluate.set_defaults(run=_evaluate)
-    for command in (train, evaluate):
-        command.add_argument(
-            "--profile", default=profiles.DEFAULT_PROFILE, metavar="NAME"
-        )
-        command.add_argument("--seed", type=int, default=0)
-        command.add_argument(
-            "--set",
-            action="append",
-            default=[],
-            metavar="SECTION.FIELD=VALUE",
-            help="override of the profile; may be repeated",
-        )
     return parser
 
 
 def _train(given: argparse.Namespace, profile: profiles.Profile) -> None:
     series = stages.load_series(artifacts.repository_root())
-    by_name = {notebook.name: notebook for notebook in series}
-    notebook = by_name[stages.producers(series)["checkpoints"]]
+    notebook = next(nb for nb in series if "checkpoints" in nb.writes)
     run = artifacts.run_dir(given.profile)
     stage = stages.Stage(notebook, profile, given.seed, run)
     student = models.load_student(profile.student, seed=given.seed)
@@ -105,7 +104,8 @@ def _evaluate(given: argparse.Namespace, profile: profiles.Profile) -> None:
     if folder:
         student = training.load_checkpoint(student, folder)
     student.model.to(accelerator.device)
-    problems, shown = (_artifact(run, x) for x in ("problems", "demonstrations"))
+    paths = (_artifact(run, name) for name in ("problems", "demonstrations"))
+    problems, shown = map(artifacts.read_dataset, paths)
     problems = problems.filter(lambda row: row["split"] == "test")
     predictions = evaluation.evaluate(
         student,
@@ -137,10 +137,9 @@ def _evaluate(given: argparse.Namespace, profile: profiles.Profile) -> None:
     accelerator.end_training()
 
 
-def _artifact(run: Path, name: str) -> Dataset:
+def _artifact(run: Path, name: str) -> Path:
     series = stages.load_series(artifacts.repository_root())
-    producer = stages.producers(series)[name]
-    return artifacts.read_dataset(stages.artifact_path(run, producer, name))
+    return run / stages.find_artifacts([name], series, run)[name].path
 
 
 def find_checkpoint(wanted: str, run: Path) -> tuple[str, Path | None]:
@@ -161,16 +160,11 @@ def find_checkpoint(wanted: str, run: Path) -> tuple[str, Path | None]:
     if wanted == "start":
         return "step-0", None
     if wanted == "last":
-        series = stages.load_series(artifacts.repository_root())
-        producer = stages.producers(series)["checkpoints"]
-        trained = stages.artifact_path(run, producer, "checkpoints")
-        step, folder = training.list_checkpoints(trained)[-1]
+        step, folder = training.list_checkpoints(_artifact(run, "checkpoints"))[-1]
         return f"step-{step}", folder
     folder = Path(wanted).resolve()
-    weights, step = (
-        folder / "model.safetensors",
-        re.fullmatch(r"step-(\d+)", folder.name),
-    )
+    weights = folder / "model.safetensors"
+    step = re.fullmatch(r"step-(\d+)", folder.name)
     if step is None or not weights.exists():
         raise ValueError(
             f"--checkpoint {wanted!r}: no checkpoint. Allowed: last, start, or a "

@@ -46,7 +46,7 @@ def write_pages(run: Path, series: list[stages.Notebook]) -> Path:
     neighbours = zip([None, *done], done, [*done[1:], None], strict=False)
     for before, notebook, after in neighbours:
         links = _links(before, after, report.exists())
-        page = _page(_title(notebook), _body(run, notebook), links)
+        page = _page(notebook.title, _body(run, notebook), links)
         artifacts.write_bytes(folder / f"{notebook.name}.html", page.encode())
     link = ""
     if report.exists():
@@ -96,10 +96,6 @@ def _executed(run: Path, notebook: stages.Notebook) -> Path:
     return run / "notebooks" / f"{notebook.name}.ipynb"
 
 
-def _title(notebook: stages.Notebook) -> str:
-    return notebook.title or notebook.name
-
-
 def _page(title: str, body: str, links: str = "") -> str:
     navigation = '<nav class="{}" aria-label="Notebooks">{}</nav>' if links else ""
     return (
@@ -127,7 +123,7 @@ def _links(
     links += '<a href="REPORT.html">Report</a>' if report else ""
     for notebook, relation, text in ((before, "prev", "← {}"), (after, "next", "{} →")):
         if notebook:
-            text = text.format(html.escape(_title(notebook)))
+            text = text.format(html.escape(notebook.title))
             links += f'<a rel="{relation}" href="{notebook.name}.html">{text}</a>'
     return links
 
@@ -203,16 +199,20 @@ def _describe_figures(cell: dict, run: Path, notebook: stages.Notebook) -> None:
         if picture:
             name = next(names, "")
             caption = _caption(run, name) if name else ""
-            alt = caption or f"Picture of notebook {_title(notebook)}"
-            picture = "".join(picture.split())
-            output.data = {"text/html": _figure(picture, alt, caption, name)}
+            alt = caption or f"Picture of notebook {notebook.title}"
+            source = _PNG + "".join(picture.split())
+            output.data = {"text/html": _figure(source, alt, caption, name)}
 
 
-def _figure(picture: str, alt: str, caption: str, name: str = "") -> str:
+def _figure(source: str, alt: str, caption: str, name: str = "") -> str:
     anchor = f' id="{name}"' if name else ""
     below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    image = f'<img alt="{html.escape(alt)}" src="{_PNG}{picture}">'
+    image = f'<img alt="{html.escape(alt)}" src="{source}">'
     return f"<figure{anchor}>{image}{below}</figure>"
+
+
+def _embedded(picture: Path) -> str:
+    return f"{_PNG}{base64.b64encode(picture.read_bytes()).decode()}"
 
 
 def _caption(run: Path, name: str) -> str:
@@ -226,21 +226,17 @@ def _in_words(name: str) -> str:
     return re.sub(r"^\d\d_", "", name).replace("figure", "figure ").replace("_", " ")
 
 
-def _base64(picture: Path) -> str:
-    return base64.b64encode(picture.read_bytes()).decode()
-
-
 def _report(report: Path) -> str:
     """Return the report for the folder: way back, our style, pictures inside it."""
     links = '<nav class="top"><a href="index.html">All notebooks</a></nav>'
     page = report.read_text("utf-8").replace('href="../html/', 'href="')
     page = page.replace("</style>", f"</style>{_style()}{links}", 1)
 
-    def embedded(found: re.Match) -> str:
+    def inside(found: re.Match) -> str:
         picture = report.parent / found[1]
-        return f'src="{_PNG}{_base64(picture)}"' if picture.exists() else found[0]
+        return f'src="{_embedded(picture)}"' if picture.exists() else found[0]
 
-    return re.sub(r'src="([^":]+\.png)"', embedded, _tables(page))
+    return re.sub(r'src="([^":]+\.png)"', inside, _tables(page))
 
 
 def _card(run: Path, notebook: stages.Notebook) -> str:
@@ -248,7 +244,7 @@ def _card(run: Path, notebook: stages.Notebook) -> str:
     import nbformat
 
     page = f"{notebook.name}.html"
-    title = html.escape(_title(notebook))
+    title = html.escape(notebook.title)
     if _executed(run, notebook).exists():
         title = f'<a href="{page}">{title}</a>'
     finished = stages.read_marker(run, notebook.name)
@@ -263,7 +259,7 @@ def _card(run: Path, notebook: stages.Notebook) -> str:
     pictures = {n: run / "figures" / f"{n}.png" for n in _FIGURE.findall(texts["code"])}
     main, *others = [n for n in pictures if pictures[n].exists()] or [""]
     caption = _caption(run, main)
-    shown = _figure(_base64(pictures[main]), caption, caption) if main else ""
+    shown = _figure(_embedded(pictures[main]), caption, caption) if main else ""
     links = [f'<a href="{page}#{n}">{_in_words(n)}</a>' for n in others]
     more = f"<p class=muted>More figures: {' · '.join(links)}</p>" if links else ""
     return (

@@ -19,8 +19,9 @@ import shutil
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 
 from cotspec import artifacts, pages, profiles, sizing, stages
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 MIN_FREE = 2 * GIB
-MAX_SEED = 2**32 - 1
 # `run_all.sh` changes the folder and says here where it was called.
 STARTED_IN = "COTSPEC_STARTED_IN"
 FOLDERS = ("COTSPEC_ROOT", "COTSPEC_RUNS", "COTSPEC_DATA")
@@ -48,28 +48,20 @@ BUILT_IN_MODELS = ("micro-", "random:", "smollm2")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Whether a stage must run, and why."""
-
-    notebook: stages.Notebook
-    reasons: tuple[str, ...]  # empty: up to date
-
-    @property
-    def is_stale(self) -> bool:
-        return bool(self.reasons)
-
-
-@dataclass(frozen=True)
 class Request:
-    """What the command line asked for."""
+    """What the command line asked for, of which series."""
 
+    series: list[stages.Notebook]
     profile: str
     seed: object
     overrides: Mapping[str, object]
     chosen: frozenset[str]
     force: bool = False
-    keep_going: bool = False
-    resume: str = ""  # the command that goes on after a failure
+
+    @property
+    def run(self) -> Path:
+        """The folder of the profile's run."""
+        return artifacts.run_dir(self.profile)
 
     def parameters(self, notebook: stages.Notebook) -> dict[str, object]:
         """The notebook's own parameters, overridden by the command line."""
@@ -77,9 +69,8 @@ class Request:
         cell = own["OVERRIDES"] or {}
         profiles.resolve(self.profile, cell)  # refuses what is no dict
         seed = own["SEED"] if self.seed is None else self.seed
-        if type(seed) is not int or not 0 <= seed <= MAX_SEED:
-            where = f"{notebook.name}: SEED" if self.seed is None else "--seed"
-            raise ValueError(f"{where}: {seed!r}. Allowed: whole, 0 to {MAX_SEED}")
+        given = f"{notebook.name}: SEED" if self.seed is None else "--seed"
+        stages.check_seed(given, seed)
         overrides = {name: _located(name, cell[name], folder) for name in cell}
         overrides |= self.overrides
         return {"PROFILE": self.profile, "SEED": seed, "OVERRIDES": overrides}
@@ -88,12 +79,17 @@ class Request:
         """The notebook's profile with its overrides applied."""
         return profiles.resolve(self.profile, self.parameters(notebook)["OVERRIDES"])
 
-    def key(self, notebook: stages.Notebook, series: list) -> stages.StageKey:
-        """The key that the stage has when it runs now."""
-        run = artifacts.run_dir(self.profile)
-        inputs = stages.input_checksums(notebook, series, run)
+    def key(self, notebook: stages.Notebook) -> dict[str, object]:
+        """What the stage's result depends on when it runs now."""
+        found = stages.find_artifacts(notebook.reads, self.series, self.run)
+        inputs = {name: entry.sha256 for name, entry in found.items()}
         seed = self.parameters(notebook)["SEED"]
         return stages.stage_key(notebook, self.resolved(notebook), seed, inputs)
+
+    def sources(self, notebook: stages.Notebook) -> list[str]:
+        """The stages that write what a notebook reads."""
+        by_name = stages.producers(self.series)
+        return list(dict.fromkeys(by_name[name] for name in notebook.reads))
 
 
 def _located(name: str, value: object, folder: Path) -> object:
@@ -111,63 +107,59 @@ def _absolute(path: str, folder: Path) -> str:
     return os.path.abspath(folder / Path(path).expanduser())
 
 
-def plan_stage(
-    notebook: stages.Notebook, request: Request, series: list, remade: set[str]
-) -> Plan:
-    """Say whether a stage is stale.
+def stale_because(
+    notebook: stages.Notebook, request: Request, remade: Collection[str] = ()
+) -> list[str]:
+    """Say why a stage must run; no reason: it is up to date.
 
     Parameters
     ----------
     notebook : Notebook
     request : Request
-    series : list of Notebook
-    remade : set of str
+    remade : collection of str
         Stages that are about to run, whose artifacts may therefore change.
     """
-    run = artifacts.run_dir(request.profile)
-    marker = stages.read_marker(run, notebook.name)
+    marker = stages.read_marker(request.run, notebook.name)
     if marker is None:
-        return Plan(notebook, ("it has not finished yet",))
+        return ["it has not finished yet"]
     if request.force and notebook.name in request.chosen:
-        return Plan(notebook, ("--force",))
-    by_name = stages.producers(series)
-    first = dict.fromkeys(by_name[r] for r in notebook.reads if by_name[r] in remade)
-    if first:
-        return Plan(notebook, tuple(f"{name} runs first" for name in first))
-    key = request.key(notebook, series)
-    if key.digest != marker["key"]:
-        return Plan(notebook, tuple(stages.explain(marker["key_parts"], key.parts)))
-    damaged = stages.verify(run, notebook.name)
-    return Plan(notebook, tuple(f"{name} is missing or changed" for name in damaged))
+        return ["--force"]
+    if first := [name for name in request.sources(notebook) if name in remade]:
+        return [f"{name} runs first" for name in first]
+    key = request.key(notebook)
+    if artifacts.digest_of(key) != marker.key:
+        return stages.explain(marker.key_parts, key)
+    damaged = stages.verify(request.run, marker)
+    return [f"{name} is missing or changed" for name in damaged]
 
 
-def plan_series(request: Request, series: list[stages.Notebook]) -> list[Plan]:
-    """Plan every chosen stage, treating stale ones as if they would change."""
-    plans, remade = [], set()
-    for notebook in series:
+def plan_series(request: Request) -> dict[str, list[str]]:
+    """Return why each chosen stage must run, as if stale ones would change."""
+    plans: dict[str, list[str]] = {}
+    for notebook in request.series:
         if notebook.name in request.chosen:
-            plans.append(plan_stage(notebook, request, series, remade))
-            remade |= {notebook.name} if plans[-1].is_stale else set()
+            remade = [name for name, reasons in plans.items() if reasons]
+            plans[notebook.name] = stale_because(notebook, request, remade)
     return plans
 
 
-def stale_inputs(request: Request, series: list[stages.Notebook]) -> list[Plan]:
-    """Plans of the stages that the chosen ones build on, stale but not chosen."""
-    by_name, needed = stages.producers(series), set(request.chosen)
-    for notebook in reversed(series):
+def stale_inputs(request: Request) -> dict[str, list[str]]:
+    """Return why stages are stale that the chosen ones build on, but not chosen."""
+    needed = set(request.chosen)
+    for notebook in reversed(request.series):
         if notebook.name in needed:
-            needed |= {by_name[name] for name in notebook.reads}
+            needed.update(request.sources(notebook))
     above = frozenset(needed - request.chosen)
-    plans = plan_series(replace(request, chosen=above, force=False), series)
-    return [plan for plan in plans if plan.is_stale]
+    plans = plan_series(replace(request, chosen=above, force=False))
+    return {name: reasons for name, reasons in plans.items() if reasons}
 
 
 class StageFailed(RuntimeError):
     """A notebook did not reach its success marker; the message says where and why."""
 
 
-def execute(notebook: stages.Notebook, request: Request, series: list) -> float:
-    """Execute one notebook with papermill; return its seconds.
+def execute(notebook: stages.Notebook, request: Request) -> None:
+    """Execute one notebook with papermill.
 
     Raises
     ------
@@ -176,13 +168,12 @@ def execute(notebook: stages.Notebook, request: Request, series: list) -> float:
     """
     import papermill
 
-    run = artifacts.run_dir(request.profile)
-    output = run / "notebooks" / f"{notebook.name}.ipynb"
+    output = request.run / "notebooks" / f"{notebook.name}.ipynb"
     partial = output.with_name(f".{output.stem}.partial.ipynb")
     output.parent.mkdir(parents=True, exist_ok=True)
-    expected = request.key(notebook, series)
-    (run / "artifacts" / notebook.name / artifacts.SUCCESS).unlink(missing_ok=True)
-    started = time.monotonic()
+    expected = request.key(notebook)
+    marker = request.run / "artifacts" / notebook.name / artifacts.SUCCESS
+    marker.unlink(missing_ok=True)
     try:
         papermill.execute_notebook(
             str(notebook.path),
@@ -200,16 +191,15 @@ def execute(notebook: stages.Notebook, request: Request, series: list) -> float:
         raise StageFailed(f"{notebook.name}: the kernel died ({error})") from error
     finally:
         _keep_executed(partial, output)
-    marker = stages.read_marker(run, notebook.name)
-    if marker is None:
+    finished = stages.read_marker(request.run, notebook.name)
+    if finished is None:
         raise StageFailed(
             f"{notebook.name}: all cells ran, but stage.finish() did not. "
             "Call it in the last cell"
         )
-    if marker["key"] != expected.digest:
-        reasons = "; ".join(stages.explain(expected.parts, marker["key_parts"]))
+    if finished.key != artifacts.digest_of(expected):
+        reasons = "; ".join(stages.explain(expected, finished.key_parts))
         raise StageFailed(f"{notebook.name}: changed while it ran: {reasons}")
-    return time.monotonic() - started
 
 
 def _keep_executed(partial: Path, output: Path) -> None:
@@ -217,12 +207,11 @@ def _keep_executed(partial: Path, output: Path) -> None:
     import nbformat
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-    if not partial.exists():
-        return
-    notebook = nbformat.read(partial, as_version=4)
-    collapsed, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})
-    artifacts.write_bytes(output, nbformat.writes(collapsed).encode())
-    partial.unlink()
+    if partial.exists():
+        notebook = nbformat.read(partial, as_version=4)
+        collapsed, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})
+        artifacts.write_bytes(output, nbformat.writes(collapsed).encode())
+        partial.unlink()
 
 
 def _describe(notebook: stages.Notebook, error) -> str:
@@ -230,46 +219,51 @@ def _describe(notebook: stages.Notebook, error) -> str:
     number = error.cell_index  # papermill's injected cell makes up for counting from 0
     text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))  # colours
     tail = [line for line in text.splitlines() if line.strip()][-12:]
-    return "\n".join(
-        [f"{notebook.name}, cell {number}:"]
-        + [f"    {line}" for line in error.source.splitlines()[:6]]
-        + ["  failed with:"]
-        + [f"    {line}" for line in tail]
-    )
+    shown = [*error.source.splitlines()[:6], "failed with:", *tail]
+    return "\n    ".join([f"{notebook.name}, cell {number}:", *shown])
 
 
-def run_series(request: Request, series: list[stages.Notebook]) -> int:
-    """Run the stale ones of the chosen stages; return the exit status."""
-    run, by_name = artifacts.run_dir(request.profile), stages.producers(series)
-    chosen = [nb for nb in series if nb.name in request.chosen]
+def run_series(request: Request, resume: str, *, keep_going: bool) -> int:
+    """Run the stale ones of the chosen stages; return the exit status.
+
+    Parameters
+    ----------
+    request : Request
+    resume : str
+        The command that goes on after a failure.
+    keep_going : bool
+        Go on with what does not need a failed stage.
+    """
+    run = request.run
+    chosen = [nb for nb in request.series if nb.name in request.chosen]
     failed: list[str] = []
     started, num_run = time.monotonic(), 0
     for number, notebook in enumerate(chosen, 1):
         head = f"[{number}/{len(chosen)}] {notebook.name}"
-        needs = [by_name[r] for r in notebook.reads if by_name[r] in failed]
+        needs = [name for name in request.sources(notebook) if name in failed]
         if needs:
             _say(f"{head}: skipped, needs {needs[0]}")
             failed.append(notebook.name)
             continue
-        plan = plan_stage(notebook, request, series, set())
-        if not plan.is_stale:
+        reasons = stale_because(notebook, request)
+        if not reasons:
             _say(f"{head}: up to date")
             continue
-        _say(f"{head}: running ({'; '.join(plan.reasons[:3])})")
+        _say(f"{head}: running ({'; '.join(reasons[:3])})")
         num_run += 1
+        begun = time.monotonic()
         try:
-            seconds = execute(notebook, request, series)
+            execute(notebook, request)
+            _say(f"{head}: done in {time.monotonic() - begun:.0f} s")
         except StageFailed as error:
             failed.append(notebook.name)
             _say(f"\n{error}\n")
             _say(f"  executed notebook: {run / 'notebooks' / notebook.name}.ipynb")
-            _say(f"  finished work is kept. To resume: {request.resume}\n")
-            if not request.keep_going:
+            _say(f"  finished work is kept. To resume: {resume}\n")
+            if not keep_going:
                 break
-        else:
-            _say(f"{head}: done in {seconds:.0f} s")
     if num_run:
-        _say(f"series page: {pages.write_pages(run, series)}")
+        _say(f"series page: {pages.write_pages(run, request.series)}")
     if (run / "report" / "REPORT.md").exists() and not failed:
         _say(f"report: {run / 'report' / 'REPORT.md'}")
     outcome = f"{len(failed)} failed" if failed else "nothing failed"
@@ -277,8 +271,7 @@ def run_series(request: Request, series: list[stages.Notebook]) -> int:
     return FAILED if failed else 0
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)
+_say = functools.partial(print, flush=True)
 
 
 def preflight(stale: sizing.Stale) -> None:
@@ -301,9 +294,9 @@ def preflight(stale: sizing.Stale) -> None:
     used = defaultdict(set)  # values of the fields that any of the stages reads
     for notebook, profile in stale:
         for section in notebook.sections:
-            for name, value in profiles.as_dict(profile)[section].items():
+            for field, value in profiles.as_dict(profile)[section].items():
                 values = value if isinstance(value, list) else [value]
-                used[f"{section}.{name}"] |= set(values)
+                used[f"{section}.{field}"] |= set(values)
     name = stale[0][1].name
     problems = [
         *_disk(sizing.checkpoint_bytes(stale), artifacts.run_dir(name)),
@@ -313,8 +306,9 @@ def preflight(stale: sizing.Stale) -> None:
         *_teacher(used),
     ]
     if problems:
-        listed = "\n  - ".join(problems)
-        raise ValueError(f"profile {name!r} cannot run yet:\n  - {listed}")
+        raise ValueError(
+            "\n  - ".join([f"profile {name!r} cannot run yet:", *problems])
+        )
 
 
 def _warn_of_versions(lock: Path) -> None:
@@ -349,42 +343,34 @@ def _disk(checkpoints: int, run: Path) -> Iterator[str]:
 
 def _card(stale: sizing.Stale) -> Iterator[str]:
     """Say what a FlanT5 needs; a problem where the machine's card is too small."""
-    needed = sizing.needs(stale)
-    if needed is None:
-        return
-    _say(f"needs: {needed}")
-    import torch
+    if needs := sizing.needs(stale):
+        import torch
 
-    if torch.cuda.is_available():
-        total = torch.cuda.get_device_properties(0).total_memory
-        largest = max(
-            sizing.card_bytes(shape, profile.training)
-            for notebook, profile in stale
-            for cell in sizing.trained_cells(notebook, profile)
-            if (shape := sizing.shape_of(cell.model))
-        )
-        if largest > total:
+        said, needed = needs
+        _say(f"needs: {said}")
+        is_there = torch.cuda.is_available()
+        room = torch.cuda.get_device_properties(0).total_memory if is_there else needed
+        if needed > room:
             yield (
-                f"card: {total / GIB:.0f} GiB, {largest / GIB:.0f} needed; choose a "
+                f"card: {room / GIB:.0f} GiB, {needed / GIB:.0f} needed; choose a "
                 "smaller training.batch_tokens (with more gradient_accumulation_steps),"
                 " training.activation_checkpointing=true or optimizer=adafactor"
             )
 
 
-def _data(used: Mapping[str, set], is_online: Callable[[], bool]) -> list[str]:
+def _data(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[str]:
     values = {v for field in used if field.startswith("data.") for v in used[field]}
     names = {value for value in values if isinstance(value, str)}
     real = sorted(name for name in names if not name.startswith("micro/"))
     if real and os.environ.get("COTSPEC_DATA"):
         from cotspec import tasks
 
-        return tasks.missing(real)
-    if not real or is_online():
-        return []
-    return [
-        f"data: {', '.join(real[:4])} come from the Hugging Face hub, which cannot "
-        "be reached; set COTSPEC_DATA to a folder laid out as README.md says"
-    ]
+        yield from tasks.missing(real)
+    elif real and not is_online():
+        yield (
+            f"data: {', '.join(real[:4])} come from the Hugging Face hub, which cannot "
+            "be reached; set COTSPEC_DATA to a folder laid out as README.md says"
+        )
 
 
 def _models(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[str]:
@@ -512,44 +498,50 @@ def _main(arguments: argparse.Namespace, given: list[str]) -> int:
             f"--publish: profile {arguments.profile!r}. Allowed: "
             f"{', '.join(COMMITTED)}, whose results are committed"
         )
-    series = stages.load_series(artifacts.repository_root())
-    request = _request(arguments, series, here, _resume_command(given, here))
-    resolved = {nb.name: request.resolved(nb) for nb in series}
-    for plan in stale_inputs(request, series):
-        reasons = "; ".join(plan.reasons[:3])
-        _say(f"note: {plan.notebook.name} is not chosen, but stale: {reasons}")
-    plans = plan_series(request, series)
+    request = _request(arguments, here)
+    resolved = {nb.name: request.resolved(nb) for nb in request.series}
+    for name, reasons in stale_inputs(request).items():
+        _say(f"note: {name} is not chosen, but stale: {'; '.join(reasons[:3])}")
+    plans = plan_series(request)
+    chosen = [notebook for notebook in request.series if notebook.name in plans]
     if arguments.list or arguments.dry_run:
-        return _show(plans, with_titles=arguments.list)
-    stale = [(p.notebook, resolved[p.notebook.name]) for p in plans if p.is_stale]
-    if stale:
+        for notebook in chosen:
+            reasons = "; ".join(plans[notebook.name])
+            state = f"stale: {reasons}" if reasons else "up to date"
+            _say(f"{notebook.name:<28} {state}")
+            if arguments.list:
+                _say(f"{'':<28} {notebook.title}")
+        return 0
+    if stale := [(nb, resolved[nb.name]) for nb in chosen if plans[nb.name]]:
+        by_name = stages.producers(request.series)
+        reads = dict.fromkeys(name for notebook, _ in stale for name in notebook.reads)
+        there = [name for name in reads if by_name[name] not in plans]
+        stages.find_artifacts(there, request.series, request.run)  # or says what to run
         preflight(stale)
-    with stages.alone_in(artifacts.run_dir(request.profile)):
+    with stages.alone_in(request.run):
         os.environ[stages.RUNNER] = "1"
         try:
-            status = run_series(request, series)
+            resume = _resume_command(given, here)
+            status = run_series(request, resume, keep_going=arguments.keep_going)
         finally:
             del os.environ[stages.RUNNER]
     if arguments.publish and not status:
-        publish(series, arguments.profile)
+        publish(request.series, arguments.profile)
     return status
 
 
-def _request(
-    arguments: argparse.Namespace, series: list, here: Path, resume: str
-) -> Request:
+def _request(arguments: argparse.Namespace, here: Path) -> Request:
+    series = stages.load_series(artifacts.repository_root())
     sets = profiles.parse_sets(arguments.set)
-    values = profiles.as_dict(profiles.resolve(arguments.profile, sets))
-    typed = {name: values[name.split(".")[0]][name.split(".")[1]] for name in sets}
+    profile = profiles.resolve(arguments.profile, sets)
     seed = arguments.seed
     return Request(
-        profile=arguments.profile,
+        series,
+        arguments.profile,
         seed=int(seed) if seed and seed.isdecimal() else seed,
-        overrides={name: _located(name, typed[name], here) for name in typed},
+        overrides={n: _located(n, attrgetter(n)(profile), here) for n in sets},
         chosen=choose(series, arguments.only, arguments.from_stage),
         force=arguments.force,
-        keep_going=arguments.keep_going,
-        resume=resume,
     )
 
 
@@ -561,28 +553,17 @@ def _resume_command(given: list[str], here: Path) -> str:
     return "".join(folders) + shlex.join([f"./{script}", *kept])
 
 
-def _show(plans: list[Plan], *, with_titles: bool) -> int:
-    for plan in plans:
-        state = "stale: " + "; ".join(plan.reasons) if plan.is_stale else "up to date"
-        _say(f"{plan.notebook.name:<28} {state}")
-        if with_titles:
-            _say(f"{'':<28} {plan.notebook.title}")
-    return 0
-
-
 def publish(series: list[stages.Notebook], profile: str) -> None:
     """Copy the results to their folder, if they are the profile's own and whole."""
-    everything = frozenset(nb.name for nb in series)
-    request = Request(profile, None, {}, everything)
-    stale = [p.notebook.name for p in plan_series(request, series) if p.is_stale]
-    if stale:
+    request = Request(series, profile, None, {}, frozenset(nb.name for nb in series))
+    plans = plan_series(request)
+    if stale := [name for name, reasons in plans.items() if reasons]:
         raise ValueError(
             f"--publish: {', '.join(stale)} are not fresh under the profile's own "
             "settings. Run all stages first, without --set and --seed"
         )
     target = artifacts.repository_root() / COMMITTED[profile]
-    count = pages.publish(artifacts.run_dir(request.profile), target)
-    _say(f"published {count} files to {target}")
+    _say(f"published {pages.publish(request.run, target)} files to {target}")
 
 
 if __name__ == "__main__":

@@ -10,14 +10,17 @@ table of ``cotspec/accelerate/README.md``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cotspec import artifacts, profiles
-from cotspec.stages import Notebook
+from cotspec.stages import Notebook, load_series
 
 if TYPE_CHECKING:
+    from transformers import T5Config
+
     from cotspec.grids import Cell
 
 Stale = Sequence[tuple[Notebook, profiles.Profile]]
@@ -31,17 +34,11 @@ QUESTION, SOLUTION, ANSWER = 60, 110, 8
 RIGHT = 0.64
 # The card that each size is meant for: GiB that fit, dense bfloat16 FLOP/s.
 CARDS = {
-    "16 GB": (14.5, 65e12),
-    "24 GB": (22.0, 70e12),
-    "80 GB": (75.0, 312e12),
-    "141 GB": (131.0, 989e12),
-}
-CARD_OF_SIZE = {
-    "small": "16 GB",
-    "base": "24 GB",
-    "large": "24 GB",
-    "xl": "80 GB",
-    "xxl": "141 GB",
+    "small": ("16 GB", 14.5, 65e12),
+    "base": ("24 GB", 22.0, 70e12),
+    "large": ("24 GB", 22.0, 70e12),
+    "xl": ("80 GB", 75.0, 312e12),
+    "xxl": ("141 GB", 131.0, 989e12),
 }
 # ASSUMED: a third of the peak in training; one decoding step of a T5 waits for the
 # launch of some 40 kernels a layer, whatever the number of rows.
@@ -49,34 +46,25 @@ SHARE_OF_PEAK = 0.33
 SECONDS_PER_LAYER_AND_STEP = 1e-3
 
 
-@dataclass(frozen=True)
-class Shape:
-    """A T5 v1.1 architecture: gated GELU, untied head, as many decoder layers."""
-
-    d_model: int
-    d_kv: int
-    d_ff: int
-    num_layers: int
-    num_heads: int
-
-    @property
-    def parameters(self) -> int:
-        """The number of weights."""
-        attention = 4 * self.d_model * self.d_kv * self.num_heads
-        feed_forward = 3 * self.d_model * self.d_ff
-        # An encoder's layer has one attention, a decoder's two; each part has its norm.
-        layer = 3 * attention + 2 * feed_forward + 5 * self.d_model
-        once = VOCABULARY * self.d_model + 32 * self.num_heads + self.d_model
-        return self.num_layers * layer + 2 * once
-
-
-def shape_of(name: str) -> Shape | None:
+def shape_of(name: str) -> T5Config | None:
     """Return the shape of a published FlanT5 or T5 v1.1 by its name, or None."""
     from cotspec import models
 
     flan = name.removeprefix(models.RANDOM_PREFIX).replace("t5-v1_1", "flan-t5")
-    shape = models.FLAN_T5_SHAPES.get(flan)
-    return Shape(*shape) if shape else None
+    return models.flan_t5_config(flan) if flan in models.FLAN_T5_SHAPES else None
+
+
+@cache
+def num_parameters(name: str) -> int:
+    """Return the weights of a published FlanT5 or T5 v1.1; 0 for other students."""
+    import torch
+
+    from cotspec.t5 import new_t5
+
+    if (shape := shape_of(name)) is None:
+        return 0
+    with torch.device("meta"):  # shapes only
+        return sum(weight.numel() for weight in new_t5(shape).parameters())
 
 
 def checkpoint_bytes(stale: Stale) -> int:
@@ -101,10 +89,8 @@ def trained_cells(notebook: Notebook, profile: profiles.Profile) -> list[Cell]:
 
     if "training" not in notebook.sections:
         return []
-    options = {
-        name: getattr(profile, name) for name in ("formats", "loss", "alignment")
-    }
-    base = grids.base_cells(profile.student, profile.experiments, **options)
+    sections = {n: getattr(profile, n) for n in ("formats", "loss", "alignment")}
+    base = grids.base_cells(profile.student, profile.experiments, **sections)
     grids = {
         "ability_grid": grids.ability_grid(base, profile.experiments),
         "format_grid": grids.format_grid(base),
@@ -129,11 +115,10 @@ def _weight_bytes(name: str, start: str) -> int:
         return FLOAT32 * models.SMOLLM2_PARAMETERS
     if Path(name).is_dir():
         return sum(file.stat().st_size for file in Path(name).glob("*.safetensors"))
-    shape = shape_of(name)
-    return FLOAT32 * shape.parameters if shape else 0
+    return FLOAT32 * num_parameters(name)
 
 
-def card_bytes(shape: Shape, training: profiles.TrainingConfig) -> int:
+def card_bytes(student: str, training: profiles.TrainingConfig) -> int:
     """Estimate the memory of one card that trains one student.
 
     Weights, gradients and optimiser state in float32, under autocast a bfloat16 copy
@@ -141,6 +126,7 @@ def card_bytes(shape: Shape, training: profiles.TrainingConfig) -> int:
     """
     per_weight = 2 * FLOAT32 + (8 if training.optimizer == "adamw" else 0)
     per_weight += BFLOAT16 if training.precision != "float32" else 0
+    shape = shape_of(student)
     source, target = 512, 128  # a long in-context CoT example
     rows = max(1, training.batch_tokens // (source + target))
     encoder = _layer_bytes(shape, source, [source])
@@ -152,10 +138,10 @@ def card_bytes(shape: Shape, training: profiles.TrainingConfig) -> int:
     bias = FLOAT32 * shape.num_heads * (source**2 + target**2)
     # Logits in bfloat16 and float32, and the gradient of each.
     logits = target * VOCABULARY * 2 * (BFLOAT16 + FLOAT32)
-    return per_weight * shape.parameters + rows * (kept + bias + logits)
+    return per_weight * num_parameters(student) + rows * (kept + bias + logits)
 
 
-def _layer_bytes(shape: Shape, length: int, attended: list[int]) -> int:
+def _layer_bytes(shape: T5Config, length: int, attended: list[int]) -> int:
     """Bytes one layer keeps per example: `length` queries over each of `attended`."""
     # Per sublayer: residual and normalised input in float32, a cast, a dropout mask.
     norm = length * shape.d_model * (2 * FLOAT32 + 2 * BFLOAT16)
@@ -169,7 +155,7 @@ def _layer_bytes(shape: Shape, length: int, attended: list[int]) -> int:
     return total
 
 
-def training_hours(shape: Shape, profile: profiles.Profile, flops: float) -> float:
+def training_hours(student: str, profile: profiles.Profile, flops: float) -> float:
     """Estimate the hours of one training on one card."""
     questions = profile.data.num_train or 7_273
     kept = questions * profile.teacher.num_samples * RIGHT
@@ -185,12 +171,12 @@ def training_hours(shape: Shape, profile: profiles.Profile, flops: float) -> flo
         per_update = config.batch_tokens * config.gradient_accumulation_steps
         tokens = config.max_steps * per_update
     # A token meets the encoder or the decoder: half of the weights, thrice two FLOPs.
-    work = 3 * shape.parameters * tokens
+    work = 3 * num_parameters(student) * tokens
     work *= 4 / 3 if config.activation_checkpointing else 1
     return work / (flops * SHARE_OF_PEAK) / 3600
 
 
-def decoding_hours(shape: Shape, profile: profiles.Profile) -> float:
+def decoding_hours(student: str, profile: profiles.Profile) -> float:
     """Estimate the hours to decode all test problems of one checkpoint once."""
     data, config = profile.data, profile.evaluation
     math_sets = 1 + len(data.out_of_distribution_tasks)
@@ -200,7 +186,7 @@ def decoding_hours(shape: Shape, profile: profiles.Profile) -> float:
     at_once = max(1, config.batch_tokens // config.max_input_tokens)
     # Half of the prompt modes write a chain, the others a word.
     steps = rows / at_once * (SOLUTION + ANSWER) / 2
-    return steps * shape.num_layers * SECONDS_PER_LAYER_AND_STEP / 3600
+    return steps * shape_of(student).num_layers * SECONDS_PER_LAYER_AND_STEP / 3600
 
 
 def hours(stale: Stale, flops: float) -> float:
@@ -215,52 +201,47 @@ def hours(stale: Stale, flops: float) -> float:
         if any("ability_grid" in code for code in notebook.code):
             checkpoints = profile.training.num_checkpoints + 1
         for cell in trained_cells(notebook, profile):
-            shape = shape_of(cell.model)
-            if shape is None:
+            if not num_parameters(cell.model):
                 continue
-            total += checkpoints * decoding_hours(shape, profile)
+            total += checkpoints * decoding_hours(cell.model, profile)
             if (cell, profile.training) not in seen:
                 seen.add((cell, profile.training))
-                narrowed = replace(
-                    profile,
-                    formats=replace(profile.formats, data_formats=cell.data_formats),
-                )
-                total += training_hours(shape, narrowed, flops)
+                formats = replace(profile.formats, data_formats=cell.data_formats)
+                narrowed = replace(profile, formats=formats)
+                total += training_hours(cell.model, narrowed, flops)
     return total
 
 
-def needs(stale: Stale) -> str | None:
-    """Say in one line what a FlanT5 profile needs, or None for other students."""
+def needs(stale: Stale) -> tuple[str, int] | None:
+    """Say in one line what a FlanT5 profile needs; bytes of a card; None for others."""
     sized = [
-        (shape.parameters, card_bytes(shape, profile.training), profile)
+        (card_bytes(cell.model, profile.training), cell.model, profile.name)
         for notebook, profile in stale
         for cell in trained_cells(notebook, profile)
-        if (shape := shape_of(cell.model))
+        if num_parameters(cell.model)
     ]
     if not sized:
         return None
-    parameters, card, profile = max(sized, key=lambda item: item[:2])
-    name = CARD_OF_SIZE.get(profile.name.removeprefix("flan-t5-"), "24 GB")
-    return (
-        f"largest student {parameters / 1e6:,.0f}M parameters: {card / GIB:.0f} GiB of "
-        f"a card, {checkpoint_bytes(stale) / GIB:.0f} GiB of disk, about "
-        f"{hours(stale, CARDS[name][1]):.1f} h on one card of {name} (computed, not "
+    needed, student, name = max(sized)
+    card, _, flops = CARDS.get(name.removeprefix("flan-t5-"), CARDS["base"])
+    said = (
+        f"largest student {num_parameters(student) / 1e6:,.0f}M parameters: "
+        f"{needed / GIB:.0f} GiB of a card, {checkpoint_bytes(stale) / GIB:.0f} GiB of "
+        f"disk, about {hours(stale, flops):.1f} h on one card of {card} (computed, not "
         "measured; without the teacher's sampling)"
     )
+    return said, needed
 
 
 def main() -> None:
     """Print what each FlanT5 profile needs, as a table in Markdown."""
-    from cotspec.stages import load_series
-
     series = load_series(artifacts.repository_root())
     print("| profile | card | GiB of the card | GiB of disk | hours 00–07 | 00–11 |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for size, card in CARD_OF_SIZE.items():
+    for size, (card, _, flops) in CARDS.items():
         profile = profiles.PROFILES[f"flan-t5-{size}"]
         stale = [(notebook, profile) for notebook in series]
-        shape, flops = shape_of(profile.student.model), CARDS[card][1]
-        memory = card_bytes(shape, profile.training) / GIB
+        memory = card_bytes(profile.student.model, profile.training) / GIB
         disk, early = checkpoint_bytes(stale) / GIB, hours(stale[:8], flops)
         print(
             f"| {profile.name} | {card} | {memory:.1f} | {disk:.0f} | {early:.1f} | "

@@ -14,24 +14,29 @@ import functools
 import hashlib
 import logging
 import os
+import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated
 
 import pandas as pd
 from datasets import Dataset, disable_progress_bars
 from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
+from pydantic import BaseModel, Field
 
 from cotspec import artifacts, figures, profiles
 
 logger = logging.getLogger(__name__)
 
 PARAMETERS = ("PROFILE", "SEED", "OVERRIDES")
+MAX_SEED = 2**32 - 1
 LOCK_FILE = "requirements.lock"
 # Sources that change no result. Of the profiles the resolved values count; what draws,
 # prints, runs the series or talks to a server computes nothing that is kept.
@@ -51,6 +56,28 @@ NOT_IN_KEYS = (
 RUNNER = "COTSPEC_RUNNER"
 # Settings that change how fast a result comes, not which.
 NOT_SETTINGS = ("experiments.num_workers", "teacher.max_in_flight")
+_PACKAGE_ROOT = Path(__file__).resolve().parents[1]
+_DOCUMENTED = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+class _Metadata(BaseModel):
+    tags: list = []
+
+
+class _Cell(BaseModel):
+    cell_type: str
+    metadata: _Metadata
+    source: str | list[str]
+
+    @property
+    def text(self) -> str:
+        return "".join(self.source)
+
+
+class _File(BaseModel):
+    """A notebook's file; read as JSON, since importing nbformat takes seconds."""
+
+    cells: Annotated[list[_Cell], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -66,7 +93,6 @@ class Notebook:
     writes: tuple[str, ...]
     sections: tuple[str, ...]
     modules: tuple[str, ...]  # source files, relative to the repository
-    uses_tasks: bool
 
 
 def load_notebook(path: Path) -> Notebook:
@@ -78,51 +104,31 @@ def load_notebook(path: Path) -> Notebook:
         No ``parameters`` cell, a value in it that is not a literal, an unknown
         parameter, or an artifact name that is not a literal string.
     """
-    cells = _read_cells(path)
-    code = [c for c in cells if c["cell_type"] == "code"]
-    tagged = [c for c in code if "parameters" in c["metadata"].get("tags", [])]
+    cells = artifacts.read_as(path, _File).cells
+    code = [c for c in cells if c.cell_type == "code"]
+    tagged = [c for c in code if "parameters" in c.metadata.tags]
     if len(tagged) != 1:
         raise ValueError(f"{path.name}: needs one cell tagged 'parameters'")
-    body = tuple(_source(c) for c in code if c is not tagged[0])
-    tree = _parse(path.name, body)
-    closure = _source_closure(set(_imported_files(tree)))
+    body = tuple(c.text for c in code if c is not tagged[0])
+    statements = [
+        statement
+        for number, source in enumerate(body, 1)
+        for statement in _parse(f"{path.name}: code cell {number}", source)
+    ]
+    tree = ast.Module(body=statements, type_ignores=[])
+    heads = [c.text for c in cells if c.cell_type == "markdown" and c.text[:2] == "# "]
+    reads, writes, sections = _uses(path.name, tree)
     return Notebook(
         name=path.stem,
         path=path,
-        title=_title(cells),
-        parameters=_literals(path.name, _source(tagged[0])),
+        title=heads[0].splitlines()[0][2:].strip() if heads else path.stem,
+        parameters=_literals(f"{path.name}: the parameters cell", tagged[0].text),
         code=body,
-        reads=_artifact_names(path.name, tree, "read"),
-        writes=_artifact_names(path.name, tree, "write"),
-        sections=_sections_used(tree),
-        modules=closure,
-        uses_tasks=any(file.startswith("cotspec/tasks") for file in closure),
+        reads=tuple(reads),
+        writes=tuple(writes),
+        sections=tuple(s for s in profiles.SECTIONS if s in sections),
+        modules=_source_closure(_imported_files(tree)),
     )
-
-
-def _read_cells(path: Path) -> list[dict]:
-    """Return the cells; as JSON, since importing nbformat takes over a second."""
-    notebook = artifacts.read_json(path)
-    cells = notebook.get("cells") if isinstance(notebook, dict) else None
-    if not isinstance(cells, list) or not cells:
-        raise ValueError(f"{path.name}: not a notebook (no cells)")
-    for number, cell in enumerate(cells, 1):
-        if not _is_cell(cell):
-            raise ValueError(f"{path.name}: cell {number} is none of Jupyter's cells")
-    return cells
-
-
-def _is_cell(cell: object) -> bool:
-    if not isinstance(cell, dict) or not isinstance(cell.get("metadata"), dict):
-        return False
-    source, tags = cell.get("source"), cell["metadata"].get("tags", [])
-    lines = source if isinstance(source, list) else [source]
-    is_text = all(isinstance(line, str) for line in lines)
-    return is_text and isinstance(tags, list) and isinstance(cell.get("cell_type"), str)
-
-
-def _source(cell: dict) -> str:
-    return "".join(cell["source"])
 
 
 def load_series(root: Path) -> list[Notebook]:
@@ -134,7 +140,7 @@ def load_series(root: Path) -> list[Notebook]:
         A notebook reads an artifact that no earlier notebook writes.
     """
     series = [load_notebook(p) for p in sorted((root / "notebooks").glob("*.ipynb"))]
-    written: dict[str, str] = {}
+    written: set[str] = set()
     for notebook in series:
         missing = [name for name in notebook.reads if name not in written]
         if missing:
@@ -142,7 +148,7 @@ def load_series(root: Path) -> list[Notebook]:
                 f"{notebook.name} reads {missing[0]!r}, which no earlier notebook "
                 f"writes. Written so far: {', '.join(sorted(written))}"
             )
-        written |= {name: notebook.name for name in notebook.writes}
+        written |= set(notebook.writes)
     return series
 
 
@@ -151,194 +157,122 @@ def producers(series: list[Notebook]) -> dict[str, str]:
     return {name: nb.name for nb in series for name in nb.writes}
 
 
-def _parse(name: str, cells: tuple[str, ...]) -> ast.Module:
-    body: list[ast.stmt] = []
-    for number, source in enumerate(cells):
-        plain = "\n".join(
-            "pass" if line.lstrip().startswith(("%", "!")) else line
-            for line in source.splitlines()
-        )
-        try:
-            body += ast.parse(plain).body
-        except SyntaxError as error:
-            raise ValueError(
-                f"{name}: code cell {number + 1} (after the parameters are counted "
-                f"out) does not parse: {error.msg}, line {error.lineno}"
-            ) from error
-    return ast.Module(body=body, type_ignores=[])
-
-
-def _title(cells: list) -> str:
-    for cell in cells:
-        if cell["cell_type"] == "markdown" and _source(cell).startswith("# "):
-            return _source(cell).splitlines()[0][2:].strip()
-    return ""
-
-
-def _literals(name: str, source: str) -> dict[str, object]:
-    values: dict[str, object] = {}
+def _parse(where: str, source: str) -> list[ast.stmt]:
+    plain = re.sub(r"(?m)^([ \t]*)[%!].*", r"\1pass", source)  # Jupyter's own lines
     try:
-        body = ast.parse(source).body
-    except SyntaxError as error:
-        raise ValueError(
-            f"{name}: the parameters cell does not parse: {error.msg}, line "
-            f"{error.lineno}"
-        ) from error
-    for node in body:
-        target = node.targets[0] if isinstance(node, ast.Assign) else None
-        if not isinstance(target, ast.Name) or target.id not in PARAMETERS:
-            raise ValueError(
-                f"{name}: the parameters cell holds only assignments to "
-                f"{', '.join(PARAMETERS)}; found line {node.lineno}"
-            )
-        try:
-            values[target.id] = ast.literal_eval(node.value)
-        except ValueError as error:
-            raise ValueError(
-                f"{name}: {target.id} in the parameters cell is not a literal"
-            ) from error
-    missing = [p for p in PARAMETERS if p not in values]
-    if missing:
-        raise ValueError(f"{name}: the parameters cell lacks {', '.join(missing)}")
+        return ast.parse(plain).body
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{where} does not parse: {error}") from error
+
+
+def _literals(where: str, source: str) -> dict[str, object]:
+    values: dict[str, object] = {}
+    for node in _parse(where, source):
+        match node:
+            case ast.Assign([ast.Name(name)], value) if name in PARAMETERS:
+                try:
+                    values[name] = ast.literal_eval(value)
+                except (ValueError, TypeError) as error:
+                    raise ValueError(f"{where}: {name} is not a literal") from error
+            case _:
+                raise ValueError(
+                    f"{where} holds only assignments to {', '.join(PARAMETERS)}; "
+                    f"found line {node.lineno}"
+                )
+    if missing := [name for name in PARAMETERS if name not in values]:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
     return values
 
 
-def _artifact_names(name: str, tree: ast.Module, method: str) -> tuple[str, ...]:
-    found: list[str] = []
+def _uses(name: str, tree: ast.Module) -> tuple[dict, dict, dict]:
+    """Return artifacts read and written, and attributes of ``profile``, as keys."""
+    reads, writes, attributes = {}, {}, {}
     for node in ast.walk(tree):
-        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
-            continue
-        owner = node.func.value
-        if node.func.attr != method or getattr(owner, "id", None) != "stage":
-            continue
-        first = node.args[0] if node.args else None
-        if not (isinstance(first, ast.Constant) and isinstance(first.value, str)):
-            raise ValueError(f"{name}: stage.{method} needs a literal artifact name")
-        found.append(first.value)
-    return tuple(dict.fromkeys(found))
+        match node:
+            case ast.Call(ast.Attribute(ast.Name("stage"), "read" | "write" as method)):
+                match node.args:
+                    case [ast.Constant(str(artifact)), *_]:
+                        (reads if method == "read" else writes)[artifact] = None
+                    case _:
+                        raise ValueError(
+                            f"{name}: stage.{method} needs a literal artifact name"
+                        )
+            case ast.Attribute(ast.Name("profile") | ast.Attribute(_, "profile"), used):
+                attributes[used] = None
+    return reads, writes, attributes
 
 
-def _sections_used(tree: ast.Module) -> tuple[str, ...]:
-    used = {
-        node.attr
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute) and _is_profile(node.value)
-    }
-    return tuple(s for s in profiles.SECTIONS if s in used)
-
-
-def _is_profile(node: ast.expr) -> bool:
-    """True for ``profile`` and ``stage.profile``."""
-    return "profile" in (getattr(node, "id", None), getattr(node, "attr", None))
-
-
-def _package_root() -> Path:
-    return Path(__file__).resolve().parents[1]
-
-
-def _imported_files(tree: ast.Module) -> Iterator[str]:
-    """Yield the cotspec sources that a module's import statements name.
+def _imported_files(tree: ast.Module) -> set[str]:
+    """Return the cotspec sources that a module's import statements name.
 
     Of ``from cotspec.teacher import filtering`` that is filtering.py alone, not what
     else the package holds: the ``__init__``s only pass names on.
     """
+    found: set[str | None] = set()
     for node in ast.walk(tree):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [
-                f"{node.module}.{alias.name}"
-                if _module_file(f"{node.module}.{alias.name}")
-                else node.module
-                for alias in node.names
-            ]
-        for name in names:
-            if name.split(".")[0] == "cotspec" and (file := _module_file(name)):
-                yield file
+        match node:
+            case ast.Import(aliases):
+                found |= {_module_file(alias.name) for alias in aliases}
+            case ast.ImportFrom(str(module), aliases, 0):
+                found |= {
+                    _module_file(f"{module}.{alias.name}") or _module_file(module)
+                    for alias in aliases
+                }
+    return {file for file in found if file}
 
 
 def _module_file(name: str) -> str | None:
     stem = name.replace(".", "/")
     for candidate in (f"{stem}.py", f"{stem}/__init__.py"):
-        if (_package_root() / candidate).exists():
+        if stem.split("/")[0] == "cotspec" and (_PACKAGE_ROOT / candidate).exists():
             return candidate
     return None
 
 
-def _source_closure(start: set[str]) -> tuple[str, ...]:
-    """Return the sources reachable from `start`, and the data files they name."""
+def _source_closure(files: Iterable[str]) -> tuple[str, ...]:
+    """Return the sources reachable from some, and the data files they name."""
     seen: set[str] = set()
-    frontier = {file for file in start if not file.startswith(NOT_IN_KEYS)}
+    frontier = set(files)
     while frontier:
         file = frontier.pop()
-        seen.add(file)
-        if file.endswith(".py"):
-            found = {f for f in _references(file) if not f.startswith(NOT_IN_KEYS)}
-            frontier |= found - seen
+        if not file.startswith(NOT_IN_KEYS):
+            seen.add(file)
+            frontier |= _examined(file)[1] - seen
     return tuple(sorted(seen))
 
 
-def sources_digest(*modules: str) -> str:
-    """Return the SHA-256 of the code reachable from modules of the package.
+def sources_digest(module: str) -> str:
+    """Return the SHA-256 of the code reachable from ``"cotspec.training"``, say."""
+    files = _source_closure(filter(None, [_module_file(module)]))
+    return artifacts.digest_of({file: _examined(file)[0] for file in files})
 
-    Parameters
-    ----------
-    modules : str
-        Such as ``"cotspec.training"``.
+
+@functools.cache
+def _examined(file: str) -> tuple[str, set[str]]:
+    """Hash what a source does: comments, docstrings and layout do not count.
+
+    The second value: the sources it imports, and the data it names in `DATA_FILES`.
     """
-    start = {file for module in modules if (file := _module_file(module))}
-    return artifacts.digest_of({m: _file_digest(m) for m in _source_closure(start)})
-
-
-@functools.cache
-def _references(file: str) -> tuple[str, ...]:
-    """The sources that a source imports, and the data it names in `DATA_FILES`."""
-    path = _package_root() / file
+    path = _PACKAGE_ROOT / file
+    if path.suffix != ".py":
+        return artifacts.checksum(path)[:16], set()
     tree = ast.parse(path.read_text("utf-8"))
-    found = list(_imported_files(tree))
+    found = _imported_files(tree)
     for node in tree.body:
-        target = node.targets[0] if isinstance(node, ast.Assign) else None
-        if getattr(target, "id", None) == "DATA_FILES":
-            found += [
-                str((path.parent / name).relative_to(_package_root()))
-                for name in ast.literal_eval(node.value)
-            ]
-    return tuple(found)
-
-
-@functools.cache
-def _file_digest(file: str) -> str:
-    """Hash what a source does: comments, docstrings and layout do not count."""
-    path = _package_root() / file
-    if not file.endswith(".py"):
-        return artifacts.checksum(path)[:16]
-    tree = ast.parse(path.read_text("utf-8"))
+        match node:
+            case ast.Assign([ast.Name("DATA_FILES")], names):
+                folder = path.parent.relative_to(_PACKAGE_ROOT)
+                found |= {str(folder / name) for name in ast.literal_eval(names)}
     for node in ast.walk(tree):
-        body = getattr(node, "body", None)
         if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False):
-            body[0] = ast.Pass()
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
-
-
-_DOCUMENTED = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-
-
-@dataclass(frozen=True)
-class StageKey:
-    """What a stage's result depends on; `digest` names it."""
-
-    parts: Mapping[str, object]
-
-    @property
-    def digest(self) -> str:
-        return artifacts.digest_of(self.parts)
+            node.body[0] = ast.Pass()
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16], found
 
 
 def stage_key(
     notebook: Notebook, profile: profiles.Profile, seed: int, inputs: Mapping[str, str]
-) -> StageKey:
-    """Compute a stage's key.
+) -> dict[str, object]:
+    """Return what a stage's result depends on; `artifacts.digest_of` it names it.
 
     Parameters
     ----------
@@ -349,66 +283,23 @@ def stage_key(
     inputs : dict
         ``{artifact name: SHA-256}`` of what the notebook reads.
     """
-    values = profiles.as_dict(profile)
-    return StageKey(
-        {
-            "notebook": hashlib.sha256("\0".join(notebook.code).encode()).hexdigest(),
-            "seed": seed,
-            "profile": {
-                f"{section}.{field}": value
-                for section in notebook.sections
-                for field, value in values[section].items()
-                if f"{section}.{field}" not in NOT_SETTINGS
-            },
-            "sources": {m: _file_digest(m) for m in notebook.modules},
-            "inputs": dict(inputs),
-            "lock": _lock_digest(),
-            "data": _data_digest(profile.data) if notebook.uses_tasks else "",
-            "outside": _outside(notebook, profile),
-        }
-    )
-
-
-def _outside(notebook: Notebook, profile: profiles.Profile) -> dict[str, str]:
-    """Name the contents of files and models that settings point to."""
-    found: dict[str, str] = {}
-    if "teacher" in notebook.sections and profile.teacher.path:
-        path = Path(profile.teacher.path)
-        found["teacher.path"] = artifacts.identity(path) if path.exists() else "missing"
-    names = {
-        "teacher": [("micro-teacher", profile.teacher.model, "")],
-        "student": [("micro-", profile.student.model, profile.student.start)],
-        "experiments": [
-            ("micro-", model, start)
-            for models, start in (
-                (profile.experiments.students, "instruction_tuned"),
-                (profile.experiments.raw_students, "raw"),
-            )
-            for model in models
-        ],
+    values, lock = profiles.as_dict(profile), artifacts.repository_root() / LOCK_FILE
+    uses_tasks = any(file.startswith("cotspec/tasks") for file in notebook.modules)
+    return {
+        "notebook": hashlib.sha256("\0".join(notebook.code).encode()).hexdigest(),
+        "seed": seed,
+        "profile": {
+            f"{section}.{field}": value
+            for section in notebook.sections
+            for field, value in values[section].items()
+            if f"{section}.{field}" not in NOT_SETTINGS
+        },
+        "sources": {file: _examined(file)[0] for file in notebook.modules},
+        "inputs": dict(inputs),
+        "outside": _outside(notebook.sections, profile),
+        "lock": artifacts.checksum(lock)[:16] if lock.exists() else "none",
+        "data": _data_digest(profile.data) if uses_tasks else "",
     }
-    for section in notebook.sections:
-        for prefix, model, start in names.get(section, ()):
-            if model.startswith(prefix):
-                name = f"{model.removeprefix(prefix)}-{start}" if start else "teacher"
-                # A student has several bases.
-                own = [d for n, d in _shipped_checksums().items() if n.startswith(name)]
-                found[f"{model} {start}"] = " ".join(own) or "unknown"
-            elif model and Path(model).is_dir():  # "" is no folder
-                found[f"{model} {start}"] = artifacts.identity(Path(model))
-    return found
-
-
-def _shipped_checksums() -> dict[str, str]:
-    # Read here, since importing the models takes seconds.
-    manifest = _package_root() / "cotspec/micro/weights/manifest.json"
-    entries = artifacts.read_json(manifest) if manifest.exists() else {}
-    return {name: entry["sha256"][:16] for name, entry in entries.items()}
-
-
-def _lock_digest() -> str:
-    lock = artifacts.repository_root() / LOCK_FILE
-    return artifacts.checksum(lock)[:16] if lock.exists() else "none"
 
 
 def _data_digest(data: profiles.DataConfig) -> str:
@@ -420,36 +311,62 @@ def _data_digest(data: profiles.DataConfig) -> str:
     return artifacts.checksum(Path(folder))[:16] if folder else "hub"
 
 
+def _outside(sections: tuple[str, ...], profile: profiles.Profile) -> dict[str, str]:
+    """Name the contents of files and models that settings point to."""
+    found: dict[str, str] = {}
+    student, grids = profile.student, profile.experiments
+    models = {
+        "teacher": [(profile.teacher.model, "")],
+        "student": [(student.model, student.start)],
+        "experiments": [(model, "instruction_tuned") for model in grids.students]
+        + [(model, "raw") for model in grids.raw_students],
+    }
+    if "teacher" in sections and profile.teacher.path:
+        path = Path(profile.teacher.path)
+        found["teacher.path"] = artifacts.identity(path) if path.exists() else "missing"
+    # Read here, since importing the models takes seconds.
+    manifest = _PACKAGE_ROOT / "cotspec/micro/weights/manifest.json"
+    shipped = artifacts.read_json(manifest) if manifest.exists() else {}
+    for model, start in (m for section in sections for m in models.get(section, ())):
+        if model.startswith("micro-"):
+            name = f"{model}-{start}".removeprefix("micro-").strip("-")
+            # A student has several bases.
+            own = [d["sha256"][:16] for n, d in shipped.items() if n.startswith(name)]
+            found[f"{model} {start}"] = " ".join(own) or "unknown"
+        elif model and Path(model).is_dir():  # "" is no folder
+            found[f"{model} {start}"] = artifacts.identity(Path(model))
+    return found
+
+
+# What `explain` says of parts of a key; of others, which of their names changed.
+_CHANGES = {
+    "notebook": "the notebook's code changed",
+    "seed": "seed {old} -> {new}",
+    "profile": "{name} {old} -> {new}",
+    "lock": "the lock file changed",
+    "data": "the data folder changed",
+}
+
+
 def explain(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
     """Say in words why a key changed: one line per reason."""
     reasons = []
-    if old.get("notebook") != new["notebook"]:
-        reasons.append("the notebook's code changed")
-    if old.get("seed") != new["seed"]:
-        reasons.append(f"seed {old.get('seed')} -> {new['seed']}")
-    parts = ("profile", ""), ("sources", "changed"), ("inputs", "changed")
-    for part, verb in (*parts, ("outside", "changed")):
-        before, after = dict(old.get(part, {})), dict(new[part])  # type: ignore[call-overload]
-        for name in sorted(before.keys() | after.keys()):
-            if before.get(name) != after.get(name):
-                change = verb or f"{before.get(name)} -> {after.get(name)}"
-                reasons.append(f"{name} {change}")
-    reasons += [
-        f"the {word} changed"
-        for part, word in (("lock", "lock file"), ("data", "data folder"))
-        if old.get(part) != new[part]
-    ]
+    for part in new:
+        before, after = (
+            value if isinstance(value, dict) else {part: value}
+            for value in (old.get(part), new[part])
+        )
+        words = _CHANGES.get(part, "{name} changed")
+        reasons += [
+            words.format(name=name, old=before.get(name), new=after.get(name))
+            for name in sorted(before.keys() | after.keys())
+            if before.get(name) != after.get(name)
+        ]
     return reasons
 
 
-class ProfileView:
+class ProfileView(SimpleNamespace):
     """The sections of a profile that a notebook declares by using them."""
-
-    def __init__(self, profile: profiles.Profile, sections: tuple[str, ...]) -> None:
-        self.name = profile.name
-        self.summary = profile.summary
-        for section in sections:
-            setattr(self, section, getattr(profile, section))
 
     def __getattr__(self, name: str) -> object:
         raise AttributeError(
@@ -462,19 +379,30 @@ class Stage:
     """One notebook's run: its profile, inputs, outputs and success marker."""
 
     def __init__(
-        self, notebook: Notebook, profile: profiles.Profile, seed: int, run: Path
+        self,
+        notebook: Notebook,
+        profile: profiles.Profile,
+        seed: int,
+        run: Path,
+        overrides: Iterable[str] = (),
     ) -> None:
-        self.notebook = notebook
-        self.profile = ProfileView(profile, notebook.sections)
-        self.seed = seed
-        self.run = run
+        series = load_series(artifacts.repository_root())
+        self.notebook, self.seed, self.run = notebook, seed, run
+        shown = ("name", "summary", *notebook.sections)
+        self.profile = ProfileView(**{name: getattr(profile, name) for name in shown})
         self.folder = run / "artifacts" / notebook.name
-        self._series = load_series(artifacts.repository_root())
-        self._inputs = input_checksums(notebook, self._series, run)
-        self.key = stage_key(notebook, profile, seed, self._inputs)
-        self.work = run / "work" / f"{notebook.name}-{self.key.digest[:12]}"
+        self._inputs = find_artifacts(notebook.reads, series, run)
+        inputs = {name: entry.sha256 for name, entry in self._inputs.items()}
+        self._key_parts = stage_key(notebook, profile, seed, inputs)
+        self._key = artifacts.digest_of(self._key_parts)
+        self.work = run / "work" / f"{notebook.name}-{self._key[:12]}"
         self.work.mkdir(parents=True, exist_ok=True)
-        self.unused: dict[str, list[str]] = {}
+        # Overrides that this notebook does not read, and the notebooks that do.
+        self._unused = {
+            dotted: [nb.name.split("_")[0] for nb in series if section in nb.sections]
+            for dotted in overrides
+            if (section := dotted.split(".")[0]) not in notebook.sections
+        }
         self._written: dict[str, Path] = {}
         self._started = time.monotonic()
 
@@ -485,8 +413,8 @@ class Stage:
                 f"stage.read: {name!r} is not an input of the saved notebook "
                 f"{self.notebook.name}. Known: {', '.join(self._inputs)}"
             )
-        path = artifact_path(self.run, producers(self._series)[name], name)
-        if artifacts.checksum(path) != self._inputs[name]:
+        path = self.run / self._inputs[name].path
+        if artifacts.checksum(path) != self._inputs[name].sha256:
             raise ValueError(
                 f"{path}: has changed since this notebook opened its stage; another "
                 "run may be at work here. Rerun the cell that opens the stage"
@@ -523,7 +451,7 @@ class Stage:
         inputs : str
             Artifacts whose contents, if they change, begin a new folder.
         """
-        sums = artifacts.digest_of([self._inputs[name] for name in inputs])
+        sums = artifacts.digest_of([self._inputs[name].sha256 for name in inputs])
         return self.run / "store" / f"{name}-{sums[:12]}"
 
     def figure(
@@ -541,18 +469,15 @@ class Stage:
         caption : str
         """
         (self.folder / artifacts.SUCCESS).unlink(missing_ok=True)
-        facts = {"stage": self.notebook.name, "key": self.key.digest}
-        facts |= {"profile": self.profile.name, "seed": self.seed}
-        paths = figures.save_figure(
-            chart,
-            self.run / "figures",
-            name,
-            data=data,
-            caption=caption,
-            provenance=facts,
-        )
-        for kind, path in paths.items():
-            self._written[f"figure:{name}.{kind}"] = path
+        facts = {
+            "stage": self.notebook.name,
+            "key": self._key,
+            "profile": self.profile.name,
+            "seed": self.seed,
+        }
+        options = {"data": data, "caption": caption, "provenance": facts}
+        paths = figures.save_figure(chart, self.run / "figures", name, **options)
+        self._written |= {f"figure:{name}.{kind}": p for kind, p in paths.items()}
         return chart
 
     def table(self, name: str, table: pd.DataFrame, *, caption: str) -> pd.DataFrame:
@@ -567,50 +492,43 @@ class Stage:
             The first line of the Markdown file.
         """
         (self.folder / artifacts.SUCCESS).unlink(missing_ok=True)
-        folder = self.run / "figures"
-        text = f"{caption}\n\n{artifacts.markdown_table(table)}\n"
-        self._written[f"table:{name}.csv"] = artifacts.write_frame(
-            folder / f"{name}.csv", table
-        )
-        self._written[f"table:{name}.md"] = artifacts.write_bytes(
-            folder / f"{name}.md", text.encode()
-        )
+        path = self.run / "figures" / f"{name}.csv"
+        text = f"{caption}\n\n{artifacts.markdown_table(table)}\n".encode()
+        self._written |= {
+            f"table:{name}.csv": artifacts.write_frame(path, table),
+            f"table:{name}.md": artifacts.write_bytes(path.with_suffix(".md"), text),
+        }
         return table
 
     def finish(self) -> str:
         """Write the success marker, delete leftovers, and return one line about it."""
-        expected = set(self.notebook.writes)
-        missing = expected - self._written.keys()
+        missing = set(self.notebook.writes) - self._written.keys()
         if missing:
             raise ValueError(f"stage.finish: {sorted(missing)} not written yet")
         seconds = time.monotonic() - self._started
-        files = {
-            name: {
-                "path": os.path.relpath(p, self.run),
-                "sha256": artifacts.checksum(p),
-            }
-            for name, p in self._written.items()
-        }
-        marker = {
+        marker = self.folder / artifacts.SUCCESS
+        content = {
             "stage": self.notebook.name,
-            "key": self.key.digest,
-            "key_parts": self.key.parts,
-            "artifacts": files,
+            "key": self._key,
+            "key_parts": self._key_parts,
+            "artifacts": {
+                name: {
+                    "path": os.path.relpath(path, self.run),
+                    "sha256": artifacts.checksum(path),
+                }
+                for name, path in self._written.items()
+            },
             "seconds": round(seconds, 1),
             "provenance": artifacts.provenance(),
         }
-        artifacts.write_json(self.folder / artifacts.SUCCESS, marker)
-        self._delete_leftovers()
-        folder = os.path.relpath(self.folder, self.run.parent.parent)
-        return f"{self.notebook.name}: {seconds:.1f} s, results in {folder}"
-
-    def _delete_leftovers(self) -> None:
-        kept = set(self._written.values()) | {self.folder / artifacts.SUCCESS}
-        for path in self.folder.iterdir():
+        artifacts.write_json(marker, content)
+        kept = {*self._written.values(), marker}
+        works = (self.run / "work").glob(f"{self.notebook.name}-*")
+        for path in (*self.folder.iterdir(), *works):
             if path not in kept:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        for work in (self.run / "work").glob(f"{self.notebook.name}-*"):
-            shutil.rmtree(work)
+        folder = os.path.relpath(self.folder, self.run.parent.parent)
+        return f"{self.notebook.name}: {seconds:.1f} s, results in {folder}"
 
     def _repr_html_(self) -> str:
         used = ", ".join(f"<code>{s}</code>" for s in self.notebook.sections) or "none"
@@ -619,11 +537,11 @@ class Stage:
             f"<b>{self.notebook.name}</b> · profile <b>{self.profile.name}</b> · "
             f"seed {self.seed}<br>settings used: {used} · artifacts read: {reads}"
         )
-        if self.unused:
+        if self._unused:
             # Numbers are enough, and `--set` gives every notebook all overrides.
             unread = (
                 f"<code>{dotted}</code> (read by {', '.join(readers) or 'none'})"
-                for dotted, readers in self.unused.items()
+                for dotted, readers in self._unused.items()
             )
             shown += "<br><b>OVERRIDES that change nothing in this notebook:</b> "
             shown += ", ".join(unread)
@@ -660,77 +578,69 @@ def _load(path: Path) -> Dataset | pd.DataFrame | dict | str | Path:
     return path.read_text("utf-8")
 
 
-def read_marker(run: Path, stage_name: str) -> dict | None:
+class Entry(BaseModel):
+    """Where an artifact lies, counted from the run's folder, and its checksum."""
+
+    path: str
+    sha256: str
+
+
+class Marker(BaseModel):
+    """What a finished stage leaves, as far as it is read again."""
+
+    key: str
+    key_parts: dict
+    artifacts: dict[str, Entry]
+
+
+def read_marker(run: Path, stage_name: str) -> Marker | None:
     """Return a stage's success marker, or None where it has not finished."""
     path = run / "artifacts" / stage_name / artifacts.SUCCESS
     if not path.exists():
         return None
     try:
-        marker = artifacts.read_json(path)
+        return artifacts.read_as(path, Marker)
     except ValueError:
-        marker = None
-    if _is_marker(marker):
-        return marker
-    logger.warning("%s is damaged: the stage counts as not finished", path)
-    return None
+        logger.warning("%s is damaged: the stage counts as not finished", path)
+        return None
 
 
-def _is_marker(marker: object) -> bool:
-    if not isinstance(marker, dict) or not isinstance(marker.get("key"), str):
-        return False
-    parts, entries = marker.get("key_parts"), marker.get("artifacts")
-    if not isinstance(parts, dict) or not isinstance(entries, dict):
-        return False
-    fields = ("path", "sha256")
-    return all(
-        isinstance(entry, dict) and all(isinstance(entry.get(f), str) for f in fields)
-        for entry in entries.values()
-    )
+def find_artifacts(
+    names: Iterable[str], series: list[Notebook], run: Path
+) -> dict[str, Entry]:
+    """Return where finished stages put artifacts, by name.
 
-
-def artifact_path(run: Path, stage_name: str, name: str) -> Path:
-    """Return where a finished stage put an artifact."""
-    marker = read_marker(run, stage_name)
-    if marker is None:
+    Raises
+    ------
+    ValueError
+        The stages that have not finished, or not since they write such an artifact.
+    """
+    found: dict[str, Entry] = {}
+    missing: dict[str, str] = {}
+    for name in names:
+        stage = producers(series)[name]
+        marker = read_marker(run, stage)
+        if marker and name in marker.artifacts:
+            found[name] = marker.artifacts[name]
+        else:
+            missing[name] = stage
+    if missing:
+        unfinished = dict.fromkeys(missing.values())
+        numbers = ",".join(stage.split("_")[0] for stage in unfinished)
         raise ValueError(
-            f"artifact {name!r}: stage {stage_name} has not finished in {run}. "
-            f"Run it first: ./run_all.sh --profile {run.name} --only {stage_name}"
+            f"{', '.join(missing)}: {', '.join(unfinished)} has not finished in {run}. "
+            f"Run it first: ./run_all.sh --profile {run.name} --only {numbers}"
         )
-    return run / marker["artifacts"][name]["path"]
+    return found
 
 
-def input_checksums(
-    notebook: Notebook, series: list[Notebook], run: Path
-) -> dict[str, str]:
-    """Return ``{artifact: SHA-256}`` of a notebook's inputs, from the markers."""
-    by_name = producers(series)
-    sums = {}
-    needed = dict.fromkeys(by_name[name] for name in notebook.reads)
-    missing = [stage for stage in needed if read_marker(run, stage) is None]
-    if len(missing) > 1:
-        numbers = ",".join(stage.split("_")[0] for stage in missing)
-        raise ValueError(
-            f"{notebook.name} reads what {', '.join(missing)} write; they have not "
-            f"finished in {run}. Run them first: ./run_all.sh --profile {run.name} "
-            f"--only {numbers}"
-        )
-    for name in notebook.reads:
-        artifact_path(run, by_name[name], name)
-        marker = read_marker(run, by_name[name])
-        sums[name] = marker["artifacts"][name]["sha256"]  # type: ignore[index]
-    return sums
-
-
-def verify(run: Path, stage_name: str) -> list[str]:
+def verify(run: Path, marker: Marker) -> list[str]:
     """Return the artifacts of a finished stage that are missing or changed."""
-    marker = read_marker(run, stage_name)
-    if marker is None:
-        return []
     return [
         name
-        for name, entry in marker["artifacts"].items()
-        if not (run / entry["path"]).exists()
-        or artifacts.checksum(run / entry["path"]) != entry["sha256"]
+        for name, entry in marker.artifacts.items()
+        if not (run / entry.path).exists()
+        or artifacts.checksum(run / entry.path) != entry.sha256
     ]
 
 
@@ -759,6 +669,12 @@ def alone_in(run: Path) -> Iterator[None]:
         yield
 
 
+def check_seed(where: str, seed: object) -> None:
+    """Raise ValueError unless it is a whole number that all libraries take."""
+    if type(seed) is not int or not 0 <= seed <= MAX_SEED:  # True is an int, too
+        raise ValueError(f"{where}: {seed!r}. Allowed: whole, 0 to {MAX_SEED}")
+
+
 def open_stage(name: str, profile: str, seed: int, overrides: dict) -> Stage:
     """Open the stage of a notebook; its first code line after the parameters.
 
@@ -775,32 +691,16 @@ def open_stage(name: str, profile: str, seed: int, overrides: dict) -> Stage:
         Unknown notebook, profile or field, an input that is not there yet, or a run
         of the series that is at work in the same folder.
     """
-    root = artifacts.repository_root()
-    path = root / "notebooks" / f"{name}.ipynb"
+    folder = artifacts.repository_root() / "notebooks"
+    path = folder / f"{name}.ipynb"
     if not path.exists():
-        names = sorted(p.stem for p in (root / "notebooks").glob("*.ipynb"))
+        names = sorted(p.stem for p in folder.glob("*.ipynb"))
         raise ValueError(f"notebook: unknown {name!r}. Allowed: {', '.join(names)}")
     resolved = profiles.resolve(profile, overrides)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"SEED: {seed!r}. Allowed: a whole number, 0 or more")
+    check_seed("SEED", seed)
     disable_progress_bars()  # of small table operations; long steps have their own
     run = artifacts.run_dir(profile)
     if RUNNER not in os.environ:
         with alone_in(run):
             pass
-    stage = Stage(load_notebook(path), resolved, seed, run)
-    stage.unused = _unused(stage, overrides or {})
-    return stage
-
-
-def _unused(stage: Stage, overrides: Mapping[str, object]) -> dict[str, list[str]]:
-    """Overrides that this notebook does not read, and the notebooks that do."""
-    return {
-        dotted: [
-            notebook.name.split("_")[0]
-            for notebook in stage._series
-            if dotted.split(".")[0] in notebook.sections
-        ]
-        for dotted in overrides
-        if dotted.split(".")[0] not in stage.notebook.sections
-    }
+    return Stage(load_notebook(path), resolved, seed, run, overrides or ())

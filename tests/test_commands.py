@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
 from safetensors.torch import save_model
-from test_training import encode, make_aligned
+from test_training import encode, make_aligned, make_examples
 
 from cotspec import (
     artifacts,
@@ -32,26 +31,28 @@ OVERRIDES = {
     "evaluation.max_new_tokens": 8,
     "evaluation.batch_tokens": 1,  # several streams a cell, for two processes to share
 }
-SETS = [
-    part for item in OVERRIDES.items() for part in ("--set", "=".join(map(str, item)))
-]
-SMOKE = ["evaluate", "--profile", "smoke", *SETS]
 
 
-def publish(run, producer, **values):
-    """Leave artifacts as a finished stage would."""
-    folder, entries = run / "artifacts" / producer, {}
+def as_sets(overrides):
+    """Return the command line's form of overrides."""
+    return [f"--set={name}={value}" for name, value in overrides.items()]
+
+
+SMOKE = ["evaluate", "--profile", "smoke", *as_sets(OVERRIDES)]
+
+
+def publish(run, **values):
+    """Leave artifacts as finished stages would."""
+    producers = stages.producers(stages.load_series(REPOSITORY))
     for name, value in values.items():
-        if isinstance(value, Path):
-            path = artifacts.write_folder(folder / name, value)
-        else:
-            path = artifacts.write_dataset(folder / f"{name}.parquet", value)
-        entries[name] = {
-            "path": str(path.relative_to(run)),
-            "sha256": artifacts.checksum(path),
-        }
-    marker = {"key": "", "key_parts": {}, "artifacts": entries}
-    artifacts.write_json(folder / artifacts.SUCCESS, marker)
+        folder = run / "artifacts" / producers[name]
+        path, marker = stages._store(folder / name, value), folder / artifacts.SUCCESS
+        content = {"key": "", "key_parts": {}, "artifacts": {}}
+        if marker.exists():
+            content = artifacts.read_json(marker)
+        entry = {"path": str(path.relative_to(run)), "sha256": artifacts.checksum(path)}
+        content["artifacts"][name] = entry
+        artifacts.write_json(marker, content)
 
 
 def save_checkpoint(student, folder):
@@ -72,17 +73,12 @@ def finished(tmp_path_factory):
     weights = student.model.get_input_embeddings().weight
     weights.data.neg_()  # a trained student that answers differently
     save_checkpoint(student, runs / "trained/checkpoints/step-3")
-    producer = stages.producers(stages.load_series(REPOSITORY))
-    made = {
-        "problems": selection.select_problems(profile.data, seed=0),
-        "demonstrations": selection.select_demonstrations(profile.data),
-        "checkpoints": runs / "trained",
-    }
-    by_stage = {}
-    for name, value in made.items():
-        by_stage.setdefault(producer[name], {})[name] = value
-    for stage, values in by_stage.items():
-        publish(runs / "smoke", stage, **values)
+    publish(
+        runs / "smoke",
+        problems=selection.select_problems(profile.data, seed=0),
+        demonstrations=selection.select_demonstrations(profile.data),
+        checkpoints=runs / "trained",
+    )
     return runs
 
 
@@ -95,50 +91,23 @@ def runs(finished, tmp_path, monkeypatch):
 
 @pytest.fixture
 def forbid_decoding(monkeypatch):
-    def forbid():
-        def decode(*arguments, **options):
-            raise AssertionError("decoded again")
+    def decode(*arguments, **options):
+        raise AssertionError("decoded again")
 
-        monkeypatch.setattr(evaluation, "decode", decode)
-
-    return forbid
+    return lambda: monkeypatch.setattr(evaluation, "decode", decode)
 
 
 def predicted(runs, name="step-3"):
     return (runs / f"smoke/evaluation/{name}/predictions.parquet").read_bytes()
 
 
-def run_notebook():
-    """Run the code of notebook 06 as it stands."""
-    path = REPOSITORY / "notebooks/06_evaluation.ipynb"
-    names = {"PROFILE": "smoke", "SEED": 0, "OVERRIDES": OVERRIDES}
-    for source in stages.load_notebook(path).code:
-        exec(source, names)
-    return names
-
-
 def test_what_train_leaves_notebook_05_takes_up(runs, monkeypatch, capsys):
     sets = {"training.max_steps": 2, "loss.name": "sample_matching"}
-    given = [p for item in sets.items() for p in ("--set", "=".join(map(str, item)))]
     profile = profiles.resolve("smoke", sets)
-    problems = selection.select_problems(profile.data, seed=0).select(range(8))
-    rows = [
-        {
-            "example_id": str(i),
-            "problem_id": row["problem_id"],
-            "sample_id": -1,
-            "data_format": "zero_shot_answer_only",
-            "inputs": row["question"],
-            "targets": f"The answer is {row['answer']}.",
-        }
-        for i, row in enumerate(problems)
-    ]
-    examples = Dataset.from_list(rows)
+    examples = make_examples(8).filter(lambda row: row["sample_id"] == -1)
     aligned = make_aligned(1)  # of no example here
-    producer = stages.producers(stages.load_series(REPOSITORY))
-    publish(runs / "smoke", producer["examples"], examples=examples)
-    publish(runs / "smoke", producer["aligned"], aligned=aligned)
-    assert commands.main(["train", "--profile", "smoke", *given]) == 0
+    publish(runs / "smoke", examples=examples, aligned=aligned)
+    assert commands.main(["train", "--profile", "smoke", *as_sets(sets)]) == 0
     assert "05_distillation takes it up" in capsys.readouterr().out
     stage = stages.open_stage("05_distillation", "smoke", 0, sets)
     monkeypatch.setattr(training, "take_update", None)  # nothing is left to do
@@ -153,7 +122,9 @@ def test_what_train_leaves_notebook_05_takes_up(runs, monkeypatch, capsys):
     assert len(result.metrics) == 2
 
 
-def test_a_checkpoint_gets_predictions_and_accuracies_with_intervals(runs, capsys):
+def test_a_checkpoint_gets_predictions_and_accuracies_once(
+    runs, capsys, forbid_decoding
+):
     assert commands.main(SMOKE) == 0
     rows = artifacts.read_dataset(runs / "smoke/evaluation/step-3/predictions.parquet")
     assert rows.features == evaluation.PREDICTION_FEATURES
@@ -162,10 +133,6 @@ def test_a_checkpoint_gets_predictions_and_accuracies_with_intervals(runs, capsy
     assert "accuracy  ci_low  ci_high" in shown and "micro/last_letters" in shown
     table = (runs / "smoke/evaluation/step-3/results.csv").read_text()
     assert table.startswith("student,start,size,step,seed,task,prompt_mode,n,accuracy")
-
-
-def test_a_second_run_decodes_nothing(runs, forbid_decoding):
-    assert commands.main(SMOKE) == 0
     first = predicted(runs)
     forbid_decoding()
     assert commands.main(SMOKE) == 0
@@ -179,7 +146,9 @@ def test_notebook_06_takes_up_the_cells_and_the_command_its_predictions(
     for wanted in ("start", "last"):
         assert commands.main([*SMOKE, "--checkpoint", wanted]) == 0
     forbid_decoding()
-    names = run_notebook()
+    names = {"PROFILE": "smoke", "SEED": 0, "OVERRIDES": OVERRIDES}
+    for cell in stages.load_notebook(REPOSITORY / "notebooks/06_evaluation.ipynb").code:
+        exec(cell, names)
     assert set(names["after"]["checkpoint"]) == {"step-3"}
     assert not list((runs / "smoke/work").glob("06_evaluation-*"))  # it has finished
     first = predicted(runs)
@@ -236,6 +205,7 @@ def test_weights_that_are_not_finite_are_counted_and_do_not_stop_the_run(runs):
         (["--set", "evaluation.x=1"], "'evaluation.x': unknown field"),
         (["--set", "evaluation.precision"], "write it as section.field=value"),
         (["--set", "student.model=micro-base"], "weights do not fit student"),
+        (["--seed", "-1"], "--seed: -1. Allowed: whole"),
     ],
 )
 def test_a_wrong_profile_or_checkpoint_is_one_sentence(

@@ -14,6 +14,7 @@ import pytest
 from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from test_stages import PARAMETERS
 
 from cotspec import artifacts, figures, pages, report, stages
 
@@ -54,7 +55,7 @@ def run(tmp_path):
     columns = "".join(f"<th>column_number_{n}</th>" for n in range(30))
     table = f"<table><tr>{columns}</tr></table>"
     progress = new_output("stream", name="stderr", text="training: 100%|███| 480/480")
-    parameters = new_code_cell("SEED = 0", metadata={"tags": ["parameters"]})
+    parameters = new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
     injected = new_code_cell("SEED = 7", metadata={"tags": ["injected-parameters"]})
     drawing = 'stage.figure(\n    "00_chart",\n    chart)'
     question = f"# 0 · What is *x*?\n\n**Question.** Is `x` seen?\n\n{LONG}"
@@ -76,15 +77,8 @@ def run(tmp_path):
     text = f"# Report\n\n{LONG}\n\n![chart](../figures/00_chart.png)\n"
     page = report.report_page(text, title="Report")
     artifacts.write_bytes(folder / "report/REPORT.html", page.encode())
-    titles = {"00_first": "0 · What is x?", "01_second": "1 · Second"}
-    titles["02_missing"] = "2 · Not run"
-    sources = {name: tmp_path / "notebooks" / f"{name}.ipynb" for name in titles}
-    series = [
-        stages.Notebook(name, sources[name], title, {}, *[()] * 5, False)
-        for name, title in titles.items()
-    ]
-    shutil.copy(series[1].path, series[2].path)
-    pages.write_pages(folder, series)
+    shutil.copy(path, tmp_path / "notebooks/02_missing.ipynb")  # not run
+    pages.write_pages(folder, stages.load_series(tmp_path))
     return folder
 
 

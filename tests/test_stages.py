@@ -46,16 +46,37 @@ def test_reads_writes_and_sections_come_from_the_cells(root):
     assert "cotspec/run.py" not in notebook.modules
 
 
-def test_the_parameters_cell_holds_literals_only(root):
-    for line in ('SEED = int("3")', "import os", "EXTRA = 1"):
-        path = write_notebook(root, "01_x", parameters=f"{PARAMETERS}\n{line}")
-        with pytest.raises(ValueError, match="01_x.*parameters cell|not a literal"):
-            stages.load_notebook(path)
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('SEED = int("3")', "SEED is not a literal"),
+        (
+            "import os",
+            "holds only assignments to PROFILE, SEED, OVERRIDES; found line 4",
+        ),
+        ("EXTRA = 1", "holds only assignments"),
+        ("SEED = = 1", "does not parse"),
+        ("SEED, PROFILE = 1, 2", "holds only assignments"),
+    ],
+)
+def test_the_parameters_cell_holds_literals_only(root, line, words):
+    path = write_notebook(root, "01_x", parameters=f"{PARAMETERS}\n{line}")
+    with pytest.raises(ValueError, match=f"01_x.ipynb: the parameters cell.* {words}"):
+        stages.load_notebook(path)
 
 
 def test_an_artifact_name_must_be_literal(root):
     path = write_notebook(root, "01_x", 'name = "numbers"\nstage.read(name)')
     with pytest.raises(ValueError, match="stage.read needs a literal"):
+        stages.load_notebook(path)
+
+
+def test_code_that_does_not_parse_is_named_and_jupyters_own_lines_are_none(root):
+    magic = "%matplotlib inline\nif True:\n    !ls\n    stage.read('numbers')"
+    path = write_notebook(root, "01_x", magic)
+    assert stages.load_notebook(path).reads == ("numbers",)
+    path = write_notebook(root, "01_x", magic, "x = (")
+    with pytest.raises(ValueError, match="01_x.ipynb: code cell 2 does not parse"):
         stages.load_notebook(path)
 
 
@@ -71,30 +92,34 @@ def keys(root, overrides=None, **inputs):
     return stages.stage_key(stages.load_notebook(path), profile, 0, inputs)
 
 
-def test_a_used_setting_changes_the_key_and_an_unused_one_does_not(root):
-    base = keys(root)
-    used = keys(root, {"training.learning_rate": 0.5})
-    unused = keys(root, {"teacher.temperature": 0.9})
-    assert used.digest != base.digest
-    assert unused.digest == base.digest
+def test_a_used_setting_and_an_input_change_the_key_and_an_unused_setting_does_not(
+    root,
+):
+    base = keys(root, traces="1")
+    assert keys(root, {"teacher.temperature": 0.9}, traces="1") == base
+    changed = keys(root, {"training.learning_rate": 0.5}, traces="2")
     rate = profiles.resolve("smoke").training.learning_rate
-    assert stages.explain(base.parts, used.parts) == [
-        f"training.learning_rate {rate} -> 0.5"
-    ]
+    said = [f"training.learning_rate {rate} -> 0.5", "traces changed"]
+    assert stages.explain(base, changed) == said
 
 
-def test_changed_input_is_named(root):
-    old, new = keys(root, traces="1").parts, keys(root, traces="2").parts
-    assert stages.explain(old, new) == ["traces changed"]
+def finish_first(numbers=1):
+    """Run notebook 00; return its stage."""
+    stage = stages.open_stage("00_overview", "smoke", 0, {})
+    stage.write("numbers", {"a": numbers})
+    stage.finish()
+    return stage
+
+
+def open_next(root, *code):
+    """Open the stage of a notebook 01 that reads notebook 00's artifact."""
+    write_notebook(root, "01_next", 'stage.read("numbers")', *code)
+    return stages.open_stage("01_next", "smoke", 0, {})
 
 
 def test_a_stage_writes_reads_and_finishes(root):
-    write_notebook(root, "01_next", 'stage.read("numbers")')
-    first = stages.open_stage("00_overview", "smoke", 0, {})
-    first.write("numbers", {"a": 1})
-    first.finish()
-    second = stages.open_stage("01_next", "smoke", 0, {})
-    assert second.read("numbers") == {"a": 1}
+    finish_first()
+    assert open_next(root).read("numbers") == {"a": 1}
 
 
 @pytest.mark.parametrize(
@@ -107,9 +132,17 @@ def test_text_is_markdown_unless_it_is_a_page(root, text, name):
 
 
 def test_an_unfinished_input_says_what_to_run(root):
-    write_notebook(root, "01_next", 'stage.read("numbers")')
-    with pytest.raises(ValueError, match="00_overview has not finished.*--only"):
-        stages.open_stage("01_next", "smoke", 0, {})
+    with pytest.raises(ValueError, match="00_overview has not finished.*--only 00"):
+        open_next(root)
+
+
+def test_an_artifact_that_its_stage_did_not_write_yet_says_what_to_run(root):
+    finish_first()
+    write_notebook(
+        root, "00_overview", 'stage.write("numbers", 1); stage.write("b", 2)'
+    )
+    with pytest.raises(ValueError, match="00_overview has not finished"):
+        open_next(root, 'stage.read("b")')
 
 
 def test_finishing_without_a_declared_artifact_is_an_error(root):
@@ -119,9 +152,7 @@ def test_finishing_without_a_declared_artifact_is_an_error(root):
 
 
 def test_writing_again_drops_the_old_success_marker(root):
-    stage = stages.open_stage("00_overview", "smoke", 0, {})
-    stage.write("numbers", {"a": 1})
-    stage.finish()
+    stage = finish_first()
     stage.write("numbers", {"a": 2})
     assert stages.read_marker(stage.run, "00_overview") is None
 
@@ -130,20 +161,18 @@ def test_finish_deletes_leftovers_and_intermediate_files(root):
     stage = stages.open_stage("00_overview", "smoke", 0, {})
     artifacts.write_json(stage.folder / "leftover.json", {})
     artifacts.write_json(stage.work / "part.json", {})
-    stage.write("numbers", {"a": 1})
-    stage.finish()
+    finish_first()
     left = sorted(p.name for p in stage.folder.iterdir())
     assert left == [artifacts.SUCCESS, "numbers.json"]
     assert not stage.work.exists()
 
 
 def test_a_damaged_artifact_is_noticed(root):
-    stage = stages.open_stage("00_overview", "smoke", 0, {})
-    path = stage.write("numbers", {"a": 1})
-    stage.finish()
-    assert stages.verify(stage.run, "00_overview") == []
-    path.write_text("{}")
-    assert stages.verify(stage.run, "00_overview") == ["numbers"]
+    stage = finish_first()
+    marker = stages.read_marker(stage.run, "00_overview")
+    assert stages.verify(stage.run, marker) == []
+    (stage.folder / "numbers.json").write_text("{}")
+    assert stages.verify(stage.run, marker) == ["numbers"]
 
 
 def test_a_section_that_the_saved_notebook_does_not_use_is_refused(root):
@@ -158,48 +187,39 @@ def test_an_unknown_notebook_lists_the_known_ones(root):
 
 
 def test_the_data_folder_matters_to_real_tasks_only(root, tmp_path, monkeypatch):
-    path = write_notebook(root, "01_x", "from cotspec import tasks")
-    notebook = stages.load_notebook(path)
-    found = []
-    for number in range(2):
-        folder = tmp_path / f"data{number}"
-        folder.mkdir()
-        (folder / "file").write_text(str(number))
-        monkeypatch.setenv("COTSPEC_DATA", str(folder))
-        found.append(
-            [
-                stages.stage_key(notebook, profiles.resolve(name), 0, {}).digest
-                for name in ("smoke", "smollm2")
-            ]
-        )
-    (smoke, real), (smoke_again, real_again) = found
+    notebook = stages.load_notebook(
+        write_notebook(root, "01_x", "from cotspec import tasks")
+    )
+    (tmp_path / "data").mkdir()
+    monkeypatch.setenv("COTSPEC_DATA", str(tmp_path / "data"))
+
+    def keys_with(text):
+        (tmp_path / "data/file").write_text(text)
+        both = map(profiles.resolve, ("smoke", "smollm2"))
+        return [stages.stage_key(notebook, profile, 0, {}) for profile in both]
+
+    (smoke, real), (smoke_again, real_again) = keys_with("0"), keys_with("1")
     assert smoke == smoke_again
     assert real != real_again
 
 
 def test_a_teacher_without_a_model_is_no_folder(root, tmp_path, monkeypatch):
-    path = write_notebook(root, "01_x", "print(profile.teacher)")
+    notebook = stages.load_notebook(
+        write_notebook(root, "01_x", "print(profile.teacher)")
+    )
     profile = profiles.resolve("smollm2")
     assert profile.teacher.model == ""
-    found = []
-    for number in range(2):
-        folder = tmp_path / f"here{number}"
-        folder.mkdir()
-        (folder / "config.json").write_text(str(number))
-        monkeypatch.chdir(folder)
-        notebook = stages.load_notebook(path)
-        found.append(stages.stage_key(notebook, profile, 0, {}).digest)
-    assert found[0] == found[1]
+    monkeypatch.chdir(tmp_path)
+    before = stages.stage_key(notebook, profile, 0, {})
+    (tmp_path / "config.json").touch()
+    assert stages.stage_key(notebook, profile, 0, {}) == before
 
 
 def test_a_store_outlives_the_stage_and_follows_its_inputs(root):
-    write_notebook(root, "01_next", 'stage.read("numbers")')
     folders = []
     for value in (1, 1, 2):
-        first = stages.open_stage("00_overview", "smoke", 0, {})
-        first.write("numbers", {"a": value})
-        first.finish()
-        second = stages.open_stage("01_next", "smoke", 0, {})
+        finish_first(value)
+        second = open_next(root)
         folders.append(second.store("samples", "numbers"))
         artifacts.write_json(folders[-1] / "x.json", {})
         second.finish()
@@ -221,28 +241,22 @@ def package(tmp_path, monkeypatch):
         copied / "cotspec",
         ignore=shutil.ignore_patterns("__pycache__"),
     )
-    monkeypatch.setattr(stages, "_package_root", lambda: copied)
+    monkeypatch.setattr(stages, "_PACKAGE_ROOT", copied)
     monkeypatch.delenv("COTSPEC_DATA", raising=False)
-    forget()
     yield copied / "cotspec"
-    forget()
-
-
-def forget():
-    stages._file_digest.cache_clear()
-    stages._references.cache_clear()
+    stages._examined.cache_clear()
 
 
 def state(profile="smoke", overrides=None):
     """The key of each notebook, and of what a grid trains and decodes."""
-    forget()
+    stages._examined.cache_clear()
     resolved = profiles.resolve(profile, overrides)
     found = {}
     for path in sorted((REPOSITORY / "notebooks").glob("*.ipynb")):
         notebook = stages.load_notebook(path)
         inputs = dict.fromkeys(notebook.reads, "")
         key = stages.stage_key(notebook, resolved, 0, inputs)
-        found[notebook.name[:2]] = key.digest
+        found[notebook.name[:2]] = artifacts.digest_of(key)
     for module in ("training", "evaluation"):
         found[module] = stages.sources_digest(f"cotspec.{module}")
     return found
@@ -252,36 +266,30 @@ def stale(before, after):
     return {name for name in before if before[name] != after[name]}
 
 
-def append(path, text):
-    path.write_text(path.read_text("utf-8") + text, "utf-8")
+def edit(path, text, old=""):
+    """Put text in the place of the first `old`, or at the end."""
+    content = path.read_text("utf-8")
+    assert old in content
+    content = content.replace(old, text, 1) if old else content + text
+    path.write_text(content, "utf-8")
 
 
 @pytest.mark.parametrize(
-    ("file", "text"),
+    ("file", "edited"),
     [
-        ("losses.py", "\n# a comment\n"),
-        ("training.py", "\n\n\n"),
-        ("figures/style.py", "\nBLACK = '#111111'\n"),
-        ("display.py", "\nWIDTH = 3\n"),
-        ("run.py", "\nX = 1\n"),
-        ("pages.py", "\nX = 1\n"),
-        ("teacher/openai.py", "\nMAX_DELAY = 3\n"),
+        ("losses.py", ["\n# a comment\n"]),
+        ("training.py", ["\n\n\n"]),
+        ("batching.py", ['"""Cut examples,', '"""Tokenise examples,']),
+        ("figures/style.py", ["\nBLACK = '#111111'\n"]),
+        ("display.py", ["\nWIDTH = 3\n"]),
+        ("run.py", ["\nX = 1\n"]),
+        ("pages.py", ["\nX = 1\n"]),
+        ("teacher/openai.py", ["\nMAX_DELAY = 3\n"]),
     ],
 )
-def test_what_changes_no_result_makes_nothing_stale(package, file, text):
+def test_what_changes_no_result_makes_nothing_stale(package, file, edited):
     before = state()
-    append(package / file, text)
-    assert stale(before, state()) == set()
-
-
-def test_a_docstring_makes_nothing_stale(package):
-    before = state()
-    path = package / "batching.py"
-    text = path.read_text("utf-8")
-    path.write_text(
-        text.replace('"""Tokenise examples,', '"""Cut examples,', 1), "utf-8"
-    )
-    assert text != path.read_text("utf-8")
+    edit(package / file, *edited)
     assert stale(before, state()) == set()
 
 
@@ -291,11 +299,7 @@ LATER = {"05", "07", "08", "09", "10"}
 @pytest.mark.parametrize(
     ("file", "reached", "not_reached"),
     [
-        (
-            "losses.py",
-            LATER | {"training"},
-            {"00", "01", "02", "03", "04", "evaluation"},
-        ),
+        ("losses.py", LATER | {"training"}, {"00", "03", "04", "evaluation"}),
         ("answers.py", {"02", "06", "evaluation"}, {"03", "training"}),
         ("alignment/matching.py", {"04", "09"}, {"06", "training", "evaluation"}),
         ("decoding.py", {"01", "06", "evaluation"}, {"03", "04", "training"}),
@@ -306,9 +310,7 @@ LATER = {"05", "07", "08", "09", "10"}
 )
 def test_an_edit_reaches_what_reads_it(package, file, reached, not_reached):
     before = state()
-    path = package / file
-    if path.exists():
-        append(path, "\nEDITED = 1\n")
+    edit(package / file, "\nEDITED = 1\n")
     changed = stale(before, state())
     assert reached <= changed, reached - changed
     assert not not_reached & changed, not_reached & changed
@@ -321,23 +323,21 @@ def test_a_changed_number_reaches_the_notebooks_that_use_its_section(package):
 
 
 def test_what_comes_from_outside_is_known_by_its_contents(package, tmp_path):
-    traces = tmp_path / "traces.jsonl"
-    traces.write_text("a")
-    student = tmp_path / "student"
+    traces, student = tmp_path / "traces.jsonl", tmp_path / "student"
     student.mkdir()
-    (student / "model.safetensors").write_text("weights")
     overrides = {
         "teacher.backend": "recorded",
         "teacher.path": str(traces),
         "student.model": str(student),
     }
+    traces.write_text("a")
     before = state(overrides=overrides)
     traces.write_text("other")
     reads_teacher = stale(before, state(overrides=overrides))
     assert "01" in reads_teacher and "05" not in reads_teacher
     traces.write_text("a")
-    (student / "model.safetensors").write_text("other weights")
-    changed = stale(state(overrides=overrides), before)
+    (student / "model.safetensors").write_text("weights")
+    changed = stale(before, state(overrides=overrides))
     assert {"03", "05", "06", "07"} <= changed and "02" not in changed
 
 
@@ -355,24 +355,16 @@ def test_shipped_weights_reach_who_uses_that_student(package):
 
 
 def test_a_damaged_marker_counts_as_not_finished(root, caplog):
-    stage = stages.open_stage("00_overview", "smoke", 0, {})
-    stage.write("numbers", {"a": 1})
-    stage.finish()
+    stage = finish_first()
     for damaged in ("{}", '{"key": ', "[]"):
         (stage.folder / artifacts.SUCCESS).write_text(damaged)
         assert stages.read_marker(stage.run, "00_overview") is None
         assert "is damaged" in caplog.text
 
 
-def test_a_parameters_cell_that_does_not_parse_is_named(root):
-    path = write_notebook(root, "01_x", parameters=f"{PARAMETERS}\nSEED = = 1")
-    with pytest.raises(ValueError, match="01_x.ipynb: the parameters cell does not"):
-        stages.load_notebook(path)
-
-
 @pytest.mark.parametrize("seed", [-1, "0", 1.5, True, None])
 def test_a_seed_is_a_whole_number(root, seed):
-    with pytest.raises(ValueError, match="SEED: .*a whole number, 0 or more"):
+    with pytest.raises(ValueError, match="SEED: .*Allowed: whole, 0 to"):
         stages.open_stage("00_overview", "smoke", seed, {})
 
 
@@ -384,13 +376,9 @@ def test_all_missing_stages_are_named_at_once(root):
 
 
 def test_what_another_run_has_changed_is_not_read(root):
-    write_notebook(root, "01_next", 'stage.read("numbers")')
-    first = stages.open_stage("00_overview", "smoke", 0, {})
-    first.write("numbers", {"a": 1})
-    first.finish()
-    second = stages.open_stage("01_next", "smoke", 0, {})
-    first.write("numbers", {"a": 2})
-    first.finish()
+    finish_first()
+    second = open_next(root)
+    finish_first(2)
     with pytest.raises(ValueError, match="has changed since this notebook opened"):
         second.read("numbers")
 

@@ -130,9 +130,9 @@ def _was_run(main: pd.DataFrame) -> str:
         main[["model", "size"]].drop_duplicates().itertuples(index=False)
     ):
         students.append(f"{model} ({int(size):,} parameters)")
-        shape = sizing.shape_of(model)
-        if shape and shape.parameters != size:
-            others.append(f"{model} ({shape.parameters:,})")
+        published = sizing.num_parameters(model)
+        if published not in (0, size):
+            others.append(f"{model} ({published:,})")
     counts = main.loc[~main["task"].str.startswith("all "), "n"].astype(int)
     text = f"**What was run:** {', '.join(students)}; {counts.min():,} "
     text += f"to {counts.max():,} problems a set."
