@@ -5,7 +5,6 @@ Leaves: findings and verdicts (`findings`, `claims`), tables (`tables`), what th
 paper's figures draw (`curves`), and the report's text and page (`document`).
 """
 
-# ruff: noqa: F401, the names that notebooks use
 from cotspec.report.claims import (
     CLAIMS,
     RULES_DATE,
