@@ -114,3 +114,12 @@ def test_contamination_is_a_shared_run_of_words():
     ]
     assert filtering.contaminated(texts, [test_question]) == [True, False, False]
     assert filtering.contaminated(texts, ["What is 7 + 5?"]) == [False, False, True]
+
+
+def test_twins_differ_in_names_and_in_what_they_count_only():
+    asked = "Lily has 5 cakes. Leo has 2 more than Lily. How many cakes has Leo?"
+    twin = "Mia has 5 pears. Zoe has 2 more than Mia. How many pears has Zoe?"
+    other = "Mia has 5 pears. Zoe has 2 more than Mia. How many pears has Mia?"
+    assert filtering.masked(asked) == filtering.masked(twin)
+    assert filtering.masked(asked) != filtering.masked(other)
+    assert filtering.masked(asked) != filtering.masked(twin.replace("5", "6"))

@@ -164,3 +164,18 @@ def contaminated(
         any(not shared.isdisjoint(word_shingles(text, n)) for n, shared in runs.items())
         for text in texts
     ]
+
+
+def masked(question: str) -> str:
+    """Return a question without its names and without the thing it counts.
+
+    Two questions that become equal are twins: the same numbers in the same plan.
+    """
+    for thing in re.findall(r"[Hh]ow many (\w+)", question):
+        question = re.sub(rf"\b{thing.rstrip('s')}s?\b", "_", question)
+    names: dict[str, str] = {}
+    return re.sub(
+        r"\b[A-Z][a-z]+\b",
+        lambda match: names.setdefault(match[0], str(len(names))),
+        question,
+    )
