@@ -8,8 +8,6 @@ traces with the columns of `traces.FEATURES`, the same for all.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 from collections import Counter
@@ -21,7 +19,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from tqdm import tqdm
 
-from cotspec import prompts
+from cotspec import artifacts, prompts
 from cotspec.profiles import FilterConfig, TeacherConfig
 from cotspec.teacher.filtering import filter_traces
 from cotspec.teacher.store import SampleStore, kept_traces, write_traces
@@ -123,8 +121,7 @@ def sample(
 def _identity(problems: Dataset, keys: Iterable[str]) -> str:
     """Return a SHA-256 of all that a file of traces is made from."""
     columns = [problems[name][:] for name in PROBLEM_COLUMNS]
-    content = json.dumps([str(FEATURES), columns, list(keys)])
-    return hashlib.sha256(content.encode()).hexdigest()
+    return artifacts.digest_of([str(FEATURES), columns, list(keys)])
 
 
 def _draw(
