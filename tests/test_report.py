@@ -203,6 +203,8 @@ def test_c3_is_measured_against_chance(run):
     found = findings.generic_price(changed(run, sizes=generic_change(0.9, 0.75, 0.3)))
     assert found.verdict == "not reproduced"  # it falls, and is not lost
     assert found.weakest.label.endswith("ends at chance")
+    found = findings.generic_price(changed(run, sizes=change(0.1, 0.2)))
+    assert found.reason == "no generic task was measured"
 
 
 def test_c4_needs_both_halves(run):

@@ -128,11 +128,12 @@ def generic_price(run: Measured) -> Finding:
                 ends = f"{label} ends at chance"
                 room = base + SMALLEST
                 conditions.append(condition(ends, after, room, smallest=0.0))
+    if not words:
+        return Finding("", reason="no generic task was measured")
     words.append(f"chance {level:.1%}")
     if left_out:
         words.append(f"no better than chance at the start: {', '.join(left_out)}")
-        return _finding(words, conditions, "no start is better than chance")
-    return _finding(words, conditions)
+    return _finding(words, conditions, "no start is better than chance")
 
 
 def chance_level(problems: pd.DataFrame, data: DataConfig) -> float:
