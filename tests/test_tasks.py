@@ -96,6 +96,8 @@ def test_the_environment_names_the_folder(made_up, monkeypatch):
         ("gsm8k", r"[^\n]+\n\Z", "", "gsm8k/test: 1318 problems in /.*, 1319 were"),
         ("gsm8k", "#### 17", "#### many", "gsm8k/test row 17: gold 'many' is not one"),
         ("multiarith", r"\[.*", '[\n{"a": 1},\n{"b', ".json, line 3: not complete"),
+        ("multiarith", ".*", "null", r"MultiArith\.json, item 0: key"),
+        ("multiarith", '" q3\\? "', "null", "item 3: key 'sQuestion' is missing"),
         ("bbh/navigate", '(q7"), "target": "Yes"', r"\1", "item 7: key 'target'"),
         ("bbh/navigate", r', {"input": "q9".*\]', "]", "9 problems .* 250 were"),
         ("bbh/navigate", "examples", "x", ".json, item 0: key 'examples' is missing"),

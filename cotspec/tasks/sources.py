@@ -73,7 +73,7 @@ def read_rows(
     path = folder / file
     read = {".jsonl": read_json_lines, ".json": read_json, ".xml": _read_xml}
     content = read[path.suffix](path)
-    if isinstance(content, dict):  # BBH's
+    if not isinstance(content, list):  # BBH's has one more level
         content = _with_keys([content], ["examples"], path)[0]["examples"]
     return _with_keys(content, keys, path)
 
@@ -81,7 +81,7 @@ def read_rows(
 def _with_keys(rows: list[dict], keys: Sequence[str], path: Path) -> list[dict]:
     for index, row in enumerate(rows):
         for key in keys:
-            if not isinstance(row, dict) or key not in row:
+            if not isinstance(row, dict) or row.get(key) is None:
                 raise ValueError(f"{path}, item {index}: key {key!r} is missing")
     return rows
 
