@@ -171,14 +171,17 @@ def validate(targets):
     assert (probs[~is_soft(targets), 0] == 1).all(), "not one-hot"
 
 
+def slots(targets, position):
+    """The slots of a position as {student id: probability}."""
+    row = zip(targets.topk_ids[position], targets.topk_probs[position], strict=True)
+    return {int(i): float(p) for i, p in row if i >= 0}
+
+
 def candidates(tokenizer, targets, position):
     """The slots of a position as {token: probability}."""
-    row = zip(targets.topk_ids[position], targets.topk_probs[position], strict=True)
-    return {
-        tokenizer.convert_ids_to_tokens(int(i)): round(float(p), 5)
-        for i, p in row
-        if i >= 0
-    }
+    found = slots(targets, position)
+    names = tokenizer.convert_ids_to_tokens(list(found))
+    return {name: round(p, 5) for name, p in zip(names, found.values(), strict=True)}
 
 
 def tokens_of(tokenizer, targets):
@@ -470,11 +473,6 @@ def test_with_the_teachers_own_tokenizer_nothing_changes(kind, method, request):
             assert slots(targets, t) == pytest.approx(teachers_slots(trace, t, exact))
 
 
-def slots(targets, position):
-    row = zip(targets.topk_ids[position], targets.topk_probs[position], strict=True)
-    return {int(i): float(p) for i, p in row if i >= 0}
-
-
 def teachers_slots(trace, step, exact):
     sums = {}
     row = zip(trace.topk_bytes[step], np.exp(trace.topk_logprobs[step]), strict=True)
@@ -487,7 +485,7 @@ def teachers_slots(trace, step, exact):
 def test_a_sentencepiece_teacher_of_a_sentencepiece_student_is_the_identity(t5):
     text = "Anna has 12 apples.\nSo she was able to read 5 x 8 pages."
     ids = t5(text, add_special_tokens=False).input_ids
-    pieces = [p.replace(b" ", b" ") for p in spelled(t5, ids)]
+    pieces = spelled(t5, ids)
     pieces[0] = pieces[0].lstrip()
     text = b"".join(pieces).decode()
     trace = random_trace(text, pieces, [b" the", b"s"], np.random.default_rng(0))
@@ -541,21 +539,6 @@ def test_offsets_soften_what_the_paper_softens_with_the_same_probabilities(
         softened["dtw"] += where.sum()
         softened["offsets"] += is_soft(ours).sum()
     assert softened["dtw"] < softened["offsets"]
-
-
-def test_codex_probabilities_arrive_unshifted(codex_traces, t5):
-    """Where a real token is `` word`` on both sides, its top five are Codex's."""
-    trace = codex_traces[0]
-    targets = align(trace, t5)
-    position = tokens_of(t5, targets).index("▁total")
-    step = trace.token_bytes.index(b" total")
-    expected = {
-        name.decode().replace(" ", "▁"): round(float(np.exp(logprob)), 5)
-        for name, logprob in zip(
-            trace.topk_bytes[step], trace.topk_logprobs[step], strict=True
-        )
-    }
-    assert candidates(t5, targets, position) == expected
 
 
 def read_alone(t5, name, is_word):
@@ -626,16 +609,10 @@ def test_rules_and_chains_equal_a_token_by_token_oracle(rationales, gpt2, t5):
     for trace, text in zip(gpt2_traces(texts, gpt2, [b"\xff"]), texts, strict=True):
         targets = align(trace, t5)
         labels = [label.replace("▁", " ") for label in tokens_of(t5, targets)]
-        teacher = [
-            (*span, piece, float(np.exp(logprob)))
-            for span, piece, logprob in zip(
-                spans_without_spaces([p.decode() for p in trace.token_bytes]),
-                trace.token_bytes,
-                trace.token_logprobs,
-                strict=True,
-            )
-            if span[0] < span[1]
-        ]
+        pieces, probs = trace.token_bytes, np.exp(trace.token_logprobs)
+        spans = spans_without_spaces([piece.decode() for piece in pieces])
+        rows = zip(spans, pieces, probs, strict=True)
+        teacher = [(*span, *row) for span, *row in rows if span[0] < span[1]]
         for t, (start, end) in enumerate(spans_without_spaces(labels)):
             if start == end or labels[t - 1] == " ":
                 continue  # bare marks have a test of their own

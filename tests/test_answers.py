@@ -118,18 +118,17 @@ def test_a_minus_is_a_sign_only_where_no_digit_precedes(completion, numbers):
 
 @pytest.mark.parametrize(
     ("completion", "gold"),
-    [("10,000", "0"), ("-5.", "5"), ("The answer is 29.0", "29.5"), ("1,0", "10")],
+    [
+        ("10,000", "0"),
+        ("-5.", "5"),
+        ("The answer is 29.0", "29.5"),
+        ("1,0", "10"),
+        ("The answer is 9007199254740993", "9007199254740992"),  # equal as floats
+        ("The answer is 0.3333333333333333", "1/3"),
+    ],
 )
 def test_a_wrong_number_is_wrong(completion, gold):
     assert not score_math(completion, gold).is_correct
-
-
-def test_numbers_compare_exactly_not_as_floats():
-    assert score_math("The answer is 0.1", "1/10").is_correct
-    assert not score_math(
-        "The answer is 9007199254740993", "9007199254740992"
-    ).is_correct
-    assert not score_math("The answer is 0.3333333333333333", "1/3").is_correct
 
 
 @pytest.mark.parametrize("gold", ["", "three", "3:2", "8; 40", "Mrs. Hilt"])
@@ -192,49 +191,20 @@ def test_what_models_write_is_read_as_it_is_meant(completion, number):
     assert score_math(completion, "1").predicted == number
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "18 or 19.",
-        "either 18 or 19.",
-        "18 dollars or 19.",
-        "between 18 and 19.",
-        "18 to 20.",
-        "18-20.",
-        "not 18.",
-        "18 + 1.",
-        "18 eggs + 1 egg.",
-        "18 * 1.",
-        "x = 18 * 1.",
-        "18 / 7.",
-        "18 000.",
-        "1,8.",
-        "18e3.",
-        "18:30.",
-        "18 and 19.",
-        "18 and a half.",
-        "18 dollars and 50 cents.",
-        "18 hours 30 minutes.",
-        "18 feet 3 inches.",
-        "18 remainder 2.",
-        "18 R 2.",
-        "18 plus 3.",
-        "18 times 2.",
-        "18 eggs divided by 3.",
-        "18^2.",
-        "18\u00b2.",
-        "more than 18.",
-        "fewer than 18.",
-        "> 18.",
-        "<18.",
-        ":\n\n18 or 19",
-    ],
+OPEN = (
+    "18 or 19. | either 18 or 19. | 18 dollars or 19. | between 18 and 19. | 18 to 20. "
+    "| 18-20. | not 18. | 18 + 1. | 18 eggs + 1 egg. | 18 * 1. | x = 18 * 1. | 18 / 7. "
+    "| 18 000. | 1,8. | 18e3. | 18:30. | 18 and 19. | 18 and a half. | :\n\n18 or 19 "
+    "| 18 dollars and 50 cents. | 18 hours 30 minutes. | 18 feet 3 inches. "
+    "| 18 remainder 2. | 18 R 2. | 18 plus 3. | 18 times 2. | 18 eggs divided by 3. "
+    "| 18^2. | 18\u00b2. | more than 18. | fewer than 18. | > 18. | <18."
 )
+
+
+@pytest.mark.parametrize("statement", OPEN.split(" | "))
 def test_a_statement_that_leaves_its_number_open_is_no_answer(statement):
-    for text in (
-        f"The answer is {statement}",
-        f"9 * 2 = 18. The answer is {statement}",
-    ):
+    for before in ("", "9 * 2 = 18. "):
+        text = f"{before}The answer is {statement}"
         assert answers.final_number(text) == (None, "none")
         assert not answers.score_math(text, "18").is_correct
 
@@ -271,27 +241,15 @@ def test_an_option_that_is_ruled_out_is_no_second_answer(other):
     assert score.is_correct
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "18 eggs.",
-        "18:00.",
-        "18 (9 * 2).",
-        "18, not 19.",
-        "18, because 9 + 9 = 18.",
-        "18 to the nearest dollar.",
-        "9 + 9 = 18.",
-        "18 - that is all.",
-        "-18 + 36 = 18.",
-        "36/2.",
-        "17 1/1.",
-        "18 cm\u00b2.",
-        "18 eggs and a hen.",
-        "18 after 3 days.",
-        "18 times as many.",
-        "18\n\nExample 2:\nThe answer is 4.",
-    ],
+CLOSED = (
+    "18 eggs. | 18:00. | 18 (9 * 2). | 18, not 19. | 18, because 9 + 9 = 18. "
+    "| 18 to the nearest dollar. | 9 + 9 = 18. | 18 - that is all. | -18 + 36 = 18. "
+    "| 36/2. | 17 1/1. | 18 cm\u00b2. | 18 eggs and a hen. | 18 after 3 days. "
+    "| 18 times as many. | 18\n\nExample 2:\nThe answer is 4."
 )
+
+
+@pytest.mark.parametrize("statement", CLOSED.split(" | "))
 def test_a_statement_with_more_than_its_number_is_an_answer(statement):
     assert answers.score_math(f"The answer is {statement}", "18").is_correct
 
@@ -391,47 +349,13 @@ def test_lm_eval_strips_the_gold_before_it_drops_the_dollar_not_after():
     assert not lm_eval_flexible_score("so 5", "$ 5")
 
 
-# --- real golds ----------------------------------------------------------------------
-
-
-def gsm8k_golds(data_dir):
-    for split in ("train", "test"):
-        with (data_dir / "gsm8k" / f"{split}.jsonl").open() as file:
-            yield from (json.loads(line)["answer"] for line in file)
-
-
-def published_golds(data_dir):
-    yield from (gold.rsplit("####", 1)[1].strip() for gold in gsm8k_golds(data_dir))
-    multiarith = json.loads((data_dir / "multiarith" / "MultiArith.json").read_text())
-    yield from (str(problem["lSolutions"][0]) for problem in multiarith)
-    svamp = json.loads((data_dir / "svamp" / "SVAMP.json").read_text())
-    yield from (str(problem["Answer"]) for problem in svamp)
-
-
-def test_every_published_gold_parses_and_scores_itself_right(data_dir):
-    golds = list(published_golds(data_dir))
-    assert len(golds) == 7473 + 1319 + 600 + 1000
-    wrong = [g for g in golds if not score_math(f"The answer is {g}.", g).is_correct]
-    assert wrong == []
-
-
-def test_gsm8k_solutions_score_themselves_right(data_dir):
-    golds = list(gsm8k_golds(data_dir))
-    assert [gold for gold in golds if not score_math(gold, gold).is_correct] == []
-    tiers = [score_math(gold, gold).tier for gold in golds]
-    assert tiers.count("answer_is") == 4
-    assert tiers.count("hashes") == len(golds) - 4
-
-
-def bbh_examples(data_dir, stem):
-    return json.loads((data_dir / "bbh" / "tasks" / f"{stem}.json").read_text())[
-        "examples"
-    ]
+# --- BigBench-Hard's own targets and chains ------------------------------------------
 
 
 @pytest.mark.parametrize("stem", BBH_STEMS)
 def test_every_bbh_target_scores_itself_right_and_others_wrong(data_dir, stem):
-    targets = sorted({item["target"] for item in bbh_examples(data_dir, stem)})
+    published = json.loads((data_dir / "bbh" / "tasks" / f"{stem}.json").read_text())
+    targets = sorted({item["target"] for item in published["examples"]})
     for mode in answers.PROMPT_MODES:
         for target in targets:
             sentence = f"We think. So the answer is {target}."

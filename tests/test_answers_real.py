@@ -6,6 +6,7 @@ be imported, e.g. from a folder of ``pip install --target`` on PYTHONPATH.
 
 import importlib
 import re
+from collections import Counter
 from pathlib import Path
 
 import jinja2
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from cotspec.answers import (
     cut_at_next_question,
     lm_eval_flexible_score,
-    parse_number,
+    score_math,
 )
 
 math_verify_is_slow = pytest.param("math_verify", marks=pytest.mark.slow)
@@ -33,10 +34,18 @@ math_verify_is_slow = pytest.param("math_verify", marks=pytest.mark.slow)
         ("asdiv", 2_093),  # of 2,305; the 212 left out are listed in test_tasks.py
     ],
 )
-def test_every_gold_parses(data_dir, name, count):
+def test_every_gold_parses_and_scores_itself_right(data_dir, name, count):
     golds = scoring_oracles.published_golds(data_dir)[name]
     assert len(golds) == count
-    assert [gold for gold in golds if parse_number(gold) is None] == []
+    wrong = [g for g in golds if not score_math(f"The answer is {g}.", g).is_correct]
+    assert wrong == []
+
+
+def test_gsm8k_solutions_score_themselves_right(data_dir):
+    solutions = list(scoring_oracles.gsm8k_solutions(data_dir))
+    scores = [score_math(solution, solution) for solution in solutions]
+    assert all(score.is_correct for score in scores)
+    assert Counter(s.tier for s in scores) == {"answer_is": 4, "hashes": 8_788}
 
 
 @pytest.mark.parametrize(

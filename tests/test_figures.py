@@ -12,20 +12,16 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cotspec import alignment, figures, models, profiles
+from cotspec import alignment, figures, profiles
 from cotspec.alignment import table as targets
 from cotspec.figures import style
 from cotspec.teacher.studies import KINDS
 
 TRACE = {
     "token_bytes": [b"If", b" $5", b".\n"],
-    "token_logprobs": [math.log(0.1), math.log(0.75), math.log(0.9)],
+    "token_logprobs": np.log([0.1, 0.75, 0.9]).tolist(),
     "topk_bytes": [[b"If", b"Nat"], [b" $5", b" 5"], [b".", b".\n"]],
-    "topk_logprobs": [
-        [math.log(0.1), math.log(0.5)],
-        [math.log(0.75), math.log(0.2)],
-        [math.log(0.05), math.log(0.9)],
-    ],
+    "topk_logprobs": np.log([[0.1, 0.5], [0.75, 0.2], [0.05, 0.9]]).tolist(),
 }
 SPANS = pd.DataFrame(
     [
@@ -50,9 +46,8 @@ RESULTS = pd.DataFrame(
     columns=["task", "prompt_mode", "step", "accuracy", "ci_low", "ci_high"],
 )
 GROUPS = {"in-distribution": ["gsm8k"], "generic": ["bbh/navigate", "bbh/snarks"]}
-METRICS = pd.DataFrame(
-    {"step": [1, 2, 3], "loss": [3.0, 2.0, 1.5], "learning_rate": [1e-4, 5e-4, 2e-4]}
-)
+METRICS = pd.DataFrame({"step": [1, 2, 3], "loss": [3.0, 2.0, 1.5]})
+METRICS = METRICS.assign(series="sample_matching", learning_rate=[1e-4, 5e-4, 2e-4])
 PARTS = figures.example_parts(
     [
         {
@@ -151,12 +146,6 @@ CHARTS = {
 }
 
 
-@pytest.fixture(params=CHARTS)
-def chart(request):
-    draw, frame, options = CHARTS[request.param]
-    return draw(frame, **options)
-
-
 def texts(chart):
     return [text.get_text() for text in chart.findobj(matplotlib.text.Text)]
 
@@ -168,23 +157,20 @@ def save(folder, *, name="05_loss", caption="Loss against\n the update.", chart=
     return figures.save_figure(chart, folder, name, **facts)
 
 
-def test_every_chart_renders_at_page_width_without_pyplot_state(chart):
+@pytest.mark.parametrize("name", CHARTS)
+def test_a_chart_renders_whole_and_readable_without_pyplot_state(name):
+    draw, frame, options = CHARTS[name]
+    chart = draw(frame, **options)
     assert chart._repr_png_().startswith(b"\x89PNG")
-    assert 3.3 <= chart.get_figwidth() <= 6.9
+    assert 3.3 <= chart.get_figwidth() <= 6.9  # inches: a column, the page
     assert plt.get_fignums() == []
-
-
-def test_nothing_of_a_chart_is_cut_at_the_edge(chart):
     renderer = FigureCanvasAgg(chart).get_renderer()
     chart.draw(renderer)
-    drawn = chart.get_tightbbox(renderer)  # inches, from the lower left
+    drawn = chart.get_tightbbox(renderer)
     assert drawn.x0 >= -0.01 and drawn.x1 <= chart.get_figwidth() + 0.01
     assert drawn.y0 >= -0.01 and drawn.y1 <= chart.get_figheight() + 0.01
-
-
-def test_no_text_of_a_chart_is_smaller_than_five_points(chart):
     written = [t for t in chart.findobj(matplotlib.text.Text) if t.get_text()]
-    assert written and min(text.get_fontsize() for text in written) >= 5
+    assert written and min(text.get_fontsize() for text in written) >= 5  # points
 
 
 @pytest.mark.parametrize("name", CHARTS)
@@ -248,11 +234,9 @@ def test_a_token_that_is_half_a_character_is_shown_as_bytes():
 
 
 def test_the_strip_wraps_after_its_columns():
+    four = figures.top_alternatives({name: 4 * TRACE[name] for name in TRACE})
     one_row, two_rows = (
-        figures.probability_strip(
-            figures.top_alternatives({name: n * TRACE[name] for name in TRACE})
-        )
-        for n in (3, 4)
+        figures.probability_strip(four[four["position"] < n]) for n in (9, 10)
     )
     assert two_rows.get_figheight() > 1.5 * one_row.get_figheight()
 
@@ -263,10 +247,9 @@ def test_a_student_token_is_joined_to_every_teacher_token_under_it():
 
 
 def test_a_long_alignment_wraps_only_where_both_sides_have_a_boundary():
+    starts = range(0, 200, 4)
     tokens = [("teacher", "ab", 2 * i, 2 * i + 2, "") for i in range(100)]
-    tokens += [
-        ("student", "abab", 4 * i, 4 * i + 4, "starts_together") for i in range(50)
-    ]
+    tokens += [("student", "abab", i, i + 4, "starts_together") for i in starts]
     spans = pd.DataFrame(tokens, columns=SPANS.columns)
     chart = figures.token_alignment(spans)
     (axes,) = chart.axes
@@ -393,17 +376,14 @@ def test_a_last_bit_of_layout_changes_nothing_in_the_svg(tmp_path):
 
 
 def test_a_saved_figure_carries_its_numbers_and_its_caption(tmp_path):
-    paths = save(tmp_path)
+    chart = figures.loss_curves(METRICS)
+    paths = save(tmp_path, chart=chart)
+    pixels = plt.imread(paths["png"]).shape[1]
+    assert pixels == round(chart.get_figwidth() * 200)  # dots per inch
     pd.testing.assert_frame_equal(pd.read_csv(paths["csv"]), METRICS)
     described = json.loads(paths["json"].read_text())
     assert described["caption"] == "Loss against the update."
     assert described["provenance"] == {"seed": 1}
-
-
-def test_the_saved_picture_has_two_hundred_dots_per_inch(tmp_path):
-    chart = figures.loss_curves(METRICS)
-    pixels = plt.imread(save(tmp_path, chart=chart)["png"]).shape[1]
-    assert pixels == round(chart.get_figwidth() * 200)
 
 
 def test_a_figure_name_with_a_folder_or_no_caption_is_refused(tmp_path):
@@ -428,18 +408,15 @@ def test_a_failed_write_leaves_the_old_figure_and_no_rubbish(tmp_path, monkeypat
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_curves_of_temperatures_pass_through_the_values():
-    accuracy, diversity = figures.temperature_study(STUDY).axes
+def test_curves_of_temperatures_pass_through_the_values_beside_the_runs_own():
+    chart = figures.temperature_study(STUDY, used=0.5)
+    accuracy, diversity = chart.axes
     assert [len(axes.containers) for axes in (accuracy, diversity)] == [3, 2]
     line = accuracy.containers[0].lines[0]
     assert sorted(line.get_ydata()) == [0.4, 0.7]
     low, high = accuracy.containers[0].lines[2][0].get_segments()[0][:, 1]
     assert (low, high) == pytest.approx((0.6, 0.8))
-
-
-def test_the_temperature_of_the_run_is_marked():
-    assert "this run: 0.5" in texts(figures.temperature_study(STUDY, used=0.5))
-    assert not any("this run" in t for t in texts(figures.temperature_study(STUDY)))
+    assert "this run: 0.5" in texts(chart)
 
 
 def test_parts_of_a_bar_add_up_to_the_whole_and_its_label_says_of_how_many():
@@ -473,32 +450,20 @@ def test_a_curve_is_marked_at_its_lowest_point():
 
 def test_a_real_codex_solution_is_drawn_whole(data_dir):
     steps = json.loads((data_dir / "codex/per_step_probs_question0.json").read_text())
-    steps = steps[0][2:]
-    trace = {
-        "token_bytes": [step[0][0].encode() for step in steps],
-        "token_logprobs": [math.log(max(step[0][1], 1e-6)) for step in steps],
-        "topk_bytes": [[token.encode() for token, _ in step[1:]] for step in steps],
-        "topk_logprobs": [
-            [math.log(max(p, 1e-6)) for _, p in step[1:]] for step in steps
-        ],
-    }
-    frame = figures.top_alternatives(trace)
+    trace = alignment.TeacherTrace.from_token_strings(steps[0][2:])
+    frame = figures.top_alternatives(vars(trace))
     shown = texts(figures.probability_strip(frame))
     assert frame.groupby("position")["is_sampled"].sum().eq(1).all()
     assert "␣answer" in shown and "␣72" in shown
 
 
-def test_a_real_alignment_is_drawn_with_every_token_of_both_sides(data_dir):
-    student = models.load_t5_tokenizer(str(data_dir / "t5"))
+def test_a_real_alignment_is_drawn_with_every_token_of_both_sides(t5):
     text = "If 48/2 = 24.\nIn total"
-    trace = alignment.TeacherTrace.from_token_strings(
-        [
-            [(token, 1.0), (token, 1.0)]
-            for token in ("If", " 48", "/", "2", " =", " 24", ".", "\n", "In", " total")
-        ]
-    )
+    tokens = ("If", " 48", "/", "2", " =", " 24", ".", "\n", "In", " total")
+    steps = [[(token, 1.0), (token, 1.0)] for token in tokens]
+    trace = alignment.TeacherTrace.from_token_strings(steps)
     assert trace.text == text
-    spans = targets.token_spans(trace, student, method="offsets")
+    spans = targets.token_spans(trace, t5, method="offsets")
     shown = texts(figures.token_alignment(spans))
     for token in ("If", "␣If", "␣48", "/2", "↵", "␣In", "In"):
         assert token in shown
