@@ -21,9 +21,6 @@ from cotspec.profiles import (
     StudentConfig,
 )
 
-SPLITS = ("validation", "test")
-STEPS = ("last", "first_and_last", "all")
-
 # What a student may be trained on, as the column `data_formats` names it.
 FORMAT_SETS: Mapping[str, tuple[str, ...]] = {
     name: tuple(f for f in DATA_FORMATS if name == "all" or name in f)
@@ -115,8 +112,8 @@ class Measurement:
     starts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check("split", [self.split], SPLITS)
-        _check("steps", [self.steps], STEPS)
+        _check("split", [self.split], ("validation", "test"))
+        _check("steps", [self.steps], ("last", "first_and_last", "all"))
         for name in ("tasks", "prompt_modes"):
             if not getattr(self, name):
                 raise ValueError(f"measurement: {name} is empty. Allowed: at least one")
