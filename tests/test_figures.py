@@ -184,12 +184,6 @@ def test_a_frame_it_cannot_draw_is_an_error_naming_chart_and_column(name):
         draw(frame.head(0), **options)
 
 
-def test_a_chart_function_takes_its_frame_by_name_too():
-    assert figures.loss_shapes(teacher=0.6, shapes=SHAPES).axes
-    with pytest.raises(TypeError, match="'shapes'"):
-        figures.loss_shapes(teacher=0.6)
-
-
 def test_drawing_leaves_the_callers_settings_alone():
     before = dict(matplotlib.rcParams)
     figures.loss_curves(METRICS)

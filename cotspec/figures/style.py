@@ -9,7 +9,6 @@ in grey; and PNG, SVG, CSV and caption with the same bytes for the same figure.
 from __future__ import annotations
 
 import functools
-import inspect
 import io
 import json
 import re
@@ -192,11 +191,10 @@ def draws(columns: str) -> Callable:
 
     def decorate(function: Callable) -> Callable:
         @functools.wraps(function)
-        def checked(*args: object, **kwargs: object) -> Chart:
-            given = inspect.signature(function).bind(*args, **kwargs).arguments
-            require_columns(next(iter(given.values())), columns, function.__name__)
+        def checked(frame: pd.DataFrame, *args: object, **kwargs: object) -> Chart:
+            require_columns(frame, columns, function.__name__)
             with matplotlib.style.context(["default", LOOK]):
-                return function(*args, **kwargs)
+                return function(frame, *args, **kwargs)
 
         return checked
 
