@@ -90,7 +90,7 @@ def size_curves(
         name = start.replace("_", "-")
         rows += _curve("A: as they start", name, at_start(group), "size")
     for panel, start, series, end in (
-        ("B: raw, specialized", "raw", "after", at_last_step),
+        ("B: raw, specialized", "raw", "raw", at_last_step),
         ("C: instruction-tuned", "instruction_tuned", "before", at_start),
         ("C: instruction-tuned", "instruction_tuned", "after", at_last_step),
     ):
@@ -175,7 +175,10 @@ def what_was_seen(curves: pd.DataFrame) -> list[str]:
     for (panel, series), curve in curves.groupby(["panel", "series"], sort=False):
         curve = curve.sort_values("x")
         first, last = curve["value"].iloc[0], curve["value"].iloc[-1]
-        text = f"{panel}, {series}: {first:.1%} → {last:.1%}"
+        start, end = curve["x"].iloc[0], curve["x"].iloc[-1]
+        text = f"{panel}, {series}: {first:.1%} at {start:,.0f}"
+        if len(curve) > 1:
+            text += f", {last:.1%} at {end:,.0f}"
         best = curve.loc[curve["value"].idxmax()]
         if best["value"] > max(first, last):
             text += f", highest at {best['x']:,.0f} with {best['value']:.1%}"

@@ -159,12 +159,12 @@ def ledger_columns(claims: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "claim": claims["claim"],
+            "verdict": claims["verdict"],
             "the paper says": claims["statement"],
             "as the paper measured it, here": claims["ours"],
             "under test: the weakest condition": [
                 _effect(row) for row in claims.itertuples()
             ],
-            "verdict": claims["verdict"],
             "by the former rule": claims["former_verdict"],
         }
     )

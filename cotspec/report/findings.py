@@ -125,7 +125,7 @@ def generic_price(run: Measured) -> Finding:
             fall = condition(f"{label} falls", after, before, paper=paper)
             conditions.append(fall)
             if name == "CoT":
-                ends = f"{label} ends at chance"
+                ends = f"{label} ends at most 5 points above chance (to spare)"
                 room = base + SMALLEST
                 conditions.append(condition(ends, after, room, smallest=0.0))
     if not words:
