@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple
 from fractions import Fraction
 
 import numpy as np
@@ -137,7 +136,8 @@ def vote_curves(marked: Dataset) -> pd.DataFrame:
 
 def _mean(values: Sequence[float]) -> tuple[float, float, float]:
     """Return the mean of one value a question, and both ends of its interval."""
-    return astuple(statistics.mean_interval(values))
+    found = statistics.mean_interval(values)
+    return found.estimate, found.ci_low, found.ci_high
 
 
 def votes_by_question(marked: Dataset) -> list[tuple[list[str | None], str]]:
