@@ -114,11 +114,11 @@ fi
 # glibc gives every freed tensor back to the kernel and takes it again; keeping some
 # made a T5 of 0.9M parameters train 1.07 times as fast. Other systems ignore it.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.trim_threshold=536870912:glibc.malloc.top_pad=67108864:glibc.malloc.mmap_threshold=33554432}"
-# Two machines gave tables that differ by tenths of a point, with the same code: wider
-# vectors round otherwise, we think. All x86 processors are asked to compute as with
-# AVX2. That changes the last bits of the teacher's probabilities even on a processor
-# that has no more, so that `python -m cotspec.run` without it gives other figures;
-# processors that have more are not tried yet (tests/benchmarks/same_bits.py).
+# Wider vectors round otherwise: left alone, a processor with AVX-512 gives other bits
+# from the first forward pass on. Asked to compute as with AVX2, it gives those of one
+# that has no more (tests/benchmarks/same_bits.py, tried on Zen 3 and Zen 4). MKL's
+# setting changes the last bits of the teacher's probabilities even with AVX2 alone, so
+# `python -m cotspec.run` without it gives other figures.
 if grep -qsw avx2 /proc/cpuinfo; then
     export ATEN_CPU_CAPABILITY="${ATEN_CPU_CAPABILITY:-avx2}" MKL_CBWR="${MKL_CBWR:-AVX2}"
 fi
