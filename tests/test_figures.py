@@ -311,6 +311,15 @@ def test_bars_stand_at_the_accuracy_and_errors_at_the_interval():
     assert (round(low, 3), round(high, 3)) == (0.25, 0.35)
 
 
+def test_guessing_is_a_line_over_the_tasks_that_have_it():
+    chance = RESULTS["task"].map({"bbh/navigate": 0.5})
+    chart = figures.accuracy_bars(RESULTS.assign(chance=chance), GROUPS)
+    math, generic = (axes.collections[-1].get_segments() for axes in chart.axes)
+    assert [part.tolist() for part in generic] == [[[-0.46, 0.5], [0.46, 0.5]]]
+    assert not math[0].size
+    assert "guessing" in [text.get_text() for text in chart.legends[0].get_texts()]
+
+
 def with_generic_tasks(count):
     tasks = profiles.BBH_TASKS[:count]
     generic = RESULTS[RESULTS["task"] == "bbh/navigate"]

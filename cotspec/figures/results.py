@@ -34,7 +34,8 @@ def accuracy_bars(results: pd.DataFrame, groups: Mapping[str, Sequence[str]]) ->
     ----------
     results : DataFrame
         Tidy results of one student and seed: ``task, prompt_mode, step, accuracy,
-        ci_low, ci_high``; the smallest step is "before", the largest "after".
+        ci_low, ci_high``; the smallest step is "before", the largest "after". With a
+        column ``chance`` it is drawn as a dotted line over the task's bars.
     groups : mapping
         Group title to its tasks, e.g. ``{"in-distribution": ["gsm8k"]}``; long groups
         wrap into rows of equal length. Bars are equally wide in all rows.
@@ -62,7 +63,7 @@ def accuracy_bars(results: pd.DataFrame, groups: Mapping[str, Sequence[str]]) ->
             axes.yaxis.set_major_locator(MaxNLocator(4))
             axes.tick_params(labelleft=index == 0)
             axes.set_ylabel("" if index else "accuracy")
-    _explain_bars(chart, set(results["prompt_mode"]))
+    _explain_bars(chart, set(results["prompt_mode"]), has_chance="chance" in results)
     return chart
 
 
@@ -98,6 +99,10 @@ def _draw_bars(axes: Axes, results: pd.DataFrame, tasks: list[str]) -> None:
     names = [task.rpartition("/")[2].replace("_", " ") for task in tasks]
     labels = [textwrap.fill(name, 13, break_long_words=False) for name in names]
     axes.set_xticks(range(len(tasks)), labels, fontsize=6.5)
+    if "chance" in results:
+        guessed = results.groupby("task")["chance"].first().reindex(tasks)
+        x = np.arange(len(tasks))
+        axes.hlines(guessed, x - 0.46, x + 0.46, style.BLACK, ":", lw=1, zorder=3)
     margin = (1 + PANEL_MARGIN) / 2
     axes.set_xlim(-margin, len(tasks) - 1 + margin)
 
@@ -115,7 +120,7 @@ def _draw_series(
     axes.errorbar(x, picked["accuracy"], error, ms=4, clip_on=False, **marker, **line)
 
 
-def _explain_bars(chart: Chart, modes: set[str]) -> None:
+def _explain_bars(chart: Chart, modes: set[str], *, has_chance: bool) -> None:
     handles = {}
     for look in [look for mode, look in style.PROMPT_STYLES.items() if mode in modes]:
         marker = {"marker": look.marker, "mfc": look.colour, "mec": "white"}
@@ -123,6 +128,8 @@ def _explain_bars(chart: Chart, modes: set[str]) -> None:
         handles[look.label] = Patch(fc=look.colour), marker
     handles["before"] = Patch(fc="white", ec=style.BLACK, hatch=BEFORE_HATCH)
     handles["after (interval: 95%)"] = Patch(fc="#444444", ec=style.BLACK)
+    if has_chance:
+        handles["guessing"] = Line2D([], [], color=style.BLACK, ls=":", lw=1)
     place = {"loc": "outside upper center", "ncols": math.ceil(len(handles) / 2)}
     chart.legend(handles.values(), handles.keys(), **place)
 

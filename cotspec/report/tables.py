@@ -118,7 +118,9 @@ def main_table(
 def _change(rows: pd.DataFrame) -> dict[str, float]:
     change = statistics.paired_difference(*before_and_after(rows))
     row = {"change": change.estimate}
-    row |= {"change_low": change.ci_low, "change_high": change.ci_high}
+    # Student's interval knows no ends; an accuracy cannot change by more than all.
+    row |= {"change_low": max(-1.0, change.ci_low)}
+    row |= {"change_high": min(1.0, change.ci_high)}
     for side, answered in (("before", at_start(rows)), ("after", at_last_step(rows))):
         answers = right_answers(answered).to_numpy().T
         num_seeds, n = answers.shape
