@@ -16,7 +16,6 @@ end-of-sequence token that is appended to every target.
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from cotspec.losses import IGNORED
-from cotspec.profiles import TrainingConfig
 from cotspec.prompts import separate
 
 logger = logging.getLogger(__name__)
@@ -338,21 +336,6 @@ def batch_stream(
             yield epoch + i / len(batches), batches[i]
         start = max(0, start - len(batches))
         epoch += 1
-
-
-def num_seen(lengths: np.ndarray, config: TrainingConfig, *, seed: int) -> int:
-    """Return how many examples a training reads; one read twice counts twice.
-
-    Parameters
-    ----------
-    lengths : int array, shape (N, 2)
-        Source and target lengths.
-    """
-    if config.max_steps is None:
-        return round(config.num_epochs * len(lengths))
-    num_batches = config.max_steps * config.gradient_accumulation_steps
-    stream = batch_stream(lengths, config.batch_tokens, seed=seed)
-    return sum(len(rows) for _, rows in itertools.islice(stream, num_batches))
 
 
 def collate(encoded: EncodedExamples, indices: Sequence[int]) -> dict[str, Tensor]:

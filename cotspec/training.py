@@ -420,6 +420,13 @@ def num_updates(encoded: EncodedExamples, config: TrainingConfig, seed: int) -> 
     return max(1, round(config.num_epochs * len(batches) / per_update))
 
 
+def num_seen(encoded: EncodedExamples, config: TrainingConfig, seed: int) -> int:
+    """Return how many examples a run reads; one read twice counts twice."""
+    batches = batching.batch_stream(encoded.lengths(), config.batch_tokens, seed=seed)
+    count = num_updates(encoded, config, seed) * config.gradient_accumulation_steps
+    return sum(len(rows) for _, rows in itertools.islice(batches, count))
+
+
 def freeze(model: torch.nn.Module, num_layers: int) -> None:
     """Let embeddings and the first layers of a decoder-only model learn nothing.
 

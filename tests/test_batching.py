@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from test_training import tiny_tokenizer
 
 from cotspec import batching, losses
-from cotspec.profiles import TrainingConfig
 
 EOS, A, B, C, D = 1, 3, 4, 5, 6
 TOKENIZER = tiny_tokenizer(["a", "b", "c", "d"])
@@ -226,11 +225,3 @@ def test_epochs_in_the_stream_are_fractions_of_batches_seen():
     lengths = np.full((16, 2), 8)
     stream = batching.batch_stream(lengths, 64, seed=0)
     assert [next(stream)[0] for _ in range(6)] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.25]
-
-
-def test_as_many_examples_are_seen_as_the_batches_of_all_updates_hold():
-    lengths = np.full((10, 2), 8)
-    config = TrainingConfig(max_steps=6, batch_tokens=64, gradient_accumulation_steps=2)
-    assert batching.num_seen(lengths, config, seed=0) == 40  # 4 + 4 + 2 an epoch
-    config = TrainingConfig(num_epochs=2.5)
-    assert batching.num_seen(lengths, config, seed=0) == 25

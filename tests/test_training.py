@@ -513,3 +513,18 @@ def test_two_processes_leave_the_loss_trace_of_one(tmp_path, accumulation):
 
 if __name__ == "__main__":
     run(Path(sys.argv[1]), gradient_accumulation_steps=int(sys.argv[2]), **LONG)
+
+
+def test_as_many_examples_are_seen_as_the_batches_of_all_updates_hold():
+    encoded = batching.EncodedExamples(
+        input_ids=[np.zeros(8, np.int32)] * 10,
+        labels=[np.zeros(8, np.int32)] * 10,
+        teacher_row=np.full(10, -1),
+        aligned=None,
+        data_format=np.array(["zero_shot_answer_only"] * 10),
+        is_causal=False,
+    )
+    config = TrainingConfig(batch_tokens=64, max_steps=6, gradient_accumulation_steps=2)
+    assert training.num_seen(encoded, config, seed=0) == 40  # 4 + 4 + 2 an epoch
+    config = TrainingConfig(batch_tokens=64, num_epochs=2)
+    assert training.num_seen(encoded, config, seed=0) == 20

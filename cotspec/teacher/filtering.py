@@ -172,7 +172,7 @@ def masked(question: str) -> str:
     Two questions that become equal are twins: the same numbers in the same plan.
     """
     for thing in re.findall(r"[Hh]ow many (\w+)", question):
-        question = re.sub(rf"\b{thing.rstrip('s')}s?\b", "_", question)
+        question = re.sub(rf"\b{thing.removesuffix('s') or thing}s?\b", "_", question)
     names: dict[str, str] = {}
     return re.sub(
         r"\b[A-Z][a-z]+\b",
