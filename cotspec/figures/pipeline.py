@@ -18,7 +18,6 @@ from matplotlib.ticker import MaxNLocator
 from cotspec.figures import style
 from cotspec.figures.style import Chart, Style
 
-
 _BOX, _ARROW, _EDGE = 0.3, 0.34, 0.05  # inches
 _HEAD = {"arrowstyle": "-|>", "color": style.BLACK, "shrinkA": 0, "shrinkB": 0}
 
