@@ -38,6 +38,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -490,7 +491,8 @@ class Grid:
 def do(jobs: Sequence[Job], grid: Grid) -> dict[str, str]:
     """Do all jobs; return the tracebacks of those that failed, by name."""
     failed: dict[str, str] = {}
-    num_workers = max(grid.experiments.num_workers, len(models.cards()))
+    asked = grid.experiments.num_workers or workers_that_fit()
+    num_workers = max(asked, len(models.cards()))
     if num_workers > 1 and len(jobs) > 1:
         done = side_by_side(jobs, num_workers, grid)
     else:
@@ -502,6 +504,16 @@ def do(jobs: Sequence[Job], grid: Grid) -> dict[str, str]:
                 failed[str(job)] = error
                 bar.write(f"failed: {job}: {error.strip().splitlines()[-1]}")
     return failed
+
+
+def workers_that_fit() -> int:
+    """Return how many processes of tiny students this machine has room for, 2 to 8.
+
+    Never one, which would compute with other threads and so round otherwise.
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 2
+    return max(2, min(cores, psutil.virtual_memory().available // 2**30, 8))
 
 
 def side_by_side(

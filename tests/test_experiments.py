@@ -8,6 +8,7 @@ import pickle
 import shutil
 import signal
 import time
+import types
 
 import numpy as np
 import pandas as pd
@@ -467,6 +468,17 @@ def test_self_consistency_keeps_its_samples(cells, copied):
 # --- Processes -------------------------------------------------------------------
 
 TWO_WORKERS = changed(SETTINGS, "experiments", num_workers=2)
+
+
+@pytest.mark.parametrize(
+    ("cores", "gib", "workers"),
+    ((1, 9, 2), (6, 9, 6), (64, 99, 8), (16, 3, 3), (4, 0, 2)),
+)
+def test_workers_fill_the_machine_but_not_its_memory(monkeypatch, cores, gib, workers):
+    free = types.SimpleNamespace(available=gib * 2**30)
+    monkeypatch.setattr(experiments.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert experiments.workers_that_fit() == workers
 
 
 def assert_same_bytes(store, whole):
