@@ -3,8 +3,10 @@
 Enters: a notebook file, the profile, the seed and the artifacts of earlier stages.
 Leaves: artifacts with a success marker. What a stage depends on is read off its cells:
 ``stage.read("traces")`` and ``stage.write("examples", …)`` link the stages,
-``profile.training`` says which numbers it uses, its imports say which sources. There is
-no list to keep in step, and the same code runs under papermill and by hand.
+``profile.training`` says which numbers it uses, its imports say which sources. What a
+function of the package reads that a cell hands ``stage`` or ``profile`` counts as the
+cell's. There is no list to keep in step, and the same code runs under papermill and by
+hand.
 """
 
 from __future__ import annotations
@@ -187,7 +189,7 @@ def _literals(where: str, source: str) -> dict[str, object]:
 def _uses(name: str, tree: ast.Module) -> tuple[dict, dict, dict]:
     """Return artifacts read and written, and attributes of ``profile``, as keys."""
     reads, writes, attributes = {}, {}, {}
-    for node in ast.walk(tree):
+    for node in _reached(tree):
         match node:
             case ast.Call(ast.Attribute(ast.Name("stage"), "read" | "write" as method)):
                 match node.args:
@@ -200,6 +202,42 @@ def _uses(name: str, tree: ast.Module) -> tuple[dict, dict, dict]:
             case ast.Attribute(ast.Name("profile") | ast.Attribute(_, "profile"), used):
                 attributes[used] = None
     return reads, writes, attributes
+
+
+def _reached(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield the nodes of cells and of the package's functions that get their stage.
+
+    Such a function calls its parameter ``stage`` or ``profile``, as the cells do.
+    """
+    frontier: list[tuple[ast.AST, ast.Module]] = [(tree, tree)]
+    for body, module in frontier:  # which grows meanwhile
+        for node in ast.walk(body):
+            yield node
+            if isinstance(node, ast.Call):
+                given = (*node.args, *(keyword.value for keyword in node.keywords))
+                if {"stage", "profile", "stage.profile"} & set(map(ast.unparse, given)):
+                    found = _definition(ast.unparse(node.func), module)
+                    frontier += [found] if found and found not in frontier else []
+
+
+def _definition(name: str, module: ast.Module) -> tuple[ast.AST, ast.Module] | None:
+    """Find the package's function of that name in a module, and where it stands."""
+    first, _, rest = name.partition(".")
+    for node in ast.walk(module):
+        match node:
+            case ast.FunctionDef() if node.name == name and node in module.body:
+                return node, module
+            case ast.ImportFrom(str(source), aliases, 0):
+                for alias in aliases:
+                    inner = f"{source}.{alias.name}" if rest else source
+                    file = _module_file(inner)
+                    if first == (alias.asname or alias.name) and file:
+                        text = (_PACKAGE_ROOT / file).read_text("utf-8")
+                        return _definition(rest or alias.name, _tree(text))
+    return None
+
+
+_tree = functools.cache(ast.parse)  # of a text: the same nodes for the same text
 
 
 def _imported_files(tree: ast.Module) -> set[str]:
