@@ -135,7 +135,7 @@ def _check(field: str, values: Iterable[str], allowed: Sequence[str]) -> None:
         raise ValueError(f"{field}: {wrong or 'empty'}. Allowed: {', '.join(allowed)}")
 
 
-def base_cells(profile: Profile) -> list[Cell]:
+def base_cells(profile: Profile, seeds: Iterable[int]) -> list[Cell]:
     """Return the profile's own student, one cell per seed; it is in all four grids."""
     return [
         Cell(
@@ -145,7 +145,7 @@ def base_cells(profile: Profile) -> list[Cell]:
             loss=profile.loss,
             alignment=profile.alignment.method,
         )
-        for seed in profile.experiments.seeds
+        for seed in seeds
     ]
 
 

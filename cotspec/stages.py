@@ -119,7 +119,8 @@ def load_notebook(path: Path) -> Notebook:
     ]
     tree = ast.Module(body=statements, type_ignores=[])
     heads = [c.text for c in cells if c.cell_type == "markdown" and c.text[:2] == "# "]
-    reads, writes, sections = _uses(path.name, tree)
+    modules = _source_closure(_imported_files(tree))
+    reads, writes, sections = _uses(path.name, tree, modules)
     return Notebook(
         name=path.stem,
         path=path,
@@ -129,7 +130,7 @@ def load_notebook(path: Path) -> Notebook:
         reads=tuple(reads),
         writes=tuple(writes),
         sections=tuple(s for s in profiles.SECTIONS if s in sections),
-        modules=_source_closure(_imported_files(tree)),
+        modules=modules,
     )
 
 
@@ -186,10 +187,10 @@ def _literals(where: str, source: str) -> dict[str, object]:
     return values
 
 
-def _uses(name: str, tree: ast.Module) -> tuple[dict, dict, dict]:
+def _uses(name: str, tree: ast.Module, files: Iterable[str]) -> tuple[dict, dict, dict]:
     """Return artifacts read and written, and attributes of ``profile``, as keys."""
     reads, writes, attributes = {}, {}, {}
-    for node in _reached(tree):
+    for node in _reached(tree, files):
         match node:
             case ast.Call(ast.Attribute(ast.Name("stage"), "read" | "write" as method)):
                 match node.args:
@@ -204,40 +205,22 @@ def _uses(name: str, tree: ast.Module) -> tuple[dict, dict, dict]:
     return reads, writes, attributes
 
 
-def _reached(tree: ast.Module) -> Iterator[ast.AST]:
+def _reached(tree: ast.Module, files: Iterable[str]) -> Iterator[ast.AST]:
     """Yield the nodes of cells and of the package's functions that get their stage.
 
     Such a function calls its parameter ``stage`` or ``profile``, as the cells do.
     """
-    frontier: list[tuple[ast.AST, ast.Module]] = [(tree, tree)]
-    for body, module in frontier:  # which grows meanwhile
-        for node in ast.walk(body):
+    frontier: list[ast.AST] = [tree]
+    for part in frontier:  # which grows meanwhile
+        for node in ast.walk(part):
             yield node
-            if isinstance(node, ast.Call):
-                given = (*node.args, *(keyword.value for keyword in node.keywords))
-                if {"stage", "profile", "stage.profile"} & set(map(ast.unparse, given)):
-                    found = _definition(ast.unparse(node.func), module)
-                    frontier += [found] if found and found not in frontier else []
-
-
-def _definition(name: str, module: ast.Module) -> tuple[ast.AST, ast.Module] | None:
-    """Find the package's function of that name in a module, and where it stands."""
-    first, _, rest = name.partition(".")
-    for node in ast.walk(module):
-        match node:
-            case ast.FunctionDef() if node.name == name and node in module.body:
-                return node, module
-            case ast.ImportFrom(str(source), aliases, 0):
-                for alias in aliases:
-                    inner = f"{source}.{alias.name}" if rest else source
-                    file = _module_file(inner)
-                    if first == (alias.asname or alias.name) and file:
-                        text = (_PACKAGE_ROOT / file).read_text("utf-8")
-                        return _definition(rest or alias.name, _tree(text))
-    return None
-
-
-_tree = functools.cache(ast.parse)  # of a text: the same nodes for the same text
+            match node:
+                case ast.Call(ast.Name(name) | ast.Attribute(_, name), given, named):
+                    values = (*given, *(keyword.value for keyword in named))
+                    handed = {ast.unparse(value) for value in values}
+                    if handed & {"stage", "profile", "stage.profile"}:
+                        called = [_examined(file)[2].get(name) for file in files]
+                        frontier += [c for c in called if c and c not in frontier]
 
 
 def _imported_files(tree: ast.Module) -> set[str]:
@@ -286,14 +269,15 @@ def sources_digest(module: str) -> str:
 
 
 @functools.cache
-def _examined(file: str) -> tuple[str, set[str]]:
+def _examined(file: str) -> tuple[str, set[str], dict[str, ast.AST]]:
     """Hash what a source does: comments, docstrings and layout do not count.
 
-    The second value: the sources it imports, and the data it names in `DATA_FILES`.
+    The second value: the sources it imports, and the data it names in `DATA_FILES`; the
+    third: its functions.
     """
     path = _PACKAGE_ROOT / file
     if path.suffix != ".py":
-        return artifacts.checksum(path)[:16], set()
+        return artifacts.checksum(path)[:16], set(), {}
     tree = ast.parse(path.read_text("utf-8"))
     found = _imported_files(tree)
     for node in tree.body:
@@ -304,7 +288,8 @@ def _examined(file: str) -> tuple[str, set[str]]:
     for node in ast.walk(tree):
         if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False):
             node.body[0] = ast.Pass()
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16], found
+    functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16], found, functions
 
 
 def stage_key(
