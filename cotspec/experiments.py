@@ -190,13 +190,15 @@ class Grid:
     def plan(
         self, cells: Sequence[Cell], measurements: Sequence[Measurement]
     ) -> pd.DataFrame:
-        """Return the cells and what is left to do for each, without doing it.
+        """Count what is left to do for the cells, without doing it.
 
         Returns
         -------
         DataFrame
-            Columns `CELL_COLUMNS` and ``state``: ``to train``, ``to decode`` (trained,
-            but not all predictions are there) or ``finished``.
+            A row for each kind of cell, whatever its seed, and ``state``: ``to train``,
+            ``to decode`` (trained, but not all predictions are there) or ``finished``.
+            Columns: ``model``, those of `CELL_COLUMNS` in which cells differ,
+            ``state`` and ``trainings``, how many.
         """
         rows = []
         for cell, jobs in self._jobs(cells, measurements).items():
@@ -204,7 +206,9 @@ class Grid:
             if not jobs[0].is_done():
                 state = "to train"
             rows.append(self._described(cell) | {"state": state})
-        return pd.DataFrame(rows, columns=[*CELL_COLUMNS, "state"])
+        plan = pd.DataFrame(rows).drop(columns="seed")
+        kinds = [n for n in plan if n in ("model", "state") or plan[n].nunique() > 1]
+        return plan.groupby(kinds, sort=False).size().reset_index(name="trainings")
 
     def run(
         self, cells: Sequence[Cell], measurements: Sequence[Measurement]
@@ -483,6 +487,32 @@ class Grid:
                 is_causal=models.is_causal(cell.student),
             )
         return self._encoded[key].of_formats(cell.data_formats)
+
+
+def open_grid(
+    stage: stages.Stage, other_alignments: Mapping[str, Dataset] | None = None
+) -> Grid:
+    """Return the grid of a notebook's stage, on the store that the series shares.
+
+    Parameters
+    ----------
+    stage : Stage
+    other_alignments : mapping of str to Dataset, optional
+        Targets beside those of the profile's method, as in `Grid`.
+    """
+    profile = stage.profile
+    aligned = {profile.alignment.method: stage.read("aligned")}
+    return Grid(
+        stage.store("experiments"),
+        profile.formats,
+        profile.training,
+        profile.evaluation,
+        profile.experiments,
+        examples=stage.read("examples"),
+        aligned=aligned | dict(other_alignments or {}),
+        problems=stage.read("problems"),
+        demonstrations=stage.read("demonstrations"),
+    )
 
 
 # --- processes ------------------------------------------------------------------------
