@@ -47,7 +47,9 @@ RESULTS = pd.DataFrame(
 )
 GROUPS = {"in-distribution": ["gsm8k"], "generic": ["bbh/navigate", "bbh/snarks"]}
 METRICS = pd.DataFrame({"step": [1, 2, 3], "loss": [3.0, 2.0, 1.5]})
-METRICS = METRICS.assign(series="sample_matching", learning_rate=[1e-4, 5e-4, 2e-4])
+RATES = [1e-4, 5e-4, 2e-4]
+METRICS = METRICS.assign(series="sample_matching", learning_rate=RATES)
+METRICS.insert(1, "epoch", METRICS["step"] / 10)
 PARTS = figures.example_parts(
     [
         {
@@ -122,6 +124,15 @@ SHAPES = pd.DataFrame(
     [("bucket", 0.2, 0.5), ("bucket", 0.6, 0.0), ("bucket", 0.9, 0.3)],
     columns=["loss", "probability", "nats"],
 )
+STEPS = pd.DataFrame(
+    [
+        (0, "00", "problems", "questions"),
+        (1, "03", "texts", "pairs"),
+        (1, "04", "targets", ""),
+        (2, "05", "student", "checkpoints"),
+    ],
+    columns=["level", "notebook", "step", "leaves"],
+)
 ALTERNATIVES = figures.top_alternatives(TRACE)
 
 # By what is drawn: the function, what it draws, its options.
@@ -132,6 +143,7 @@ CHARTS = {
     "formats": (figures.four_formats, PARTS, {}),
     "funnel": (figures.funnel, STAGES, {}),
     "rule shares": (figures.rule_shares, SHARES, {}),
+    "pipeline": (figures.pipeline_map, STEPS, {}),
     "losses": (figures.loss_curves, METRICS, {}),
     "lengths": (figures.length_histogram, LENGTHS, {"limit": 30}),
     "accuracy": (figures.accuracy_bars, RESULTS, {"groups": GROUPS}),
@@ -443,6 +455,32 @@ def test_a_loss_has_a_panel_with_a_bar_per_token():
     for axes in panels:
         assert sorted(bar.get_height() for bar in axes.patches) == [-1, 0.4]
         assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b"]
+
+
+def test_the_map_joins_every_box_to_the_next_level():
+    axes = figures.pipeline_map(STEPS).axes[0]
+    arrows = [t for t in axes.texts if getattr(t, "arrow_patch", None)]
+    assert len(arrows) == 4  # one box to two, two to one
+    boxes = [(p.get_y(), p.get_y() + p.get_height()) for p in axes.patches]
+    for arrow in arrows:
+        start, end = arrow.xyann[1], arrow.xy[1]
+        assert any(start == pytest.approx(bottom) for _, bottom in boxes)
+        assert any(end == pytest.approx(top) for top, _ in boxes)
+    assert "checkpoints" not in texts(axes)  # nothing below takes it
+
+
+def test_updates_are_also_told_in_epochs():
+    left = figures.loss_curves(METRICS).axes[0]
+    [above] = left.child_axes
+    assert above.get_xlabel() == "epoch"
+    assert above._functions[0](30) == pytest.approx(3)
+
+
+def test_a_limit_far_beyond_the_lengths_does_not_stretch_the_axis():
+    near = figures.length_histogram(LENGTHS, limit=30).axes[0]
+    far = figures.length_histogram(LENGTHS, limit=3000).axes[0]
+    assert far.get_xlim()[1] < 60 and "cut at 3,000 →" in texts(far)
+    assert "cut at 30" in texts(near.figure)
 
 
 def test_a_curve_is_marked_at_its_lowest_point():

@@ -27,6 +27,7 @@ MATH = (
     r"$$1 - \binom{n-c}{k} / \binom{n}{k}$$"
     "\n\n"
     r"Price: `$x$`, $5 and $6. [Next](01_second.ipynb#top)"
+    "\n\nMade by [`x.py`](../cotspec/x.py).\n"
     "\n\n"
     "| loss | formula |\n|---|---|\n| KL | $|p_i - q_i| + \\frac{1}{2}$ |\n"
     "\n<details><summary>Solution</summary>\n\nIt *folds*.\n\n</details>\n"
@@ -161,6 +162,7 @@ def test_the_folder_stands_alone_and_every_link_in_it_leads_somewhere(run, tmp_p
 
 
 def test_index_shows_question_time_and_state_and_pages_lead_on_and_back(run):
+    assert "Made by <code>x.py</code>." in read(run, "00_first")
     index = read(run, "index")
     assert "Is x seen?" in index and "1 min to read" in index
     assert index.count("not finished") == 3

@@ -116,6 +116,14 @@ def test_notebook_follows_the_form_of_the_series(path):
     assert "stage.finish()" in "".join(c.source for c in code)
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_link_of_a_notebook_into_the_repository_leads_somewhere(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "markdown":
+            for target in re.findall(r"\]\((?!https?:)([^)#]+)", cell.source):
+                assert (path.parent / target).exists(), target
+
+
 @pytest.mark.parametrize(
     ("task", "mode"),
     [

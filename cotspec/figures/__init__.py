@@ -9,6 +9,7 @@ from cotspec.figures.pipeline import (
     funnel,
     length_histogram,
     loss_curves,
+    pipeline_map,
     rule_shares,
     temperature_study,
 )

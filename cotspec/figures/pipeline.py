@@ -19,6 +19,51 @@ from cotspec.figures import style
 from cotspec.figures.style import Chart, Style
 
 
+_BOX, _ARROW, _EDGE = 0.3, 0.34, 0.05  # inches
+_HEAD = {"arrowstyle": "-|>", "color": style.BLACK, "shrinkA": 0, "shrinkB": 0}
+
+
+@style.draws("level notebook step leaves")
+def pipeline_map(steps: pd.DataFrame) -> Chart:
+    """Draw the steps of the series from top to bottom, one column wide.
+
+    Parameters
+    ----------
+    steps : DataFrame
+        ``level`` (boxes of one level stand side by side), ``notebook`` (its number),
+        ``step`` (what it does), ``leaves`` (what it hands to the next level).
+    """
+    levels = [list(level.itertuples()) for _, level in steps.groupby("level")]
+    width, high = style.COLUMN_WIDTH, len(levels) * (_BOX + _ARROW) - _ARROW
+    chart, axes = style.canvas(high + 2 * _EDGE, width)
+    columns = [(width - _EDGE) / len(level) for level in levels]
+    for depth, level in enumerate(levels):
+        top = _EDGE + depth * (_BOX + _ARROW)
+        room = columns[depth]
+        for index, step in enumerate(level):
+            left = _EDGE + index * room
+            look = {"fc": style.SKY_BLUE, "ec": style.BLACK, "lw": 0.6, "alpha": 0.35}
+            style.box(axes, left, top, room - _EDGE, _BOX, **look)
+            number = {"weight": "bold", "fontsize": 8.5}
+            style.write(axes, left + 0.06, top + _BOX / 2, step.notebook, **number)
+            after = left + 0.12 + 1.1 * style.text_width(step.notebook, 8.5)
+            style.write(axes, after, top + _BOX / 2, step.step, fontsize=8)
+            if depth + 1 < len(levels):
+                below = max(len(level), len(levels[depth + 1]))
+                for x in _arrows(left, room, below // len(level)):
+                    ends = {"xytext": (x, top + _BOX), "xy": (x, top + _BOX + _ARROW)}
+                    axes.annotate("", **ends, arrowprops=_HEAD)
+                text = {"fontsize": 7.5, "style": "italic", "color": style.GREY}
+                x, y = left + 0.45, top + _BOX + _ARROW / 2
+                style.write(axes, x, y, step.leaves, **text)
+    return chart
+
+
+def _arrows(left: float, room: float, number: int) -> list[float]:
+    """Where a box's arrows start: one at its left, or one above each box below it."""
+    return [left + 0.3 + index * (room - 0.6) for index in range(number)]
+
+
 @style.draws("stage count reason")
 def funnel(stages: pd.DataFrame) -> Chart:
     """Draw what filtering leaves: one bar a stage, with counts, shares and losses.
@@ -120,7 +165,7 @@ def _stack(axes: Axes, wide: pd.DataFrame, styles: Mapping, **edge: object) -> N
     axes.xaxis.set_major_formatter("{x:.0%}")
 
 
-@style.draws("series step loss learning_rate")
+@style.draws("series step epoch loss learning_rate")
 def loss_curves(metrics: pd.DataFrame) -> Chart:
     """Draw the training loss and the learning rate against the update.
 
@@ -128,7 +173,7 @@ def loss_curves(metrics: pd.DataFrame) -> Chart:
     ----------
     metrics : DataFrame
         ``series`` (a key of `LOSS_STYLES`), ``step`` (updates), ``loss`` (nats per
-        token), ``learning_rate``.
+        token), ``learning_rate``, ``epoch`` (told by an axis above).
     """
     chart, (left, right) = style.new_chart(2.3, ncols=2, width_ratios=(2, 1))
     for name, series in metrics.groupby("series", sort=False):
@@ -143,6 +188,10 @@ def loss_curves(metrics: pd.DataFrame) -> Chart:
         axes.set_xlabel("update")
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    passes = (metrics["epoch"].diff() / metrics["step"].diff()).mean()  # an update
+    if passes > 0:
+        scale = (lambda step: step * passes, lambda epoch: epoch / passes)
+        left.secondary_xaxis("top", functions=scale).set_xlabel("epoch")
     left.legend()
     return chart
 
@@ -167,7 +216,7 @@ def length_histogram(lengths: pd.DataFrame, *, limit: int) -> Chart:
     lengths : DataFrame
         ``kind`` (what is counted: a data format, "right" and "wrong"), ``length``.
     limit : int
-        A dashed line: where texts are cut.
+        Where texts are cut: a dashed line, or a note if it lies far beyond them all.
     """
     kinds = lengths.groupby("kind", sort=False)["length"]
     bins = np.histogram_bin_edges(lengths["length"], bins=30)
@@ -180,7 +229,11 @@ def length_histogram(lengths: pd.DataFrame, *, limit: int) -> Chart:
         outline |= {"fill": index == 0, "alpha": 1.0 if index else 0.35}
         outline["label"] = f"{look.label or kind} {numbers}"
         seaborn.histplot(x=picked, bins=bins, element="step", ax=axes, **outline)
-    axes.axvline(limit, color=style.BLACK, ls="--", lw=1, label=f"cut at {limit:,}")
+    if limit <= 1.3 * lengths["length"].max():
+        axes.axvline(limit, color=style.BLACK, ls="--", lw=1, label=f"cut at {limit:,}")
+    else:
+        beyond = {"ha": "right", "va": "top", "transform": axes.transAxes}
+        axes.text(0.995, 0.97, f"cut at {limit:,} →", fontsize=7, **beyond)
     axes.set(xlabel="length (tokens)", ylabel="count", xlim=(0, None))
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     chart.legend(loc="outside upper center", ncols=3 if len(kinds) < 3 else 2)

@@ -237,11 +237,11 @@ def text_width(text: str, fontsize: float) -> float:
     return len(text) * MONO_ADVANCE * fontsize / POINTS_PER_INCH
 
 
-def canvas(height: float) -> tuple[Chart, Axes]:
+def canvas(height: float, width: float = FULL_WIDTH) -> tuple[Chart, Axes]:
     """Return a chart and axes that cover it, counting inches from the top left."""
-    chart = Chart(figsize=(FULL_WIDTH, height))
+    chart = Chart(figsize=(width, height))
     axes = chart.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, FULL_WIDTH), ylim=(height, 0))
+    axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
     return chart, axes
 
