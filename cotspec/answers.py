@@ -44,7 +44,7 @@ _ANSWER_IS = re.compile(
 _SPACES = "\u00a0\u2006\u2007\u2008\u2009\u200a\u202f"
 _GROUPED = re.compile(rf"(?<![\d.,])\d{{1,3}}(?:[{_SPACES}'’_]\d{{3}})+(?![\d])")
 _DASHES = re.compile("[\u2010-\u2015\u2212]")
-_CURRENCY = "$€£¥₹¢"
+_CURRENCY = "$¢-¥\u20a0-\u20cf"
 
 
 @dataclass(frozen=True)
@@ -168,24 +168,52 @@ def stated_number(statement: str) -> tuple[Fraction | None, bool]:
     number, end = next(_numbers(statement), (None, 0))
     if number is None:
         return None, False
-    goes_on = _GOES_ON.match(statement, end)
-    return number, bool(goes_on or _DENIED.match(statement))
+    before = statement[: _NUMBER.search(statement).start()]
+    return number, bool(_GOES_ON.match(statement, end) or _DENIED.search(before))
 
 
+# What stands before a number and leaves it open: "not 18", "at least 18", "half of 18".
 _DENIED = re.compile(
-    r"[^\w<>-]*(?:[<>] ?-?\d|(?:not|neither|either|between"
-    r"|(?:more|less|fewer|greater|larger|higher|smaller|lower) than)\b)",
-    re.IGNORECASE,
+    r"""
+      \b(?:not|never|no[ ]longer|neither|either|between|cannot|unknown|impossible
+        |wrong)\b | n['’]t\b
+    | \b(?:(?:more|less|fewer|greater|larger|higher|smaller|lower)[ ]than|at[ ]least
+        |at[ ]most|up[ ]to|under|over|above|below|half|double|twice|triple|root|log)
+        (?:[ ]of)?[ ]\Z
+    | (?:sqrt\W*|(?<!<)[<>≠≤≥√]|\\(?:[lg]eq?|neq?)|~~|-[ ]?[(\[{])[ ]?\Z
+    """,
+    re.VERBOSE | re.IGNORECASE,
+)
+_WORDS = (  # numbers in words
+    "(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half"
+    r"|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh"
+    r"|nine)ty)\b"
+)
+_UNITS = (
+    "(?:hours?|hrs?|h|minutes?|mins?|days?|weeks?|months?|years?|feet|foot|ft|yards?"
+    "|miles?|km|m|meters?|metres?|pounds?|lbs?|kg|kilograms?|gallons?|dollars?|r"
+    "|remainder)"
 )
 # What follows a number and makes it a part of something else.
 _GOES_ON = re.compile(
-    r"""
-      (?:[ ][a-z]+)?[ ](?:or|to)[ ](?:[a-z]+[ ])?-?\d         # 18 or 19; 5 eggs to 7
-    | (?:[ ][a-z]+)?[ ]?[-+*/×÷x][ ]?\d | [ ]\d             # 5 + 3; 5-7; 29 18
-    | (?:[ ][a-z]+)?[ ](?:plus|times|(?:divided|multiplied)[ ]by)[ ]-?\d
-    | (?:[ ][a-z]+)?[ ]and[ ](?:a[ ](?:half|third|quarter|fourth)\b|-?\d)
-    | [ ](?:hours?|feet|foot|pounds?|r|remainder)[ ]\d       # 5 feet 3 inches
-    | ,\d | \^\d | e[-+]?\d | :(?!00\b)\d                  # 1,8; 2^3; 3:2, not 5:00
+    rf"""
+      (?:[ ][a-z]+)?[ ](?:or|to|until|through|vs\.?|versus)[ ](?:[a-z]+[ ])?-?\d
+    | (?:[ ][a-z]+)?[ ](?:or|to|and)[ ]                            # 18 or 19; 5 to 7
+        (?:-?\d|{_WORDS}|a[ ](?:half|third|quarter|fourth)\b)
+    | (?:[ ][a-z]+)?[ ]?(?:[-+*/×÷x·⋅∗∕±~&]|\*\*)[ ]?\d | [ ]\d   # 5 + 3; 5-7; 29 18
+    | (?:[ ][a-z]+)?[ ](?:plus|minus|times|mod|choose|less|(?:less|more|fewer)[ ]than
+        |(?:divided|multiplied)[ ]by)[ ]-?\d
+    | (?:[ ][a-z]+)?,[ ]or[ ](?:[a-z]+[ ])?-?[\d.]+\s*\Z         # 18, or 19.
+    | (?:%|[ ]percent)[ ](?:of|off)[ ]\d                         # 20% of 50
+    | [ ]?{_UNITS},?[ ]\d | [a-z'’′]-?\d                         # 5 feet 3 inches; 3h30
+    | [ ]?[,;、]+[ ]?[.-]?\d | [ ]?\.+\d | \.?\(\d | e[-+]?\d    # 1, 8; 1.5.2; 0.(3)
+    | \^\W?\d | [ ](?:over[ ]\d|squared\b|cubed\b)               # 2^3; 1 over 2
+    | :(?!00\b)\d | [ ]:[ ]\d                                    # 3:2, not 5:00
+    | (?-i:[xynikKMB]\b) | [ ]?(?:pi\b|[π百千万萬億亿])
+    | [ ](?:halves|thirds|fourths|fifths|sixths|sevenths|eighths|ninths|tenths)\b
+    | (?:,|[ ]and)[ ][a-z][ ]?=                                  # x = 5, y = 7
+    | ~~ | [ ]is[ ](?:not|wrong|incorrect)\b                     # taken back
+    | \?[ ]*no\b | [,.]?[ ](?:no|wait)(?:,|[ ]wait)
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -199,7 +227,7 @@ def _is_expression(text: str) -> bool:
     return has_sign and not any(token.casefold() in _BREAKS for token in tokens)
 
 
-_SIGNS = frozenset("+-*/×÷")
+_SIGNS = frozenset("+-*/×÷x")
 _BREAKS = frozenset(", . ; : because since as that which so and or if".split())
 
 
@@ -216,14 +244,16 @@ def cut_at_next_question(completion: str) -> str:
 
 
 def _normalise_number_text(text: str) -> str:
-    """NFKC, one minus sign, plain digits, no currency, markdown or exponents."""
+    """NFKC, one minus sign, plain digits, no currency, markup or exponents."""
     text = text if text.isascii() else _fold_unicode_numbers(text)
+    text = _without_latex(text) if "\\" in text or "{,}" in text else text
     text = _GROUPED.sub(lambda match: re.sub(r"\D", "", match[0]), text)
-    text = re.sub(rf"-[{_CURRENCY}*]+(?=[\d.])", "-", text)
+    text = re.sub(rf"-[ ]?(?:[A-Z]{{2,3}})?[{_CURRENCY}*_`]+(?=[\d.])", "-", text)
+    text = re.sub(r"-[({\[](?=[\d.]+[)}\]])", "-", text)
     text = re.sub(rf"[{_CURRENCY}]|\*\*", " ", text)
     text = re.sub(r"-\((\d+/\d+)\)", r"-\1", text)
     # "is - 3" is a sign apart from its digits; after a number it would subtract.
-    text = re.sub(r"(\bis:?|[=(])([ \t]*)-[ \t]+(?=\.?\d)", r"\1\2-", text)
+    text = re.sub(r"(\bis:?|[=(#])([ \t]*)-[ \t]+(?=\.?\d)", r"\1\2-", text)
     text = re.sub(
         r"\b(?:negative|minus)[ \t]+(?=\.?\d)", "-", text, flags=re.IGNORECASE
     )
@@ -238,7 +268,17 @@ def _fold_unicode_numbers(text: str) -> str:
     text = re.sub(r"(?<=\d)(?=[²³])", "^", text)  # a power; after "cm", a unit
     text = re.sub(r"(?<!\^)[²³¹⁰⁴-⁹]", "", text)
     text = unicodedata.normalize("NFKC", _DASHES.sub("-", text))
-    return text.replace("\u2044", "/")
+    text = "".join(str(int(c)) if c.isdecimal() else c for c in text)
+    return text.translate({0x2044: "/", 0x66B: ".", 0x66C: ","})
+
+
+def _without_latex(text: str) -> str:
+    r"""Write ``\frac{3}{4}`` as 3/4, ``\times`` as ×, ``\boxed{5}`` as 5."""
+    text = re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
+    text = re.sub(r"\\(?:times|cdot)\b", "×", text)
+    text = re.sub(r"\\(?:boxed|text|textbf|mathbf)\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"(?<=\d)(?:\\[, ]|\{,\}|,\\!)(?=\d{3})", ",", text)
+    return re.sub(r"\\(?=[$%-])", "", text)
 
 
 def _without_unseen(text: str) -> str:
@@ -349,7 +389,8 @@ def _list_lines(lines: list[str]) -> list[str]:
 def _plain(text: str) -> str:
     """NFKC, one minus sign, nothing unseen, no emphasis or label, single spaces."""
     text = unicodedata.normalize("NFKC", _without_unseen(text))
-    text = re.sub(r"\s+", " ", text.replace("\u2212", "-").replace("**", "")).strip()
+    text = re.sub(r"\\(?:boxed|text)\{([^{}]*)\}", r"\1", text.replace("\u2212", "-"))
+    text = re.sub(r"\s+", " ", text.replace("**", "")).strip()
     return re.sub(r"^(?:(?:the|final) )*answer:\s*", "", text, flags=re.IGNORECASE)
 
 
@@ -363,6 +404,11 @@ _MARKS = " \"'`*_[{“”‘’\\"
 # What names an option: "(B)", or a bare letter that is no word ("A dog", "I").
 _OPTION = re.compile(r"\(([A-Za-z])\)|\b([A-Z])(?=[.):,;\"'`’”*_\]}]|$| or\b| and\b)")
 
+_TAKEN_BACK = re.compile(
+    r"[^\w(]*(?:or\b|as (?:well|much) as\b|cannot\b"
+    r"|is (?:wrong|incorrect|false|not (?:right|correct))\b)"
+)
+
 
 def _letter(line: str) -> str | None:
     """``(B)``, ``B.``, "option (B)"; two letters in one clause are no answer."""
@@ -374,17 +420,19 @@ def _letter(line: str) -> str | None:
     )
     line = line.lstrip(_MARKS)
     match = _OPTION.match(line)
-    if match is None:
+    if match is None or _TAKEN_BACK.match(line, match.end()):
         return None
     # A reason may name the others; what is joined to the first by a comma is a list.
     clause = re.split(
-        r"\.\s|;|,?\s(?:because|since|as|not|rather|instead)\b", line, maxsplit=1
+        r"\.\s|;(?! \()|,?\s(?:because|since|as|not|rather|instead)\b", line, maxsplit=1
     )[0]
     named = {(a or b).upper() for a, b in _OPTION.findall(clause)}
     letter = (match[1] or match[2]).upper()
     return f"({letter})" if named == {letter} else None
 
 
+# What makes another thing of the word before it: "no idea", "valid is wrong".
+_TURNS = set("idea way one answer problem doubt no not xor wrong incorrect".split())
 _LEAD_IN = set("that the this argument answer statement it is deductively".split())
 
 
@@ -393,18 +441,20 @@ def _choice(*allowed: str) -> Parser:
     words = {word.casefold(): word for word in allowed}
 
     def parse(line: str) -> str | None:
-        clause = re.split(r"[.,;:!?]", line.strip(_MARKS + "("), maxsplit=1)[0]
+        clause = re.split(r"[.,;:!]", line.strip(_MARKS + "("), maxsplit=1)[0]
         found = re.findall(r"[a-z]+", clause.casefold())
         said = [word for word in found if word in words]
         lead = found[: found.index(said[0])] if said else []
+        follow = set(found[len(lead) + 1 :][:2]) if said else set()
         is_one = len(set(said)) == 1 and set(lead) <= _LEAD_IN
-        return words[said[0]] if is_one else None
+        is_open = follow & _TURNS or re.search(r"[~¬]", clause)
+        return words[said[0]] if is_one and not is_open else None
 
     return parse
 
 
 def _integer(line: str) -> str | None:
-    number, is_open = stated_number(_normalise_number_text(line))
+    number, is_open = stated_number(_normalise_number_text(f"is {line}"))
     if is_open:
         return None
     return str(number) if number is not None and number.denominator == 1 else None

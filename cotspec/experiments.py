@@ -38,6 +38,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -189,13 +190,15 @@ class Grid:
     def plan(
         self, cells: Sequence[Cell], measurements: Sequence[Measurement]
     ) -> pd.DataFrame:
-        """Return the cells and what is left to do for each, without doing it.
+        """Count what is left to do for the cells, without doing it.
 
         Returns
         -------
         DataFrame
-            Columns `CELL_COLUMNS` and ``state``: ``to train``, ``to decode`` (trained,
-            but not all predictions are there) or ``finished``.
+            A row for each kind of cell, whatever its seed, and ``state``: ``to train``,
+            ``to decode`` (trained, but not all predictions are there) or ``finished``.
+            Columns: ``model``, those of `CELL_COLUMNS` in which cells differ,
+            ``state`` and ``trainings``, how many.
         """
         rows = []
         for cell, jobs in self._jobs(cells, measurements).items():
@@ -203,7 +206,9 @@ class Grid:
             if not jobs[0].is_done():
                 state = "to train"
             rows.append(self._described(cell) | {"state": state})
-        return pd.DataFrame(rows, columns=[*CELL_COLUMNS, "state"])
+        plan = pd.DataFrame(rows).drop(columns="seed")
+        kinds = [n for n in plan if n in ("model", "state") or plan[n].nunique() > 1]
+        return plan.groupby(kinds, sort=False).size().reset_index(name="trainings")
 
     def run(
         self, cells: Sequence[Cell], measurements: Sequence[Measurement]
@@ -484,13 +489,40 @@ class Grid:
         return self._encoded[key].of_formats(cell.data_formats)
 
 
+def open_grid(
+    stage: stages.Stage, other_alignments: Mapping[str, Dataset] | None = None
+) -> Grid:
+    """Return the grid of a notebook's stage, on the store that the series shares.
+
+    Parameters
+    ----------
+    stage : Stage
+    other_alignments : mapping of str to Dataset, optional
+        Targets beside those of the profile's method, as in `Grid`.
+    """
+    profile = stage.profile
+    aligned = {profile.alignment.method: stage.read("aligned")}
+    return Grid(
+        stage.store("experiments"),
+        profile.formats,
+        profile.training,
+        profile.evaluation,
+        profile.experiments,
+        examples=stage.read("examples"),
+        aligned=aligned | dict(other_alignments or {}),
+        problems=stage.read("problems"),
+        demonstrations=stage.read("demonstrations"),
+    )
+
+
 # --- processes ------------------------------------------------------------------------
 
 
 def do(jobs: Sequence[Job], grid: Grid) -> dict[str, str]:
     """Do all jobs; return the tracebacks of those that failed, by name."""
     failed: dict[str, str] = {}
-    num_workers = max(grid.experiments.num_workers, len(models.cards()))
+    asked = grid.experiments.num_workers or workers_that_fit()
+    num_workers = max(asked, len(models.cards()))
     if num_workers > 1 and len(jobs) > 1:
         done = side_by_side(jobs, num_workers, grid)
     else:
@@ -502,6 +534,16 @@ def do(jobs: Sequence[Job], grid: Grid) -> dict[str, str]:
                 failed[str(job)] = error
                 bar.write(f"failed: {job}: {error.strip().splitlines()[-1]}")
     return failed
+
+
+def workers_that_fit() -> int:
+    """Return how many processes of tiny students this machine has room for, 2 to 8.
+
+    Never one, which would compute with other threads and so round otherwise.
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 2
+    return max(2, min(cores, psutil.virtual_memory().available // 2**30, 8))
 
 
 def side_by_side(

@@ -14,10 +14,9 @@ from cotspec.profiles import (
     ALIGNMENT_METHODS,
     DATA_FORMATS,
     LOSSES,
-    AlignmentConfig,
     ExperimentsConfig,
-    FormatsConfig,
     LossConfig,
+    Profile,
     StudentConfig,
 )
 
@@ -136,24 +135,17 @@ def _check(field: str, values: Iterable[str], allowed: Sequence[str]) -> None:
         raise ValueError(f"{field}: {wrong or 'empty'}. Allowed: {', '.join(allowed)}")
 
 
-def base_cells(
-    student: StudentConfig,
-    experiments: ExperimentsConfig,
-    *,
-    formats: FormatsConfig,
-    loss: LossConfig,
-    alignment: AlignmentConfig,
-) -> list[Cell]:
+def base_cells(profile: Profile, seeds: Iterable[int]) -> list[Cell]:
     """Return the profile's own student, one cell per seed; it is in all four grids."""
     return [
         Cell(
-            **dataclasses.asdict(student),
+            **dataclasses.asdict(profile.student),
             seed=seed,
-            data_formats=formats.data_formats,
-            loss=loss,
-            alignment=alignment.method,
+            data_formats=profile.formats.data_formats,
+            loss=profile.loss,
+            alignment=profile.alignment.method,
         )
-        for seed in experiments.seeds
+        for seed in seeds
     ]
 
 

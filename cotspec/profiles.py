@@ -246,7 +246,8 @@ class ExperimentsConfig:
     # The same sizes before instruction tuning, same order. A name that stands in
     # `students` too is the same model with start "raw"; empty: no raw starts.
     raw_students: tuple[StudentName, ...] = ()
-    num_workers: PositiveInt = 1  # at the same time; one thread each if several
+    # Processes, one thread each if several. None: one a core and GiB free, 2 to 8.
+    num_workers: PositiveInt | None = 1
 
 
 @dataclass(**_CHECKED)
@@ -300,7 +301,7 @@ _MICRO = Profile(
     training=TrainingConfig(
         optimizer="adafactor",
         learning_rate=1.5e-2,
-        max_steps=720,
+        max_steps=480,
         batch_tokens=2048,
         num_checkpoints=6,
         precision="float32",
@@ -316,7 +317,7 @@ _MICRO = Profile(
         seeds=(0, 1, 2, 3, 4),
         students=MICRO_STUDENTS,
         raw_students=MICRO_STUDENTS[:3],  # the paper's Table 2 has three sizes
-        num_workers=2,
+        num_workers=None,
     ),
 )
 _SMOKE = replace(

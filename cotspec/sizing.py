@@ -89,8 +89,7 @@ def trained_cells(notebook: Notebook, profile: profiles.Profile) -> list[Cell]:
 
     if "training" not in notebook.sections:
         return []
-    sections = {n: getattr(profile, n) for n in ("formats", "loss", "alignment")}
-    base = grids.base_cells(profile.student, profile.experiments, **sections)
+    base = grids.base_cells(profile, profile.experiments.seeds)
     grids = {
         "ability_grid": grids.ability_grid(base, profile.experiments),
         "format_grid": grids.format_grid(base),

@@ -3,8 +3,10 @@
 Enters: a notebook file, the profile, the seed and the artifacts of earlier stages.
 Leaves: artifacts with a success marker. What a stage depends on is read off its cells:
 ``stage.read("traces")`` and ``stage.write("examples", …)`` link the stages,
-``profile.training`` says which numbers it uses, its imports say which sources. There is
-no list to keep in step, and the same code runs under papermill and by hand.
+``profile.training`` says which numbers it uses, its imports say which sources. What a
+function of the package reads that a cell hands ``stage`` or ``profile`` counts as the
+cell's. There is no list to keep in step, and the same code runs under papermill and by
+hand.
 """
 
 from __future__ import annotations
@@ -117,7 +119,8 @@ def load_notebook(path: Path) -> Notebook:
     ]
     tree = ast.Module(body=statements, type_ignores=[])
     heads = [c.text for c in cells if c.cell_type == "markdown" and c.text[:2] == "# "]
-    reads, writes, sections = _uses(path.name, tree)
+    modules = _source_closure(_imported_files(tree))
+    reads, writes, sections = _uses(path.name, tree, modules)
     return Notebook(
         name=path.stem,
         path=path,
@@ -127,7 +130,7 @@ def load_notebook(path: Path) -> Notebook:
         reads=tuple(reads),
         writes=tuple(writes),
         sections=tuple(s for s in profiles.SECTIONS if s in sections),
-        modules=_source_closure(_imported_files(tree)),
+        modules=modules,
     )
 
 
@@ -184,10 +187,10 @@ def _literals(where: str, source: str) -> dict[str, object]:
     return values
 
 
-def _uses(name: str, tree: ast.Module) -> tuple[dict, dict, dict]:
+def _uses(name: str, tree: ast.Module, files: Iterable[str]) -> tuple[dict, dict, dict]:
     """Return artifacts read and written, and attributes of ``profile``, as keys."""
     reads, writes, attributes = {}, {}, {}
-    for node in ast.walk(tree):
+    for node in _reached(tree, files):
         match node:
             case ast.Call(ast.Attribute(ast.Name("stage"), "read" | "write" as method)):
                 match node.args:
@@ -200,6 +203,24 @@ def _uses(name: str, tree: ast.Module) -> tuple[dict, dict, dict]:
             case ast.Attribute(ast.Name("profile") | ast.Attribute(_, "profile"), used):
                 attributes[used] = None
     return reads, writes, attributes
+
+
+def _reached(tree: ast.Module, files: Iterable[str]) -> Iterator[ast.AST]:
+    """Yield the nodes of cells and of the package's functions that get their stage.
+
+    Such a function calls its parameter ``stage`` or ``profile``, as the cells do.
+    """
+    frontier: list[ast.AST] = [tree]
+    for part in frontier:  # which grows meanwhile
+        for node in ast.walk(part):
+            yield node
+            match node:
+                case ast.Call(ast.Name(name) | ast.Attribute(_, name), given, named):
+                    values = (*given, *(keyword.value for keyword in named))
+                    handed = {ast.unparse(value) for value in values}
+                    if handed & {"stage", "profile", "stage.profile"}:
+                        called = [_examined(file)[2].get(name) for file in files]
+                        frontier += [c for c in called if c and c not in frontier]
 
 
 def _imported_files(tree: ast.Module) -> set[str]:
@@ -248,14 +269,15 @@ def sources_digest(module: str) -> str:
 
 
 @functools.cache
-def _examined(file: str) -> tuple[str, set[str]]:
+def _examined(file: str) -> tuple[str, set[str], dict[str, ast.AST]]:
     """Hash what a source does: comments, docstrings and layout do not count.
 
-    The second value: the sources it imports, and the data it names in `DATA_FILES`.
+    The second value: the sources it imports, and the data it names in `DATA_FILES`; the
+    third: its functions.
     """
     path = _PACKAGE_ROOT / file
     if path.suffix != ".py":
-        return artifacts.checksum(path)[:16], set()
+        return artifacts.checksum(path)[:16], set(), {}
     tree = ast.parse(path.read_text("utf-8"))
     found = _imported_files(tree)
     for node in tree.body:
@@ -266,7 +288,8 @@ def _examined(file: str) -> tuple[str, set[str]]:
     for node in ast.walk(tree):
         if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False):
             node.body[0] = ast.Pass()
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16], found
+    functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16], found, functions
 
 
 def stage_key(

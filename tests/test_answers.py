@@ -197,7 +197,15 @@ OPEN = (
     "| 18 000. | 1,8. | 18e3. | 18:30. | 18 and 19. | 18 and a half. | :\n\n18 or 19 "
     "| 18 dollars and 50 cents. | 18 hours 30 minutes. | 18 feet 3 inches. "
     "| 18 remainder 2. | 18 R 2. | 18 plus 3. | 18 times 2. | 18 eggs divided by 3. "
-    "| 18^2. | 18\u00b2. | more than 18. | fewer than 18. | > 18. | <18."
+    "| 18^2. | 18\u00b2. | more than 18. | fewer than 18. | > 18. | <18. "
+    "| certainly not 18. | at most 18. | half of 18. | \u221a18. | \u226018. "
+    "| ~~18~~ 9. | 18, 19. | 18; 19. | 18 & 19. | 18~20. | 18, or maybe 19. "
+    "| 18 or nineteen. | 18.5.2. | 18.000.000. | 18, 000. | 18 \u00b1 2. | 18 \u22c5 2. "
+    "| $18 \\cdot 2$. | $18 \\times 2$. "
+    "| 18 kg 300 g. | 18 hours, 30 minutes. | 18h30. | 18'3\". | 18 and one half. "
+    "| 18 tenths. | 18 less than 20. | 18% of 50. | 18 mod 5. | 18 squared. | 18x + 3. "
+    "| 18\u03c0. | 18\u4e07. | x=18, y=7. | 18 is wrong. | 18? No. | 18, no wait, 20. "
+    "| -(-18)."
 )
 
 
@@ -207,6 +215,31 @@ def test_a_statement_that_leaves_its_number_open_is_no_answer(statement):
         text = f"{before}The answer is {statement}"
         assert answers.final_number(text) == (None, "none")
         assert not answers.score_math(text, "18").is_correct
+
+
+@pytest.mark.parametrize(
+    "mark", r"- \boxed{%s} | -\$%s | -`%s` | -US$%s | -₩%s".split(" | ")
+)
+def test_a_sign_before_a_mark_is_a_sign(mark):
+    assert answers.final_number(f"The answer is {mark % 18}.")[0] == -18
+
+
+TAKEN_BACK = {
+    "snarks": ("(A)", "(A) is wrong. | (A) or b. | (A), or rather (B). | (A); (B). "
+               "| (A) as well as (B). | (A) cannot be."),
+    "navigate": ("No", "No idea. | No way to tell. | no one knows | no problem: yes"),
+    "formal_fallacies": ("valid", "valid is wrong. | valid? no. | ~valid"),
+    "boolean_expressions": ("True", "True and not True | True xor True | \u00acTrue"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", TAKEN_BACK)
+def test_a_choice_that_is_taken_back_is_no_answer(task):
+    target, said = TAKEN_BACK[task]
+    for text in said.split(" | "):
+        text = f"So the answer is {text}"
+        score = answers.score_bbh(task, text, target, prompt_mode="chain_of_thought")
+        assert score.no_answer, text
 
 
 def test_a_denial_is_no_answer():
@@ -225,7 +258,15 @@ def test_a_sign_in_words_is_read(sign):
 
 @pytest.mark.parametrize(
     ("said", "number"),
-    [("12 - 3 = 9", "9"), ("not 9", None), ("9 or 10", None), ("9.5", None)],
+    [
+        ("12 - 3 = 9", "9"),
+        ("- 9", "-9"),
+        ("-(9)", "-9"),
+        ("at least 9", None),
+        ("not 9", None),
+        ("9 or 10", None),
+        ("9.5", None),
+    ],
 )
 def test_bbh_numbers_are_read_as_math_is(said, number):
     for task in ("multistep_arithmetic_two", "object_counting"):
@@ -245,7 +286,9 @@ CLOSED = (
     "18 eggs. | 18:00. | 18 (9 * 2). | 18, not 19. | 18, because 9 + 9 = 18. "
     "| 18 to the nearest dollar. | 9 + 9 = 18. | 18 - that is all. | -18 + 36 = 18. "
     "| 36/2. | 17 1/1. | 18 cm\u00b2. | 18 eggs and a hen. | 18 after 3 days. "
-    "| 18 times as many. | 18\n\nExample 2:\nThe answer is 4."
+    "| 18 times as many. | \\boxed{18}. | \\frac{36}{2}. | 2 \\times 9 = 18. "
+    "| \u0661\u0668. | 18 dollars to buy two. | 9 x 2 = $18. "
+    "| 18\n\nExample 2:\nThe answer is 4."
 )
 
 

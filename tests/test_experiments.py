@@ -8,6 +8,7 @@ import pickle
 import shutil
 import signal
 import time
+import types
 
 import numpy as np
 import pandas as pd
@@ -23,12 +24,10 @@ from cotspec.alignment import Rule
 from cotspec.experiments import Grid
 from cotspec.grids import Cell, Measurement
 from cotspec.profiles import (
-    AlignmentConfig,
     EvaluationConfig,
     ExperimentsConfig,
     FormatsConfig,
     LossConfig,
-    StudentConfig,
     TrainingConfig,
 )
 
@@ -132,7 +131,7 @@ def run(cells, store, settings=SETTINGS, measurements=MEASUREMENTS, **inputs):
 
 def states(cells, store, settings=SETTINGS, measurements=MEASUREMENTS, **inputs):
     plan = grid_of(store, settings, **inputs).plan(cells, measurements)
-    return plan["state"].tolist()
+    return plan["state"].repeat(plan["trainings"]).tolist()
 
 
 def changed(settings, section, **changes):
@@ -151,13 +150,7 @@ def contents(store):
 
 # --- Grids -----------------------------------------------------------------------
 
-BASE = grids.base_cells(
-    StudentConfig(model="base"),
-    ExperimentsConfig(seeds=(0, 1)),
-    formats=FormatsConfig(),
-    loss=LossConfig(),
-    alignment=AlignmentConfig(),
-)
+BASE = [Cell("base", "instruction_tuned", seed) for seed in (0, 1)]
 
 
 def test_the_base_cells_are_in_every_grid():
@@ -469,6 +462,17 @@ def test_self_consistency_keeps_its_samples(cells, copied):
 TWO_WORKERS = changed(SETTINGS, "experiments", num_workers=2)
 
 
+@pytest.mark.parametrize(
+    ("cores", "gib", "workers"),
+    ((1, 9, 2), (6, 9, 6), (64, 99, 8), (16, 3, 3), (4, 0, 2)),
+)
+def test_workers_fill_the_machine_but_not_its_memory(monkeypatch, cores, gib, workers):
+    free = types.SimpleNamespace(available=gib * 2**30)
+    monkeypatch.setattr(experiments.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert experiments.workers_that_fit() == workers
+
+
 def assert_same_bytes(store, whole):
     """All that a store holds is what the other holds, too."""
     found, whole = contents(store), contents(whole)
@@ -491,7 +495,8 @@ def test_a_failing_cell_is_named_and_the_others_are_finished(
     assert str(broken) in said and "cannot load" in said
     assert not any(str(cell) in said for cell in cells)
     plan = grid.plan([broken, *cells], MEASUREMENTS)
-    assert plan["state"].tolist() == ["to train", "finished", "finished"]
+    kinds = [(broken.model, "to train", 1), (model, "finished", 2)]
+    assert list(plan.itertuples(index=False, name=None)) == kinds
     hidden.rename(path)
     again = grid.run([broken, *cells], MEASUREMENTS)
     assert again.attrs == {"cells": 3, "trained": 1, "decoded": 3}

@@ -101,8 +101,7 @@ def test_the_disk_estimate_counts_every_training_of_the_grids_once():
     one = sizing.checkpoint_bytes(stages_of("smoke", "05", two))
     assert one == (2 + 2) * weights
     profile = profiles.resolve("smoke", {"experiments.seeds": (0,)})
-    sections = {n: getattr(profile, n) for n in ("formats", "loss", "alignment")}
-    base = grids.base_cells(profile.student, profile.experiments, **sections)
+    base = grids.base_cells(profile, profile.experiments.seeds)
     cells = {*grids.format_grid(base), *grids.loss_grid(base)}
     small = 4 * shipped.facts("small-instruction_tuned-0")["parameters"]
     # The newest checkpoint of a training that runs has the optimiser's state, too.

@@ -296,6 +296,36 @@ def test_what_changes_no_result_makes_nothing_stale(package, file, edited):
 LATER = {"05", "07", "08", "09", "10"}
 
 
+def test_what_a_function_reads_that_is_handed_the_stage_is_the_notebooks(package, root):
+    (package / "helpers.py").write_text(
+        "from cotspec.inner import rate_of\n"
+        "def opened(stage, more):\n"
+        "    stage.read('numbers')\n"
+        "    return stage.profile.formats, rate_of(profile=stage.profile), more\n"
+        "def apart(stage):\n"
+        "    return stage.read('letters'), stage.profile.teacher\n"
+    )
+    (package / "inner.py").write_text(
+        "def rate_of(profile):\n    return profile.training.learning_rate\n"
+    )
+    for cell in (
+        "from cotspec import helpers as h\nh.opened(stage, print)",
+        "from cotspec.helpers import opened\nx = [opened(more=print, stage=stage)]",
+    ):
+        notebook = stages.load_notebook(write_notebook(root, "01_x", cell))
+        assert notebook.reads == ("numbers",)
+        assert notebook.sections == ("formats", "training")
+
+
+def test_the_grids_settings_are_read_only_in_the_function_that_opens_it(package):
+    before = state()
+    edit(package / "experiments.py", "", "        profile.training,\n")
+    without = state()
+    changed = state(overrides={"training.learning_rate": 1e-3})
+    assert {"07", "10"} & stale(before, changed) == {"07", "10"}
+    assert not {"07", "10"} & stale(without, changed)
+
+
 @pytest.mark.parametrize(
     ("file", "reached", "not_reached"),
     [
