@@ -140,6 +140,8 @@ def load_series(root: Path) -> list[Notebook]:
         A notebook reads an artifact that no earlier notebook writes.
     """
     series = [load_notebook(p) for p in sorted((root / "notebooks").glob("*.ipynb"))]
+    if not series:
+        raise ValueError(f"COTSPEC_ROOT: no notebooks in {root / 'notebooks'}")
     written: set[str] = set()
     for notebook in series:
         missing = [name for name in notebook.reads if name not in written]
