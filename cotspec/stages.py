@@ -150,6 +150,10 @@ def load_series(root: Path) -> list[Notebook]:
                 f"{notebook.name} reads {missing[0]!r}, which no earlier notebook "
                 f"writes. Written so far: {', '.join(sorted(written))}"
             )
+        if twice := written.intersection(notebook.writes):
+            raise ValueError(
+                f"{notebook.name} writes {min(twice)!r}, as an earlier notebook does"
+            )
         written |= set(notebook.writes)
     return series
 
@@ -163,7 +167,7 @@ def _parse(where: str, source: str) -> list[ast.stmt]:
     plain = re.sub(r"(?m)^([ \t]*)[%!].*", r"\1pass", source)  # Jupyter's own lines
     try:
         return ast.parse(plain).body
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise ValueError(f"{where} does not parse: {error}") from error
 
 
