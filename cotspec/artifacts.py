@@ -134,7 +134,7 @@ def read_dataset(path: Path) -> Dataset:
     """Read a Parquet file written by `write_dataset` into memory."""
     try:
         table = pq.read_table(path)
-    except (pa.ArrowInvalid, FileNotFoundError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a readable Parquet file ({error})") from error
     return Dataset(InMemoryTable(table))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import re
 import typing
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
@@ -22,9 +23,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     TypeAdapter,
     ValidationError,
 )
@@ -52,7 +51,12 @@ DIVERGENCES = typing.get_args(Divergence)
 NUM_BASES = 5
 MICRO_STUDENTS = ("micro-small", "micro-base", "micro-large", "micro-xl")
 
-Several = Annotated[int, Field(ge=2)]  # an interval over one problem does not exist
+_MOST = 2**32 - 1  # what every library takes, as a count and as a seed
+PositiveInt = Annotated[int, Field(gt=0, le=_MOST)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=_MOST)]
+Several = Annotated[
+    int, Field(ge=2, le=_MOST)
+]  # an interval over one problem does not exist
 Share = Annotated[float, Field(ge=0, le=1)]
 # "auto": bfloat16 where the machine multiplies in it, see `models.in_precision`.
 Precision = Literal["auto", "bfloat16", "float32"]
@@ -67,11 +71,19 @@ def _known_student(name: str) -> str:
     return name
 
 
+def _once(values: tuple) -> tuple:
+    """Refuse a repeated value: it would count twice in means and intervals."""
+    if twice := [value for value in values if values.count(value) > 1]:
+        raise ValueError(f"names {twice[0]!r} twice")
+    return values
+
+
 def _plain_url(url: str) -> str:
     if "@" in url or "?" in url:
         raise ValueError("may hold a secret; a key belongs in OPENAI_API_KEY")
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    is_odd = re.search(r"[\s\0-\x20#]", url) or parts.port == 0  # or raises
+    if parts.scheme not in ("http", "https") or not parts.hostname or is_odd:
         raise ValueError("not an address. Allowed: http(s)://host/v1")
     return url
 
@@ -99,6 +111,7 @@ def _whole_bbh(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(n for name in names for n in (BBH_TASKS if name == "bbh" else [name]))
 
 
+_ONCE = AfterValidator(_once)
 StudentName = Annotated[str, Field(min_length=1), AfterValidator(_known_student)]
 
 
@@ -113,6 +126,9 @@ class DataConfig:
     num_validation: Several | None = None
     num_test_math: Several | None = None  # per math task
     num_test_generic: Several | None = None  # per generic task
+
+    def __post_init__(self):
+        _once((self.train_task, *self.out_of_distribution_tasks, *self.generic_tasks))
 
 
 @dataclass(**_CHECKED)
@@ -138,7 +154,7 @@ class TeacherConfig:
     samples_per_request: PositiveInt = 8
     max_total_tokens: PositiveInt | None = None  # budget: prompts and completions
     # Notebook 01's study: a few questions at each temperature.
-    study_temperatures: tuple[Temperature, ...] = (0.2, 0.5, 1.0, 1.5)
+    study_temperatures: Annotated[tuple[Temperature, ...], _ONCE] = (0.2, 0.5, 1.0, 1.5)
     study_questions: PositiveInt = 16
     study_samples: PositiveInt = 8
 
@@ -157,7 +173,9 @@ class FilterConfig:
 class FormatsConfig:
     """How kept solutions become training examples (paper: all four formats)."""
 
-    data_formats: Annotated[tuple[DataFormat, ...], Field(min_length=1)] = DATA_FORMATS
+    data_formats: Annotated[tuple[DataFormat, ...], Field(min_length=1), _ONCE] = (
+        DATA_FORMATS
+    )
     num_demonstrations: PositiveInt = 4
     max_input_tokens: PositiveInt = 512
 
@@ -220,12 +238,12 @@ class TrainingConfig:
 class EvaluationConfig:
     """Decoding of math and generic tasks. Paper: greedy. Fractions are 0 to 1."""
 
-    math_prompt_modes: Annotated[tuple[DataFormat, ...], Field(min_length=1)] = (
+    math_prompt_modes: Annotated[tuple[DataFormat, ...], Field(min_length=1), _ONCE] = (
         DATA_FORMATS
     )
-    generic_prompt_modes: Annotated[tuple[GenericMode, ...], Field(min_length=1)] = (
-        GENERIC_PROMPT_MODES
-    )
+    generic_prompt_modes: Annotated[
+        tuple[GenericMode, ...], Field(min_length=1), _ONCE
+    ] = GENERIC_PROMPT_MODES
     num_demonstrations: PositiveInt = 4  # math; generic tasks use their published three
     max_input_tokens: PositiveInt = 2048
     max_new_tokens: PositiveInt = 256
@@ -241,13 +259,20 @@ class EvaluationConfig:
 class ExperimentsConfig:
     """The grids of notebooks 07 to 10; training and losses as in the other sections."""
 
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0, 1, 2)
-    students: tuple[StudentName, ...] = ()  # names like student.model, smallest first
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), _ONCE] = (0, 1, 2)
+    students: Annotated[
+        tuple[StudentName, ...], _ONCE
+    ] = ()  # names like student.model, smallest first
     # The same sizes before instruction tuning, same order. A name that stands in
     # `students` too is the same model with start "raw"; empty: no raw starts.
+<<<<<<< HEAD
     raw_students: tuple[StudentName, ...] = ()
     # Processes, one thread each if several. None: one a core and GiB free, 2 to 8.
     num_workers: PositiveInt | None = 1
+=======
+    raw_students: Annotated[tuple[StudentName, ...], _ONCE] = ()
+    num_workers: PositiveInt = 1  # at the same time; one thread each if several
+>>>>>>> 73ca8af5b804c5e95d64af1108b54447eb90d61e
 
 
 @dataclass(**_CHECKED)
@@ -514,7 +539,7 @@ def _in_words(fault: dict) -> str:
     # An address may hold a password.
     shown = "" if field == "teacher.base_urls" else f" {fault['input']!r}:"
     allowed = str(fault.get("ctx", {}).get("expected", "")).replace("'", "")
-    allowed = allowed.replace(" or ", ", ").split(", ")
+    allowed = [word for word in allowed.replace(" or ", ", ").split(", ") if word]
     close = difflib.get_close_matches(str(fault["input"]), allowed, n=1)
     guess = f"; did you mean {close[0]!r}?" if close else ""
     return f"profile field {field!r}:{shown} {said}{guess}"

@@ -104,7 +104,7 @@ def _located(name: str, value: object, folder: Path) -> object:
 
 
 def _absolute(path: str, folder: Path) -> str:
-    return os.path.abspath(folder / Path(path).expanduser())
+    return os.path.abspath(folder / os.path.expanduser(path))
 
 
 def stale_because(
@@ -460,6 +460,8 @@ def choose(series: list[stages.Notebook], only: str, from_stage: str) -> frozens
     if only:
         wanted = {names[_position(names, part)] for part in only.split(",") if part}
         chosen = [name for name in chosen if name in wanted]
+    if not chosen:
+        raise ValueError(f"--only {only!r}, --from {from_stage!r}: no stage is in both")
     return frozenset(chosen)
 
 

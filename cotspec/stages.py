@@ -143,6 +143,8 @@ def load_series(root: Path) -> list[Notebook]:
         A notebook reads an artifact that no earlier notebook writes.
     """
     series = [load_notebook(p) for p in sorted((root / "notebooks").glob("*.ipynb"))]
+    if not series:
+        raise ValueError(f"COTSPEC_ROOT: no notebooks in {root / 'notebooks'}")
     written: set[str] = set()
     for notebook in series:
         missing = [name for name in notebook.reads if name not in written]
@@ -150,6 +152,10 @@ def load_series(root: Path) -> list[Notebook]:
             raise ValueError(
                 f"{notebook.name} reads {missing[0]!r}, which no earlier notebook "
                 f"writes. Written so far: {', '.join(sorted(written))}"
+            )
+        if twice := written.intersection(notebook.writes):
+            raise ValueError(
+                f"{notebook.name} writes {min(twice)!r}, as an earlier notebook does"
             )
         written |= set(notebook.writes)
     return series
@@ -164,7 +170,7 @@ def _parse(where: str, source: str) -> list[ast.stmt]:
     plain = re.sub(r"(?m)^([ \t]*)[%!].*", r"\1pass", source)  # Jupyter's own lines
     try:
         return ast.parse(plain).body
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise ValueError(f"{where} does not parse: {error}") from error
 
 

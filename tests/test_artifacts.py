@@ -88,9 +88,11 @@ def test_a_folders_checksum_depends_on_names_and_contents(tmp_path):
 
 def test_a_truncated_parquet_file_is_named(tmp_path):
     path = artifacts.write_dataset(tmp_path / "d.parquet", Dataset.from_dict(ROWS))
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="d.parquet: not a readable Parquet"):
-        artifacts.read_dataset(path)
+    whole = path.read_bytes()
+    for damaged in (whole[:-20], whole[:30] + b"\xff" * 20 + whole[50:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="d.parquet: not a readable Parquet"):
+            artifacts.read_dataset(path)
 
 
 def test_frames_are_written_with_stable_text(tmp_path):

@@ -183,3 +183,26 @@ def test_sections_are_frozen_dataclasses_that_copy_pickle_and_hash():
     assert dataclasses.asdict(changed)["tail"] == "paper" != profile.loss.tail
     with pytest.raises(ValueError, match="tail"):
         dataclasses.replace(profile.loss, tail="head")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("experiments.seeds", "0,0", "names 0 twice"),
+        ("experiments.seeds", [2**32], "less than or equal"),
+        (
+            "experiments.students",
+            "micro-small,micro-small",
+            "names 'micro-small' twice",
+        ),
+        ("teacher.study_temperatures", "1,1.0", "names 1.0 twice"),
+        ("data.generic_tasks", "bbh,bbh/snarks", "names 'bbh/snarks' twice"),
+        ("data.out_of_distribution_tasks", "micro/math", "names 'micro/math' twice"),
+        ("training.max_steps", 10**400, "less than or equal"),
+        ("teacher.base_urls", "http://h:port/v1", "Port"),
+        ("teacher.base_urls", "http://a b/v1", "not an address"),
+    ],
+)
+def test_what_would_count_twice_or_reach_no_one_is_refused(field, value, said):
+    with pytest.raises(ValueError, match=said):
+        profiles.resolve("micro", {field: value})

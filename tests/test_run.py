@@ -245,6 +245,9 @@ def test_only_and_from_choose_stages(series):
     loaded = stages.load_series(series)
     assert run.choose(loaded, "00,02_report", "") == {"00_overview", "02_report"}
     assert run.choose(loaded, "", "01") == {"01_double", "02_report"}
+    for only, start in ((",", ""), ("00", "01")):
+        with pytest.raises(ValueError, match="no stage"):
+            run.choose(loaded, only, start)
 
 
 def test_killed_while_running_it_resumes_to_the_same_bytes(series, capsys):

@@ -86,6 +86,17 @@ def test_reading_what_nobody_writes_is_an_error(root):
         stages.load_series(root)
 
 
+def test_an_artifact_has_one_writer(root):
+    write_notebook(root, "01_x", 'stage.write("numbers", {})')
+    with pytest.raises(ValueError, match="01_x writes 'numbers', as an earlier"):
+        stages.load_series(root)
+
+
+def test_a_folder_without_notebooks_is_no_series(tmp_path):
+    with pytest.raises(ValueError, match="COTSPEC_ROOT: no notebooks in"):
+        stages.load_series(tmp_path)
+
+
 def keys(root, overrides=None, **inputs):
     path = write_notebook(root, "01_x", "stage.profile.training", 'print("a")')
     profile = profiles.resolve("smoke", overrides)

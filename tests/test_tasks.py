@@ -364,3 +364,47 @@ def test_gsm8k_test_repeats_no_training_question_word_for_word(data_dir):
 def test_the_preflight_finds_nothing_missing_in_the_real_folder(data_dir, monkeypatch):
     monkeypatch.setenv("COTSPEC_DATA", str(data_dir))
     assert tasks.missing(tasks.REAL_TASKS) == []
+
+
+SVAMP = {"ID": "chal-1", "Body": "b", "Question": "q", "Answer": 5.0}
+MULTIARITH = {"sQuestion": "q", "lSolutions": [5.0]}
+
+
+@pytest.mark.parametrize(
+    ("file", "row", "said"),
+    [
+        ("svamp/SVAMP.json", SVAMP | {"Answer": {"a": 1}}, "Answer"),
+        ("svamp/SVAMP.json", SVAMP | {"Answer": True}, "Answer"),
+        ("svamp/SVAMP.json", SVAMP | {"Body": ["b"]}, "Body"),
+        ("svamp/SVAMP.json", SVAMP | {"ID": 5}, "ID"),
+        ("svamp/SVAMP.json", SVAMP | {"ID": "chal--1"}, "chal-1"),
+        ("multiarith/MultiArith.json", MULTIARITH | {"lSolutions": "51"}, "lSolutions"),
+        ("multiarith/MultiArith.json", MULTIARITH | {"lSolutions": []}, "lSolutions"),
+        ("multiarith/MultiArith.json", MULTIARITH | {"lSolutions": [5, 6]}, "gold"),
+        ("multiarith/MultiArith.json", MULTIARITH | {"sQuestion": ""}, "sQuestion"),
+    ],
+)
+def test_a_value_of_another_form_is_refused(tmp_path, monkeypatch, file, row, said):
+    name = file.split("/")[0]
+    monkeypatch.setitem(tasks.readers.NUM_PUBLISHED, name, 1)
+    path = tmp_path / file
+    path.parent.mkdir()
+    path.write_text(json.dumps([row]), "utf-8")
+    with pytest.raises(ValueError, match=said):
+        tasks.readers.problems(name, tmp_path)
+
+
+def test_a_problem_that_stands_twice_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(tasks.readers.NUM_PUBLISHED, "svamp", 2)
+    (tmp_path / "svamp").mkdir()
+    (tmp_path / "svamp/SVAMP.json").write_text(json.dumps([SVAMP, SVAMP]), "utf-8")
+    with pytest.raises(ValueError, match="stands twice"):
+        tasks.readers.problems("svamp", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '[{"ID": ' + "9" * 5000 + "}]"])
+def test_json_without_end_is_refused(tmp_path, text):
+    path = tmp_path / "svamp.json"
+    path.write_text(text, "utf-8")
+    with pytest.raises(ValueError, match="svamp.json, line 1"):
+        tasks.sources.read_json(path)

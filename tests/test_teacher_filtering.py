@@ -26,13 +26,16 @@ def test_each_reason_and_what_was_predicted():
         ("a", "The answer is 12.50."),
         ("a", "I do not know."),
         ("a", "The answer is 12", LENGTH),
+        ("a", "The answer is 12", {"finish_reason": "abort"}),
         ("a", "The answer is 12.", {"token_bytes": [b"The answer is 12!"]}),
     )
-    assert result["drop_reason"][:] == ["", "wrong", "no_answer", "truncated"] + [
-        "unaligned"
+    assert result["drop_reason"][:] == ["", "wrong", "no_answer"] + [
+        "truncated",
+        "truncated",
+        "unaligned",
     ]
-    assert result["predicted_answer"][:] == ["12", "25/2", None, "12", "12"]
-    assert result["is_correct"][:] == [True, False, False, True, True]
+    assert result["predicted_answer"][:] == ["12", "25/2", None, "12", "12", "12"]
+    assert result["is_correct"][:] == [True, False, False, True, True, True]
 
 
 ONE_DUPLICATE = (

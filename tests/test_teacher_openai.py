@@ -2,6 +2,7 @@
 
 import dataclasses
 import email.utils
+import json
 import logging
 import math
 import time
@@ -381,3 +382,12 @@ def test_logprobs_must_not_follow_the_temperature():
     cold = dataclasses.replace(GOOD, topk_logprobs=cold)
     with pytest.raises(openai.ServerError, match="differ by 0.41 nats between"):
         openai.check_temperature(GOOD, cold)
+
+
+@pytest.mark.parametrize("said", [-5, 0, "9", None])
+def test_a_count_of_tokens_that_is_none_does_not_spare_the_budget(said):
+    entry = {"token": "a", "logprob": -0.1}
+    logprobs = {"content": [entry | {"top_logprobs": [entry]}]}
+    choice = {"index": 0, "text": "a", "logprobs": logprobs}
+    reply = {"choices": [choice], "usage": {"total_tokens": said}}
+    assert openai.read_reply(json.dumps(reply).encode(), top_k=1, n=1)[1] is None

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 
 import pytest
 from datasets import Dataset
@@ -150,3 +151,40 @@ def test_one_solution_a_question_and_a_changed_one_is_another_sample(tmp_path, c
 def test_a_task_without_solutions_cannot_teach():
     with pytest.raises(ValueError, match="none of 2 problems.*data.train_task"):
         written(["", ""])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("token_logprobs", [0.5] * 7),
+        ("token_logprobs", [math.nan] * 7),
+        ("token_logprobs", [None] * 7),
+        ("token_logprobs", [-1.0]),
+        ("topk_logprobs", [[-0.1, -0.1]] * 7),
+        ("topk_logprobs", [[-0.1]] * 7),
+        ("topk_bytes", []),
+    ],
+)
+def test_what_holds_no_log_probabilities_is_left_out(tmp_path, name, value, caplog):
+    [row] = rows(1, 1)
+    assert len(row["token_bytes"]) == 7
+    path = tmp_path / "traces.jsonl"
+    for changed, num_found in ((row, 1), (row | {name: value}, 0)):
+        path.write_text(as_json_line(changed))
+        assert len(draw(path)) == num_found
+
+
+def test_a_repeated_sample_is_said(tmp_path, caplog):
+    path = tmp_path / "traces.jsonl"
+    path.write_text(as_json_line(rows(1, 1)[0]) * 3)
+    assert len(draw(path)) == 1
+    assert "2 traces repeat" in caplog.text
+
+
+@pytest.mark.parametrize("at", [0, 30, 400, -20])
+def test_a_damaged_parquet_file_is_named(recorded, at):
+    content = bytearray(recorded.read_bytes())
+    content[at : at + 20 or None] = b"\xff" * 20
+    recorded.write_bytes(content)
+    with pytest.raises(ValueError, match="traces.parquet: damaged, or a column"):
+        read_traces(recorded)

@@ -167,6 +167,11 @@ def test_a_solution_with_an_impossible_probability_is_left_out(probability):
         ("per_step_probs", [[[3]]] * 2, "question 0, solution 0 is no list of steps"),
         ("answers", ["Answer: #### 1"], r"\[2, 1, 2, 2\] questions, answers"),
         ("answers", None, "codex_answers.pkl: not there. Needed"),
+        ("answers", [5, 5], "not in the authors' form"),
+        ("questions", [["a"], ["b"]], "not in the authors' form"),
+        ("questions", "ab", "codex_questions is a str, no list"),
+        ("predictions", [None, None], "not in the authors' form"),
+        ("per_step_probs", {0: [], 1: []}, "codex_per_step_probs is a dict, no list"),
     ],
 )
 def test_files_that_do_not_fit_are_named_and_nothing_is_written(

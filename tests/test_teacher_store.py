@@ -116,7 +116,7 @@ def test_a_table_whose_writing_broke_off_is_not_taken_for_whole(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["plain", 'with "quotes" and \\', "né", "{}"])
-def test_a_line_with_zeros_in_it_ends_the_store(tmp_path, key):
+def test_a_line_with_zeros_in_it_costs_its_own_sample_only(tmp_path, key):
     with SampleStore(tmp_path) as store:
         store.update([(key, completion()), ("other", completion())])
     with SampleStore(tmp_path) as store:
@@ -124,7 +124,7 @@ def test_a_line_with_zeros_in_it_ends_the_store(tmp_path, key):
     path = tmp_path / stores.SAMPLES
     path.write_bytes(path.read_bytes().replace(b"stop", b"\0\0\0\0", 1))
     with SampleStore(tmp_path) as store:
-        assert list(store.offsets) == []
+        assert list(store.offsets) == ["other"]
 
 
 REQUEST = Request("p/0", "né?", "Q: né?")
@@ -157,3 +157,25 @@ def test_the_key_changes_with_everything_else(model, request_, options):
 def test_the_key_does_not_change_with_the_number_of_samples():
     more = dataclasses.replace(OPTIONS, num_samples=40)
     assert sample_keys("m", REQUEST, more)[:4] == KEYS
+
+
+@pytest.mark.parametrize(
+    "between", [b"\n", b'{"key":"torn"\n', b"\0\0\n", b"garbage\n", b'{"key": 1}\n']
+)
+def test_a_damaged_line_costs_no_other_sample(tmp_path, between, caplog):
+    first, last = (stores.encode_line(key, completion("a")) for key in "kl")
+    content = b"\xef\xbb\xbf" + first.replace(b"\n", b"\r\n") + between + last
+    (tmp_path / stores.SAMPLES).write_bytes(content + b'{"key":"torn')
+    with SampleStore(tmp_path) as samples:
+        assert [samples[key].text for key in samples.offsets] == ["a", "a"]
+        assert list(samples.offsets) == ["k", "l"]
+    assert (tmp_path / stores.SAMPLES).read_bytes() == content
+    assert "1 damaged lines" in caplog.text
+
+
+@pytest.mark.parametrize("line", [b'{"key":"k",garbage}\n', b'{"key":"k","text":1}\n'])
+def test_a_sample_that_cannot_be_read_is_named(tmp_path, line):
+    (tmp_path / stores.SAMPLES).write_bytes(line)
+    with SampleStore(tmp_path) as samples:
+        with pytest.raises(ValueError, match="samples.jsonl: the sample at byte 0 is"):
+            samples["k"]

@@ -55,6 +55,8 @@ def problems(name: str, folder: Path | None) -> list[dict]:
     """Read a task, count it, and give every row its task and id."""
     rows = list(_READERS[name.split("/")[0]](name, folder))
     _check_count(name, rows, NUM_PUBLISHED[name], folder)
+    if len({(row.split, row.index) for row in rows}) < len(rows):
+        raise ValueError(f"{name}: a problem stands twice in {folder or 'the hub'}")
     width = len(str(max(row.index for row in rows)))
     return [
         {"problem_id": f"{name}/{row.split}/{row.index:0{width}d}", "task": name}
@@ -138,7 +140,7 @@ def _multiarith(name: str, folder: Path | None) -> Iterator[Row]:
         if folder is None:
             question, gold = row["question"], row["final_ans"]
         else:
-            question, gold = row["sQuestion"], row["lSolutions"][0]
+            question, gold = row["sQuestion"], ", ".join(map(str, row["lSolutions"]))
         answer = _plain_number(str(gold), f"multiarith row {index}")
         pairs.append((" ".join(question.split()), answer))
     # PAPER: 400 problems are tested on and 200 validate; which ones is not known here.
@@ -153,6 +155,8 @@ def _svamp(name: str, folder: Path | None) -> Iterator[Row]:
     """Yield the 1,000 problems; ids are the published numbers."""
     keys = ("ID", "Body", "Question", "Answer")
     rows = read_rows(folder, "svamp/SVAMP.json", keys, ["train", "test"])
+    if odd := [row["ID"] for row in rows if not re.fullmatch(r"chal-\d+", row["ID"])]:
+        raise ValueError(f"svamp: ID {odd[0]!r}. Allowed: chal-1, chal-2 and so on")
     for row in sorted(rows, key=lambda row: int(row["ID"].removeprefix("chal-"))):
         question = f"{row['Body'].strip()} {row['Question'].strip()}"
         answer = _plain_number(str(row["Answer"]), f"svamp {row['ID']}")

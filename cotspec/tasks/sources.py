@@ -28,6 +28,12 @@ HUB = {
     "asdiv": ("EleutherAI/asdiv", "8f95807222d87b4c688c3c22a6ba2801e1fa03e2"),
     "bbh": ("lukaemon/bbh", "982bb89fd79532a8ac676a61fc42eb1aeec63f99"),
 }
+# Published values that are no text.
+_FORMS = {
+    "Answer": ((int, float), "a number"),
+    "lSolutions": (list, "a list with a number"),
+    "examples": (list, "a list of problems"),
+}
 _TIMEOUT = 4  # seconds in which the hub must answer
 
 
@@ -83,6 +89,11 @@ def _with_keys(rows: list[dict], keys: Sequence[str], path: Path) -> list[dict]:
         for key in keys:
             if not isinstance(row, dict) or row.get(key) is None:
                 raise ValueError(f"{path}, item {index}: key {key!r} is missing")
+            form, words = _FORMS.get(key, (str, "some text"))
+            value = row[key]
+            if not isinstance(value, form) or value in ("", []) or value is True:
+                said = f"{key} {str(value)[:60]!r}. Allowed: {words}"
+                raise ValueError(f"{path}, item {index}: {said}")
     return rows
 
 
@@ -111,10 +122,11 @@ def read_json_lines(path: Path) -> list:
 def _parse(text: str, path: Path, first_line: int) -> list | dict:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers without end
+        line = first_line + getattr(error, "lineno", 1) - 1
+        said = getattr(error, "msg", error)
         raise ValueError(
-            f"{path}, line {first_line + error.lineno - 1}: not complete JSON "
-            f"({error.msg}); fetch it again"
+            f"{path}, line {line}: not complete JSON ({said}); fetch it again"
         ) from None
 
 

@@ -53,7 +53,7 @@ def filter_traces(traces: Dataset, config: FilterConfig) -> Dataset:
     verdicts = []
     for row in traces.select_columns(columns):
         predicted, is_correct, no_answer = _answer(row)
-        if row["finish_reason"] == "length":
+        if row["finish_reason"] != "stop":
             reason = "truncated"
         elif no_answer:
             reason = "no_answer"

@@ -374,7 +374,8 @@ def read_reply(
         raise InvalidReply(f"malformed reply ({type(error).__name__})") from None
     if not found:
         raise InvalidReply(f"no choices of index 0 to {n - 1}")
-    return found, num_tokens if isinstance(num_tokens, int) else None
+    is_count = isinstance(num_tokens, int) and num_tokens > 0  # a budget counts it
+    return found, num_tokens if is_count else None
 
 
 def read_choice(choice: Mapping, *, top_k: int) -> Completion:

@@ -27,6 +27,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 from datasets import Dataset
+from datasets.exceptions import DatasetsError
 from tqdm import tqdm
 
 from cotspec import artifacts
@@ -106,9 +107,12 @@ def import_release(folder: Path | str, target: Path) -> tuple[int, Counter]:
         artifacts.replacing(target) as part,
         pq.ParquetWriter(part, STORED, compression="zstd") as writer,
     ):
-        for table in as_tables(rows):
-            writer.write_table(table)
-            num_solutions += len(table)
+        try:
+            for table in as_tables(rows):
+                writer.write_table(table)
+                num_solutions += len(table)
+        except (TypeError, LookupError, AttributeError) as error:
+            raise ValueError(f"{folder}: not in the authors' form ({error})") from None
     return num_solutions, repairs
 
 
@@ -210,11 +214,13 @@ def _alternatives(step: Step, repairs: Counter) -> list[tuple[bytes, float]]:
 
 def _read(folder: Path, name: str) -> list:
     pickled, plain = folder / f"{name}.pkl", folder / f"{name}.json"
-    if pickled.exists():
-        return load_restricted(pickled)
-    if plain.exists():
-        return json.loads(plain.read_text())
-    raise ValueError(f"{pickled}: not there. Needed: the authors' released files")
+    if not pickled.exists() and not plain.exists():
+        raise ValueError(f"{pickled}: not there. Needed: the authors' released files")
+    is_pickled = pickled.exists()
+    found = load_restricted(pickled) if is_pickled else artifacts.read_json(plain)
+    if not isinstance(found, (list, tuple)):
+        raise ValueError(f"{folder}: {name} is a {type(found).__name__}, no list")
+    return found
 
 
 def _unnumbered(text: str) -> str:
@@ -314,7 +320,8 @@ class RecordedBackend:
             yield [(index, s, found[s]) for s in sorted(wanted & found.keys())]
         if num_absent:
             name = self.path or self.model
-            logger.warning("%s: %d samples are not in it", name, num_absent)
+            said = "%s: %d samples are not in it, or no lists of log-probabilities"
+            logger.warning(said, name, num_absent)
 
 
 Find = Callable[[Request], dict[int, Completion]]  # each sample id's solution
@@ -325,13 +332,37 @@ def _recorded(traces: Dataset, top_k: int) -> Find:
     places: dict[str, dict[int, int]] = {}  # the row of each sample id
     columns = zip(traces["question"], traces["sample_id"], strict=True)
     for row, (question, sample_id) in enumerate(columns):
-        places.setdefault(_fold(question), {}).setdefault(sample_id, row)
+        places.setdefault(_fold(question or ""), {}).setdefault(sample_id, row)
+
+    if repeated := len(traces) - sum(map(len, places.values())):
+        said = "%d traces repeat a question's sample_id: only the first of each counts"
+        logger.warning(said, repeated)
 
     def find(request: Request) -> dict[int, Completion]:
         rows = places.get(_fold(request.question), {})
-        return {s: as_completion(traces[row], top_k) for s, row in rows.items()}
+        found = {s: as_completion(traces[row], top_k) for s, row in rows.items()}
+        return {s: done for s, done in found.items() if _is_sound(done)}
 
     return find
+
+
+def _is_sound(done: Completion) -> bool:
+    """Whether the lists fit together and hold log-probabilities."""
+    lists = [getattr(done, name) for name in (*_LISTS, *_TOPS)]
+    shapes = zip(done.topk_ids, done.topk_bytes, done.topk_logprobs, strict=False)
+    fit = [
+        len(set(map(len, lists))) == 1,
+        *(len(set(map(len, s))) == 1 for s in shapes),
+    ]
+    steps = [done.token_logprobs, *done.topk_logprobs]
+    known = all(p is not None and p <= 1e-3 for step in steps for p in step)  # no NaN
+    if done.text is None or not known:
+        return False
+    return all(fit) and max(map(_mass, done.topk_logprobs), default=0) <= 1.01
+
+
+def _mass(logprobs: Sequence[float]) -> float:
+    return sum(map(math.exp, logprobs))
 
 
 def _written(requests: Sequence[Request]) -> Find:
@@ -352,6 +383,9 @@ def _written(requests: Sequence[Request]) -> Find:
     return find
 
 
+_UNREADABLE = (ValueError, TypeError, AttributeError, OverflowError)
+
+
 def read_traces(path: Path | str) -> Dataset:
     """Read traces from ``.parquet`` or ``.jsonl`` (bytes as Latin-1 text).
 
@@ -361,19 +395,20 @@ def read_traces(path: Path | str) -> Dataset:
         Another kind of file, or a missing column.
     """
     path = Path(path)
-    if path.suffix == ".parquet":
+    if path.suffix not in (".parquet", ".jsonl"):
+        raise ValueError(f"teacher.path: {str(path)!r}. Allowed: *.parquet, *.jsonl")
+    try:
+        if path.suffix == ".jsonl":
+            return as_dataset(_json_rows(path))
         table = Dataset.from_parquet(str(path), keep_in_memory=False)
         _check_columns(path, table.column_names)
         return table.select_columns(list(FEATURES)).cast(FEATURES)
-    if path.suffix != ".jsonl":
-        raise ValueError(f"teacher.path: {str(path)!r}. Allowed: *.parquet, *.jsonl")
-    try:
-        return as_dataset(_json_rows(path))
-    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+    except (*_UNREADABLE, DatasetsError) as error:
         if str(path) in str(error):
             raise
         raise ValueError(
-            f"{path}: a column is of another type than traces have ({error})"
+            f"{path}: damaged, or a column is of another type than traces have "
+            f"({error})"
         ) from None
 
 

@@ -2,8 +2,9 @@
 
 Enters: samples under their keys. Leaves: after any number of runs, killed or not, each
 key once. ``samples.jsonl`` is append-only; a torn last line, the trace of a killed run,
-is cut off and its sample drawn again. Nothing is ever deleted: samples may have cost
-money. ``traces.arrow`` is made of it and mapped into memory.
+is cut off and its sample drawn again. Nothing else is ever deleted, since samples may
+have cost money: damaged lines are passed over. ``traces.arrow`` is made of it and
+mapped into memory.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from cotspec.teacher.traces import FEATURES, Completion, as_tables
 logger = logging.getLogger(__name__)
 
 SAMPLES, TRACES, IDENTITY = "samples.jsonl", "traces.arrow", "traces.identity"
-_KEY = re.compile(rb'{"key":("(?:[^"\\]|\\.)*"),')
+_KEY = re.compile(rb'(?:\xef\xbb\xbf)?{"key":("(?:[^"\\]|\\.)*"),')
 
 
 class SampleStore:
@@ -55,15 +56,21 @@ class SampleStore:
             self._lock.acquire()
         self._file = self.path.open("ab+", buffering=0)
         self.offsets: dict[str, int] = {}
-        end = 0
+        begin = end = num_damaged = 0
         with self.path.open("rb") as lines:
             for line in lines:
                 found = _KEY.match(line)
-                # Torn, or zeros where the power failed; what follows is not ours.
-                if not found or not line.endswith(b"}\n") or b"\0" in line:
-                    break
-                self.offsets.setdefault(json.loads(found[1]), end)
-                end += len(line)
+                # Torn, or zeros where the power failed, or an editor was at work.
+                is_whole = line.rstrip(b"\r\n").endswith(b"}") and line[-1:] == b"\n"
+                if found and is_whole and b"\0" not in line:
+                    self.offsets.setdefault(json.loads(found[1]), begin)
+                else:
+                    num_damaged += 1
+                begin += len(line)
+                end = begin if line.endswith(b"\n") else end
+        num_damaged -= begin > end  # a torn last line is drawn again
+        if num_damaged:
+            logger.warning("%s: %d damaged lines passed over", self.path, num_damaged)
         os.truncate(self.path, end)
         return self
 
@@ -74,9 +81,14 @@ class SampleStore:
     def __getitem__(self, key: str) -> Completion:
         with self.path.open("rb") as file:
             file.seek(self.offsets[key])
-            record = with_bytes(json.loads(file.readline()))
-        del record["key"]
-        return Completion(**record)
+            line = file.readline()
+        try:
+            record = with_bytes(json.loads(line.decode("utf-8-sig")))
+            del record["key"]
+            return Completion(**record)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            place = f"{self.path}: the sample at byte {self.offsets[key]}"
+            raise ValueError(f"{place} is damaged ({error}); delete its line") from None
 
     def __contains__(self, key: object) -> bool:
         return key in self.offsets
