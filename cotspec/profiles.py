@@ -265,14 +265,9 @@ class ExperimentsConfig:
     ] = ()  # names like student.model, smallest first
     # The same sizes before instruction tuning, same order. A name that stands in
     # `students` too is the same model with start "raw"; empty: no raw starts.
-<<<<<<< HEAD
-    raw_students: tuple[StudentName, ...] = ()
+    raw_students: Annotated[tuple[StudentName, ...], _ONCE] = ()
     # Processes, one thread each if several. None: one a core and GiB free, 2 to 8.
     num_workers: PositiveInt | None = 1
-=======
-    raw_students: Annotated[tuple[StudentName, ...], _ONCE] = ()
-    num_workers: PositiveInt = 1  # at the same time; one thread each if several
->>>>>>> 73ca8af5b804c5e95d64af1108b54447eb90d61e
 
 
 @dataclass(**_CHECKED)
