@@ -7,7 +7,6 @@ Enters: a text's student tokens, their matches and the teacher's trace. Leaves:
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from itertools import accumulate
 
