@@ -153,6 +153,7 @@ def _body(run: Path, notebook: stages.Notebook) -> str:
     exporter = HTMLExporter(template_name="basic", **plain)
     body, _ = exporter.from_notebook_node(content)
     body = re.sub(r'(href="[\w./-]*?)\.ipynb(?=[#"])', r"\1.html", body)
+    body = re.sub(r'<a href="\.\./[^"]*">(.*?)</a>', r"\1", body)  # no page of ours
     return re.sub("\ue000(\\d+)\ue001", lambda m: formulas[int(m[1])], _tables(body))
 
 

@@ -27,6 +27,7 @@ MATH = (
     r"$$1 - \binom{n-c}{k} / \binom{n}{k}$$"
     "\n\n"
     r"Price: `$x$`, $5 and $6. [Next](01_second.ipynb#top)"
+    " [losses.py](../cotspec/losses.py)"
     "\n\n"
     "| loss | formula |\n|---|---|\n| KL | $|p_i - q_i| + \\frac{1}{2}$ |\n"
     "\n<details><summary>Solution</summary>\n\nIt *folds*.\n\n</details>\n"
@@ -100,6 +101,7 @@ def test_formulas_are_mathml_and_dollars_of_prose_and_code_stay(run):
     assert "<code>$x$</code>, $5 and $6." in page
     assert page.count("</td>") == 2  # a bar in a formula makes no table column
     assert 'href="01_second.html#top"' in page
+    assert "losses.py" in visible(page) and "../" not in page  # the folder stands alone
 
 
 def test_every_formula_of_the_series_is_converted():
