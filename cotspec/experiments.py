@@ -489,16 +489,14 @@ class Grid:
         return self._encoded[key].of_formats(cell.data_formats)
 
 
-def open_grid(
-    stage: stages.Stage, other_alignments: Mapping[str, Dataset] | None = None
-) -> Grid:
+def open_grid(stage: stages.Stage, **other_alignments: Dataset) -> Grid:
     """Return the grid of a notebook's stage, on the store that the series shares.
 
     Parameters
     ----------
     stage : Stage
-    other_alignments : mapping of str to Dataset, optional
-        Targets beside those of the profile's method, as in `Grid`.
+    other_alignments : Dataset
+        Targets beside those of the profile's method, by the method's name.
     """
     profile = stage.profile
     aligned = {profile.alignment.method: stage.read("aligned")}
@@ -509,7 +507,7 @@ def open_grid(
         profile.evaluation,
         profile.experiments,
         examples=stage.read("examples"),
-        aligned=aligned | dict(other_alignments or {}),
+        aligned=aligned | other_alignments,
         problems=stage.read("problems"),
         demonstrations=stage.read("demonstrations"),
     )

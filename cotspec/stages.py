@@ -120,7 +120,7 @@ def load_notebook(path: Path) -> Notebook:
     tree = ast.Module(body=statements, type_ignores=[])
     heads = [c.text for c in cells if c.cell_type == "markdown" and c.text[:2] == "# "]
     modules = _source_closure(_imported_files(tree))
-    reads, writes, sections = _uses(path.name, tree, modules)
+    reads, writes, sections = _uses(path.name, _reached(tree, modules))
     return Notebook(
         name=path.stem,
         path=path,
@@ -193,10 +193,10 @@ def _literals(where: str, source: str) -> dict[str, object]:
     return values
 
 
-def _uses(name: str, tree: ast.Module, files: Iterable[str]) -> tuple[dict, dict, dict]:
+def _uses(name: str, nodes: Iterable[ast.AST]) -> tuple[dict, dict, dict]:
     """Return artifacts read and written, and attributes of ``profile``, as keys."""
     reads, writes, attributes = {}, {}, {}
-    for node in _reached(tree, files):
+    for node in nodes:
         match node:
             case ast.Call(ast.Attribute(ast.Name("stage"), "read" | "write" as method)):
                 match node.args:
