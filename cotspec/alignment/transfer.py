@@ -80,9 +80,11 @@ def candidates(
     slots = {label: math.exp(max(match.logprob, -1e3)) / scale}
     excluded = 0.0
     for name, probability in zip(names, top, strict=True):
+        if name == sampled:
+            continue  # counted at the label
         first, second = student.first_two(name, at_word)
-        if name == sampled or first is None:
-            continue  # counted at the label; or the student cannot write it: the tail
+        if first is None:
+            continue  # the student cannot write it: the tail
         if mark is not None and first != mark:
             excluded += probability / scale
             continue
