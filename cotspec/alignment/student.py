@@ -143,8 +143,7 @@ class StudentTokenizer:
                 start, end = min(end_before, span[1]), span[1]
             end_before, span[1:] = span[2], (start, end)
         for one, following in zip(spans, spans[1:], strict=False):
-            if not one[1] <= one[2] <= following[1]:
-                one[2] = max(one[1], min(one[2], following[1]))
+            one[2] = max(one[1], min(one[2], following[1]))
         return list(starmap(Token, spans))
 
     def _place_bytes(self, spans: list[list[int]]) -> None:
