@@ -1,6 +1,8 @@
 """Fixtures shared by the tests: where the real data lies, if anywhere."""
 
+import json
 import os
+import re
 from pathlib import Path
 
 # Two threads that wait for each other on a busy machine make a tiny T5 a hundred times
@@ -44,3 +46,14 @@ def gpt2(data_dir):
     from transformers import GPT2TokenizerFast
 
     return GPT2TokenizerFast.from_pretrained(data_dir / "gpt2")
+
+
+@pytest.fixture(scope="session")
+def rationales(data_dir):
+    """GSM8K training rationales as a teacher would write them."""
+    lines = (data_dir / "gsm8k" / "train.jsonl").read_text("utf-8").splitlines()
+    texts = []
+    for line in lines:
+        body, answer = re.sub("<<.*?>>", "", json.loads(line)["answer"]).split("####")
+        texts.append(f"{body.strip()}\nThe answer is {answer.strip()}.")
+    return texts

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import re
 
 import numpy as np
 import pytest
@@ -86,17 +85,6 @@ def byte_fallback():
 @pytest.fixture(scope="session", params=["byte_level", "folding_unigram"])
 def any_student(request):
     return request.getfixturevalue(request.param)
-
-
-@pytest.fixture(scope="session")
-def rationales(data_dir):
-    """GSM8K training rationales as a teacher would write them."""
-    lines = (data_dir / "gsm8k" / "train.jsonl").read_text("utf-8").splitlines()
-    texts = []
-    for line in lines:
-        body, answer = re.sub("<<.*?>>", "", json.loads(line)["answer"]).split("####")
-        texts.append(f"{body.strip()}\nThe answer is {answer.strip()}.")
-    return texts
 
 
 @pytest.fixture(scope="session")

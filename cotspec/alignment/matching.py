@@ -55,6 +55,8 @@ def by_offsets(
         if place[end] > place[start]
     ]
     begins = {start: (end, step) for start, end, step in teacher}
+    logprobs = trace.token_logprobs.tolist()
+    teacher.append((math.inf, math.inf, -1))  # none lies behind it
     matches: list[Match] = []
     first = 0  # the first teacher token that may touch the student's
     before = Token(-1, -1, -1)  # the student token before, in significant bytes
@@ -71,12 +73,12 @@ def by_offsets(
         rule = Rule.INSIDE if step is None else Rule.STARTS_TOGETHER
         if is_same:
             rule = _spelling_rule(token, step, trace, student)
-        while first < len(teacher) and teacher[first][0] < opened:
+        while teacher[first][0] < opened:
             first += 1
         # A token that runs on past the teacher's is as probable as all it touches.
-        logprob, touched = 0.0, first
-        while touched < len(teacher) and teacher[touched][0] < max(end, start + 1):
-            logprob += trace.token_logprobs[teacher[touched][2]]
+        logprob, touched, reach = 0.0, first, max(end, start + 1)
+        while teacher[touched][0] < reach:
+            logprob += logprobs[teacher[touched][2]]
             touched += 1
         matches.append(Match(step, logprob, rule, follows_mark))
         open_end = -1 if step is None or is_same else teacher_end

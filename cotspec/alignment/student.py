@@ -11,6 +11,7 @@ import functools
 import json
 import re
 from collections.abc import Iterable
+from itertools import accumulate, starmap
 from typing import NamedTuple
 
 import numpy as np
@@ -125,12 +126,13 @@ class StudentTokenizer:
         if self._is_byte_level:
             ends = np.cumsum([len(self.spelled[i]) for i in encoding.ids]).tolist()
             return list(map(Token, encoding.ids, [0, *ends], ends))
-        byte = np.cumsum([0, *(len(c.encode()) for c in text)]).tolist()
+        byte = list(accumulate(map(len, map(str.encode, text)), initial=0))
         spans = [
             [i, byte[start], byte[end]]
             for i, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
         ]
-        self._place_bytes(spans)
+        if not self._byte_ids.isdisjoint(encoding.ids):
+            self._place_bytes(spans)
         raw, end_before = text.encode(), 0
         for span, following in zip(spans, [*spans[1:], [None, -1, -1]], strict=False):
             start, end = span[1:]
@@ -142,7 +144,7 @@ class StudentTokenizer:
             end_before, span[1:] = span[2], (start, end)
         for one, following in zip(spans, spans[1:], strict=False):
             one[2] = max(one[1], min(one[2], following[1]))
-        return [Token(*span) for span in spans]
+        return list(starmap(Token, spans))
 
     def _place_bytes(self, spans: list[list[int]]) -> None:
         """Byte tokens share their character's span: set them one after the other."""

@@ -7,6 +7,7 @@ Enters: a text's student tokens, their matches and the teacher's trace. Leaves:
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -24,24 +25,24 @@ def targets_of(
     student: StudentTokenizer,
 ) -> AlignedTargets:
     """Give matched tokens the teacher's alternatives; the others stay one-hot."""
-    shape = len(tokens), max(1, trace.k)
-    ids, probs = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
-    is_word = _word_starts(tokens, trace, student)
+    k, is_word = max(1, trace.k), _word_starts(tokens, trace, student)
+    ids, probs, top = [], [], np.exp(trace.topk_logprobs).tolist()
     for t, (token, match) in enumerate(zip(tokens, matches, strict=True)):
         slots = {token.id: 1.0}
-        if match.step is not None:
+        if (step := match.step) is not None:
             mark = tokens[t - 1].id if match.follows_mark else None
-            slots = candidates(
-                token.id, match, trace, student, at_word=is_word[match.step], mark=mark
-            )
-        others = (i for i in slots if i != token.id and slots[i] > 0)
-        best = sorted(others, key=slots.__getitem__, reverse=True)[: shape[1] - 1]
-        for slot, student_id in enumerate([token.id, *best]):
-            ids[t, slot], probs[t, slot] = student_id, slots[student_id]
+            given = {"top": top[step], "at_word": is_word[step], "mark": mark}
+            slots = candidates(token.id, match, trace, student, **given)
+        own = slots.pop(token.id)
+        best = sorted(filter(slots.get, slots), key=slots.get, reverse=True)[: k - 1]
+        empty = k - 1 - len(best)
+        ids += [token.id, *best] + [-1] * empty
+        probs += [own, *map(slots.get, best)] + [0.0] * empty
+    probs = np.array(probs, np.float32).reshape(-1, k)
     tail = np.maximum(0, 1 - probs.sum(1, dtype=np.float64)).astype(np.float32)
     return AlignedTargets(
         student_ids=np.array([token.id for token in tokens], np.int32),
-        topk_ids=ids,
+        topk_ids=np.array(ids, np.int32).reshape(-1, k),
         topk_probs=probs,
         tail_mass=tail,
         rule=np.array([match.rule for match in matches], np.int8),
@@ -54,6 +55,7 @@ def candidates(
     trace: TeacherTrace,
     student: StudentTokenizer,
     *,
+    top: Sequence[float],
     at_word: bool,
     mark: int | None = None,
 ) -> dict[int, float]:
@@ -64,6 +66,8 @@ def candidates(
     label : int
         The student's token here; the teacher's sampled one goes to it.
     match : Match
+    top : sequence of float
+        The probabilities of the teacher's alternatives at the match's step.
     at_word : bool
         Whether an alternative without a space begins a word here.
     mark : int, optional
@@ -71,15 +75,16 @@ def candidates(
     """
     step = match.step
     sampled, names = trace.token_bytes[step], trace.topk_bytes[step]
-    top = np.exp(trace.topk_logprobs[step]).tolist()
     own = math.exp(trace.token_logprobs[step])
     scale = max(1.0, sum(top) + (0 if sampled in names else own), own)  # rounding
     slots = {label: math.exp(max(match.logprob, -1e3)) / scale}
     excluded = 0.0
     for name, probability in zip(names, top, strict=True):
+        if name == sampled:
+            continue  # counted at the label
         first, second = student.first_two(name, at_word)
-        if name == sampled or first is None:
-            continue  # counted at the label; or the student cannot write it: the tail
+        if first is None:
+            continue  # the student cannot write it: the tail
         if mark is not None and first != mark:
             excluded += probability / scale
             continue
@@ -102,9 +107,8 @@ def _word_starts(
     """
     raw, is_spelled = trace.text.encode(), spelled_bytes(trace.text, tokens)
     starts = list(accumulate(map(len, trace.token_bytes), initial=0))[:-1]
-    return [
-        student.marks_words
-        if at == 0
-        else raw[at - 1 : at].isspace() and not is_spelled[at - 1]
-        for at in starts
-    ]
+    spaces = re.finditer(rb"\s", raw)
+    words = {space.end() for space in spaces if not is_spelled[space.start()]}
+    if student.marks_words:
+        words.add(0)
+    return [at in words for at in starts]

@@ -9,14 +9,11 @@ the next; the best counts. The naive dynamic program runs on every 75th rational
     COTSPEC_DATA=... pytest tests/benchmarks/test_bench_alignment.py --benchmark-only -s
 """
 
-import json
 import os
-import re
 import time
 
 import numpy as np
 import pytest
-from transformers import GPT2TokenizerFast, T5Tokenizer
 
 from cotspec import alignment
 from cotspec.alignment import SOFT_RULES, TeacherTrace, align_all
@@ -29,22 +26,11 @@ ROUNDS = {"offsets": 3, "dtw": 1}
 
 
 @pytest.fixture(scope="module")
-def t5(data_dir):
-    return T5Tokenizer.from_pretrained(data_dir / "t5")
-
-
-@pytest.fixture(scope="module")
-def traces(data_dir):
-    gpt2 = GPT2TokenizerFast.from_pretrained(data_dir / "gpt2")
-    names = vocabulary_bytes(gpt2)
-    lines = (data_dir / "gsm8k" / "train.jsonl").read_text("utf-8").splitlines()
-    texts = []
-    for line in lines:
-        body, answer = re.sub("<<.*?>>", "", json.loads(line)["answer"]).split("####")
-        texts.append(f"{body.strip()}\nThe answer is {answer.strip()}.")
-    ids = [np.array(row) for row in gpt2(texts, add_special_tokens=False).input_ids]
+def traces(rationales, gpt2):
+    names, encoded = vocabulary_bytes(gpt2), gpt2(rationales, add_special_tokens=False)
+    ids = [np.array(row) for row in encoded.input_ids]
     pool, rng = np.concatenate(ids), np.random.default_rng(0)
-    rows = zip(texts, ids, strict=True)
+    rows = zip(rationales, ids, strict=True)
     return [trace_of(text, row, pool, names, rng) for text, row in rows]
 
 
