@@ -25,24 +25,24 @@ def targets_of(
     student: StudentTokenizer,
 ) -> AlignedTargets:
     """Give matched tokens the teacher's alternatives; the others stay one-hot."""
-    k, is_word = max(1, trace.k), _word_starts(tokens, trace, student)
-    ids, probs, top = [], [], np.exp(trace.topk_logprobs).tolist()
+    shape = len(tokens), max(1, trace.k)
+    ids, probs = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
+    is_word = _word_starts(tokens, trace, student)
     for t, (token, match) in enumerate(zip(tokens, matches, strict=True)):
         slots = {token.id: 1.0}
-        if (step := match.step) is not None:
+        if match.step is not None:
             mark = tokens[t - 1].id if match.follows_mark else None
-            given = {"top": top[step], "at_word": is_word[step], "mark": mark}
-            slots = candidates(token.id, match, trace, student, **given)
-        own = slots.pop(token.id)
-        best = sorted(filter(slots.get, slots), key=slots.get, reverse=True)[: k - 1]
-        empty = k - 1 - len(best)
-        ids += [token.id, *best] + [-1] * empty
-        probs += [own, *map(slots.get, best)] + [0.0] * empty
-    probs = np.array(probs, np.float32).reshape(-1, k)
+            slots = candidates(
+                token.id, match, trace, student, at_word=is_word[match.step], mark=mark
+            )
+        others = (i for i in slots if i != token.id and slots[i] > 0)
+        best = sorted(others, key=slots.__getitem__, reverse=True)[: shape[1] - 1]
+        for slot, student_id in enumerate([token.id, *best]):
+            ids[t, slot], probs[t, slot] = student_id, slots[student_id]
     tail = np.maximum(0, 1 - probs.sum(1, dtype=np.float64)).astype(np.float32)
     return AlignedTargets(
         student_ids=np.array([token.id for token in tokens], np.int32),
-        topk_ids=np.array(ids, np.int32).reshape(-1, k),
+        topk_ids=ids,
         topk_probs=probs,
         tail_mass=tail,
         rule=np.array([match.rule for match in matches], np.int8),
@@ -55,7 +55,6 @@ def candidates(
     trace: TeacherTrace,
     student: StudentTokenizer,
     *,
-    top: Sequence[float],
     at_word: bool,
     mark: int | None = None,
 ) -> dict[int, float]:
@@ -66,8 +65,6 @@ def candidates(
     label : int
         The student's token here; the teacher's sampled one goes to it.
     match : Match
-    top : sequence of float
-        The probabilities of the teacher's alternatives at the match's step.
     at_word : bool
         Whether an alternative without a space begins a word here.
     mark : int, optional
@@ -75,16 +72,15 @@ def candidates(
     """
     step = match.step
     sampled, names = trace.token_bytes[step], trace.topk_bytes[step]
+    top = np.exp(trace.topk_logprobs[step]).tolist()
     own = math.exp(trace.token_logprobs[step])
     scale = max(1.0, sum(top) + (0 if sampled in names else own), own)  # rounding
     slots = {label: math.exp(max(match.logprob, -1e3)) / scale}
     excluded = 0.0
     for name, probability in zip(names, top, strict=True):
-        if name == sampled:
-            continue  # counted at the label
         first, second = student.first_two(name, at_word)
-        if first is None:
-            continue  # the student cannot write it: the tail
+        if name == sampled or first is None:
+            continue  # counted at the label; or the student cannot write it: the tail
         if mark is not None and first != mark:
             excluded += probability / scale
             continue
