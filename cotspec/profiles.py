@@ -321,9 +321,9 @@ _MICRO = Profile(
     training=TrainingConfig(
         optimizer="adafactor",
         learning_rate=1.5e-2,
-        max_steps=480,
+        max_steps=640,
         batch_tokens=2048,
-        num_checkpoints=6,
+        num_checkpoints=5,
         precision="float32",
     ),
     evaluation=EvaluationConfig(
