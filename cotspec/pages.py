@@ -7,6 +7,7 @@ Leaves: ``runs/<profile>/html``, a folder that needs no network and nothing besi
 from __future__ import annotations
 
 import base64
+import csv
 import html
 import math
 import re
@@ -16,6 +17,8 @@ from pathlib import Path
 from cotspec import artifacts, stages
 
 WORDS_A_MINUTE, CODE_LINES_A_MINUTE = 200, 20
+# The idea, both losses on six tokens, what is gained and lost, when, and the verdicts.
+SHORT_PATH = ("00", "05", "06", "07", "11")
 _FIGURE = re.compile(r"""stage\.figure\(\s*["']([A-Za-z0-9_-]+)["']""")
 _QUESTION = re.compile(r"\*\*Question\.\*\*\s*(.+?)(?:\n\n|\Z)", re.DOTALL)
 _PNG = "data:image/png;base64,"
@@ -58,7 +61,7 @@ def write_pages(run: Path, series: list[stages.Notebook]) -> Path:
         f"<h1>{title}</h1><p class=lead>What a small language "
         "model gains and loses when it is taught multi-step math, one question a "
         f"notebook. Profile <b>{html.escape(run.name)}</b>. {link}</p>"
-        f"<div class=lessons>{cards}</div>"
+        f"{_verdicts(run)}<p>{_short_path(done)}</p><div class=lessons>{cards}</div>"
     )
     return artifacts.write_bytes(folder / "index.html", _page(title, body).encode())
 
@@ -238,6 +241,24 @@ def _report(report: Path) -> str:
         return f'src="{_embedded(picture)}"' if picture.exists() else found[0]
 
     return re.sub(r'src="([^":]+\.png)"', inside, _tables(page))
+
+
+def _verdicts(run: Path) -> str:
+    """Return the claims with what became of them, once notebook 11 has judged."""
+    table = run / "report" / "claims.csv"
+    if not table.exists():
+        return ""
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    claims = [f"{html.escape(r['statement'])}: <b>{r['verdict']}</b>" for r in rows]
+    items = "".join(f"<li>{claim}</li>" for claim in claims)
+    return f"<h2>What came of the paper's claims</h2><ul>{items}</ul>"
+
+
+def _short_path(done: list[stages.Notebook]) -> str:
+    names = {n.name[:2]: f'<a href="{n.name}.html">{n.name[:2]}</a>' for n in done}
+    links = [names[number] for number in SHORT_PATH if number in names]
+    return f"In an hour: {' → '.join(links)}." if len(links) > 1 else ""
 
 
 def _card(run: Path, notebook: stages.Notebook) -> str:

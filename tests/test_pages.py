@@ -173,6 +173,15 @@ def test_index_shows_question_time_and_state_and_pages_lead_on_and_back(run):
     assert 'href="index.html"' in read(run, "REPORT")
 
 
+def test_index_begins_with_the_verdicts_once_there_are_some(run):
+    assert "What came of" not in read(run, "index")
+    table = run / "report" / "claims.csv"
+    table.write_text('claim,statement,verdict\nC1,"a < b, at every size",undecided\n')
+    pages.write_pages(run, stages.load_series(run.parents[1]))
+    index = read(run, "index")
+    assert "<li>a &lt; b, at every size: <b>undecided</b></li>" in index
+
+
 PROBE = """<!doctype html><body><script>
 addEventListener("load", () => {
   const inner = document.querySelector("iframe");
