@@ -525,7 +525,8 @@ def do(jobs: Sequence[Job], grid: Grid) -> dict[str, str]:
         done = side_by_side(jobs, num_workers, grid)
     else:
         done = ((job, error_of(job, grid)) for job in jobs)
-    with tqdm(total=len(jobs), desc="cells", unit="part", disable=not jobs) as bar:
+    what = "checkpoints" if jobs and jobs[0].step is not None else "trainings"
+    with tqdm(total=len(jobs), desc=what, unit="part", disable=not jobs) as bar:
         for job, error in done:
             bar.update()
             if error:

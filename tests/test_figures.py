@@ -293,7 +293,7 @@ def test_curves_stand_in_their_panels_with_one_legend_and_the_line_of_chance():
     assert [axes.get_title("left") for axes in chart.axes] == ["left", "right"]
     (legend,) = chart.legends
     names = [text.get_text() for text in legend.get_texts()]
-    assert names == ["raw", "after", "my own", "chance"]
+    assert names == ["raw", "after", "my own", "chance, generic"]
     line = next(line for line in chart.axes[0].lines if line.get_label() == "after")
     assert line.get_ydata() == pytest.approx([0.1, 0.2, 0.3])
 

@@ -191,7 +191,7 @@ def curve_panels(
     is_log : bool
         A logarithmic x axis (parameters).
     chance : float, optional
-        A dotted line where guessing would be.
+        A dotted line where guessing on the generic tasks would be.
     """
     groups = curves.groupby("panel", sort=False)
     grid = {"ncols": len(groups), "sharey": True, "squeeze": False}
@@ -203,7 +203,9 @@ def curve_panels(
         for name, series in panel.groupby("series", sort=False):
             _draw_curve(axes, series.sort_values("x"), name, looks[name])
         if chance is not None:
-            axes.axhline(chance, color=style.GREY, lw=0.8, ls=":", label="chance")
+            axes.axhline(
+                chance, color=style.GREY, lw=0.8, ls=":", label="chance, generic"
+            )
         axes.set(title=title, xlabel=xlabel)
         axes.yaxis.grid(True)
         _mark_x(axes, sorted(panel["x"].unique()), is_log)
