@@ -43,7 +43,7 @@ class Claim:
     rule : str
         What must hold, in words; every part has its own 95% interval.
     notebook : str
-        The notebook whose question it is.
+        The notebook whose numbers judge it.
     former : str
         What the rule was before `RULES_DATE`, and why it changed.
     judged_formerly : str
