@@ -126,12 +126,15 @@ SHAPES = pd.DataFrame(
 )
 STEPS = pd.DataFrame(
     [
-        (0, "00", "problems", "questions"),
-        (1, "03", "texts", "pairs"),
-        (1, "04", "targets", ""),
-        (2, "05", "student", "checkpoints"),
+        (0, 1.0, "00", "problems", "questions | answers"),
+        (1, 0.5, "03", "texts", "pairs"),
+        (1, 0.5, "04", "targets", ""),
+        (2, 0.9, "05", "student", "checkpoints"),
+        (2, 0.1, "", "", ""),
+        (3, 0.4, "06", "test", ""),
+        (3, 0.6, "07–10", "price", "effects"),
     ],
-    columns=["level", "notebook", "step", "leaves"],
+    columns=["level", "width", "notebook", "step", "leaves"],
 )
 ALTERNATIVES = figures.top_alternatives(TRACE)
 
@@ -457,16 +460,20 @@ def test_a_loss_has_a_panel_with_a_bar_per_token():
         assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b"]
 
 
-def test_the_map_joins_every_box_to_the_next_level():
+def test_the_map_joins_every_box_to_those_below_it_and_leads_a_line_past_one():
     axes = figures.pipeline_map(STEPS).axes[0]
     arrows = [t for t in axes.texts if getattr(t, "arrow_patch", None)]
-    assert len(arrows) == 4  # one box to two, two to one
-    boxes = [(p.get_y(), p.get_y() + p.get_height()) for p in axes.patches]
-    for arrow in arrows:
-        start, end = arrow.xyann[1], arrow.xy[1]
-        assert any(start == pytest.approx(bottom) for _, bottom in boxes)
-        assert any(end == pytest.approx(top) for top, _ in boxes)
-    assert "checkpoints" not in texts(axes)  # nothing below takes it
+    # 00 to two, both by one line to 05, 05 to two, the line to the last.
+    assert len(arrows) == 2 + 1 + 2 + 1
+    boxes = [(p.get_x(), p.get_x() + p.get_width(), p.get_y()) for p in axes.patches]
+    assert len(boxes) == 6  # the line past 05 is none
+    ends = [arrow.xy for arrow in arrows]
+    for left, right, top in boxes[1:]:
+        assert any(left < x < right and y == pytest.approx(top) for x, y in ends)
+    assert sum(y == pytest.approx(boxes[-1][2]) for _, y in ends) == 3
+    shown = texts(axes)
+    assert {"questions", "answers", "checkpoints"} <= set(shown)
+    assert "effects" not in shown  # nothing below takes it
 
 
 def test_updates_are_also_told_in_epochs():

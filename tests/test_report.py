@@ -202,7 +202,7 @@ def test_c3_is_measured_against_chance(run):
     assert found.verdict == "not testable here" and "chance" in found.reason
     found = findings.generic_price(changed(run, sizes=generic_change(0.9, 0.75, 0.3)))
     assert found.verdict == "not reproduced"  # it falls, and is not lost
-    assert found.weakest.label.endswith("above chance (to spare)")
+    assert found.weakest.label.endswith("below chance + 5 points")
     found = findings.generic_price(changed(run, sizes=change(0.1, 0.2)))
     assert found.reason == "no generic task was measured"
 

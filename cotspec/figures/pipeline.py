@@ -20,47 +20,78 @@ from cotspec.figures.style import Chart, Style
 
 _BOX, _ARROW, _EDGE = 0.3, 0.34, 0.05  # inches
 _HEAD = {"arrowstyle": "-|>", "color": style.BLACK, "shrinkA": 0, "shrinkB": 0}
+_LINE = {"color": style.BLACK, "lw": 1}
 
 
-@style.draws("level notebook step leaves")
+@style.draws("level width notebook step leaves")
 def pipeline_map(steps: pd.DataFrame) -> Chart:
     """Draw the steps of the series from top to bottom, one column wide.
 
     Parameters
     ----------
     steps : DataFrame
-        ``level`` (boxes of one level stand side by side), ``notebook`` (its number),
-        ``step`` (what it does), ``leaves`` (what it hands to the next level).
+        ``level`` (boxes of one level stand side by side), ``width`` (share of its
+        level's width, 0 to 1), ``notebook`` (its number; "" for a line that goes past
+        the level: all boxes above are then joined to all below), ``step`` (what it
+        does), ``leaves`` (what it hands to the next level; where a box has several
+        arrows, " | " parts their texts). A box hands on to those it stands above.
     """
-    levels = [list(level.itertuples()) for _, level in steps.groupby("level")]
-    width, high = style.COLUMN_WIDTH, len(levels) * (_BOX + _ARROW) - _ARROW
-    chart, axes = style.canvas(high + 2 * _EDGE, width)
-    columns = [(width - _EDGE) / len(level) for level in levels]
-    for depth, level in enumerate(levels):
-        top = _EDGE + depth * (_BOX + _ARROW)
-        room = columns[depth]
-        for index, step in enumerate(level):
-            left = _EDGE + index * room
-            look = {"fc": style.SKY_BLUE, "ec": style.BLACK, "lw": 0.6, "alpha": 0.35}
-            style.box(axes, left, top, room - _EDGE, _BOX, **look)
-            number = {"weight": "bold", "fontsize": 8.5}
-            style.write(axes, left + 0.06, top + _BOX / 2, step.notebook, **number)
-            after = left + 0.12 + 1.1 * style.text_width(step.notebook, 8.5)
-            style.write(axes, after, top + _BOX / 2, step.step, fontsize=8)
-            if depth + 1 < len(levels):
-                below = max(len(level), len(levels[depth + 1]))
-                for x in _arrows(left, room, below // len(level)):
-                    ends = {"xytext": (x, top + _BOX), "xy": (x, top + _BOX + _ARROW)}
-                    axes.annotate("", **ends, arrowprops=_HEAD)
-                text = {"fontsize": 7.5, "style": "italic", "color": style.GREY}
-                x, y = left + 0.45, top + _BOX + _ARROW / 2
-                style.write(axes, x, y, step.leaves, **text)
+    width = style.COLUMN_WIDTH - _EDGE
+    right = _EDGE + width * steps.groupby("level")["width"].cumsum()
+    top = _EDGE + steps["level"] * (_BOX + _ARROW)
+    left = right - width * steps["width"]
+    placed = steps.assign(left=left, right=right - _EDGE, top=top)
+    levels = [list(level.itertuples()) for _, level in placed.groupby("level")]
+    chart, axes = style.canvas(top.max() + _BOX + _EDGE, style.COLUMN_WIDTH)
+    for level, below in itertools.zip_longest(levels, levels[1:], fillvalue=[]):
+        for step in level:
+            _draw_step(axes, step)
+        is_joined = len(level) > 1 and not all(step.notebook for step in below)
+        _hand_on(axes, level, below, is_joined=is_joined)
     return chart
 
 
-def _arrows(left: float, room: float, number: int) -> list[float]:
-    """Where a box's arrows start: one at its left, or one above each box below it."""
-    return [left + 0.3 + index * (room - 0.6) for index in range(number)]
+def _draw_step(axes: Axes, step) -> None:
+    if not step.notebook:
+        x = _arrow_x(step, step)
+        axes.plot([x, x], [step.top, step.top + _BOX], **_LINE)
+        return
+    look = {"fc": style.SKY_BLUE, "ec": style.BLACK, "lw": 0.6, "alpha": 0.35}
+    style.box(axes, step.left, step.top, step.right - step.left, _BOX, **look)
+    number, y = {"weight": "bold", "fontsize": 8.5}, step.top + _BOX / 2
+    style.write(axes, step.left + 0.06, y, step.notebook, **number)
+    after = step.left + 0.12 + 1.1 * style.text_width(step.notebook, 8.5)
+    style.write(axes, after, y, step.step, fontsize=8)
+
+
+def _hand_on(axes: Axes, level: list, below: list, *, is_joined: bool) -> None:
+    """Draw a level's arrows, straight down or by one line across, and their texts."""
+    start = level[0].top + _BOX
+    end, middle = start + _ARROW, start + _ARROW / 2
+    arrows = []
+    for step in level:
+        xs = [_arrow_x(step, one) for one in below]
+        xs = [x for x in xs if step.left < x < step.right]
+        for x, text in zip(xs, step.leaves.split(" | "), strict=False):
+            look = {"fontsize": 7.5, "style": "italic", "color": style.GREY}
+            y = (start + middle) / 2 if is_joined else middle
+            style.write(axes, x + 0.15, y, text, **look)
+        arrows += xs
+    if is_joined:
+        into = {_arrow_x(step, step): step.notebook for step in below}
+        stubs = [_arrow_x(step, step) for step in level]
+        axes.plot([min(stubs), max(into)], [middle, middle], **_LINE)
+        axes.vlines(stubs, start, middle, **_LINE)
+        axes.vlines([x for x in into if not into[x]], middle, end, **_LINE)
+        arrows, start = [x for x in into if into[x]], middle
+    for x in arrows:
+        axes.annotate("", xytext=(x, start), xy=(x, end), arrowprops=_HEAD)
+
+
+def _arrow_x(upper, lower) -> float:
+    """Where an arrow goes down: at the left of what both boxes have in common."""
+    left, right = max(upper.left, lower.left), min(upper.right, lower.right)
+    return left + min(0.3, (right - left) / 2)
 
 
 @style.draws("stage count reason")

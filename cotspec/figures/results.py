@@ -288,6 +288,6 @@ def claim_effects(conditions: pd.DataFrame) -> Chart:
     axes.set_yticks(range(len(conditions)), labels)
     axes.tick_params(axis="y", length=0, labelsize=6.5)
     axes.set_ylim(len(conditions) - 0.4, -0.6)
-    axes.set_xlabel("effect with 95% interval (percentage points; right: as claimed)")
+    axes.set_xlabel("points, with 95% interval (right: as claimed; “within”: near 0)")
     chart.legend(loc="outside upper center", ncols=4)
     return chart

@@ -120,10 +120,10 @@ SERIES_STYLES = (
     Style("", VERMILLION, "v", "-."),
 )
 STATUS_STYLES = {
-    "met": Style("holds", GREEN, "o"),
+    "met": Style("met", GREEN, "o"),
     "open": Style("open", GREY, "d"),
-    "excluded": Style("an effect of interest is excluded", ORANGE, "s"),
-    "opposite": Style("the other way", VERMILLION, "X"),
+    "excluded": Style("excluded", ORANGE, "s"),
+    "opposite": Style("opposite", VERMILLION, "X"),
 }
 
 # On top of matplotlib's defaults: a user's own matplotlibrc must neither change a

@@ -2,8 +2,8 @@
 
 Enters: conditions, each an effect with its interval. Leaves: a verdict per claim, and a
 table of how often each rule would say what. A claim has one or more conditions and is
-reproduced only if each of them holds on its own (an intersection-union test, which
-needs no correction for their number).
+reproduced only if each of them holds on its own, which needs no correction for their
+number.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ VERDICTS = "reproduced", "opposite", "not reproduced", "undecided", "not testabl
 REPRODUCED, OPPOSITE, NOT_REPRODUCED, UNDECIDED, NOT_TESTABLE = VERDICTS
 MIN_PROBLEMS = 100  # fewer pairs cannot resolve a change of ten points
 MIN_SEEDS = 3  # of each training: fewer cannot tell one's luck
-MIN_SIZES = 3  # a jump needs three points
+MIN_SIZES = 3  # a bend needs three points
 MIN_CHECKPOINTS = 3  # fewer cannot peak at different places
 SMALLEST = 0.05  # effect of interest, of accuracy; half the paper's where smaller
-MAX_KINK = 0.1  # of a curve without a jump: accuracy per doubling of the size
+MAX_KINK = 0.1  # bend of a smooth curve, up or down: accuracy per doubling of the size
 RULES_DATE = "2026-11-26"
 
 
@@ -43,7 +43,7 @@ class Claim:
     rule : str
         What must hold, in words; every part has its own 95% interval.
     notebook : str
-        The notebook whose question it is.
+        The notebook whose numbers judge it.
     former : str
         What the rule was before `RULES_DATE`, and why it changed.
     judged_formerly : str
