@@ -190,6 +190,7 @@ def loss_curves(metrics: pd.DataFrame) -> Chart:
         axes.set_xlabel("update")
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    left.set_ylim(top=1.2 * metrics["loss"].max())  # room for the legend
     passes = (metrics["epoch"].diff() / metrics["step"].diff()).mean()  # an update
     if passes > 0:
         scale = (lambda step: step * passes, lambda epoch: epoch / passes)
