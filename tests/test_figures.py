@@ -48,7 +48,7 @@ RESULTS = pd.DataFrame(
 GROUPS = {"in-distribution": ["gsm8k"], "generic": ["bbh/navigate", "bbh/snarks"]}
 METRICS = pd.DataFrame({"step": [1, 2, 3], "loss": [3.0, 2.0, 1.5]})
 RATES = [1e-4, 5e-4, 2e-4]
-METRICS = METRICS.assign(series="sample_matching", learning_rate=RATES)
+METRICS = METRICS.assign(batch="with reasoning", learning_rate=RATES)
 METRICS.insert(1, "epoch", METRICS["step"] / 10)
 PARTS = figures.example_parts(
     [
@@ -253,6 +253,40 @@ def test_the_strip_wraps_after_its_columns():
 def test_a_student_token_is_joined_to_every_teacher_token_under_it():
     (axes,) = figures.token_alignment(SPANS).axes
     assert len(axes.lines) == 3  # 48–48, / and 2 to /2
+
+
+def test_pairs_are_joined_where_they_are_given_and_no_row_cuts_one():
+    (axes,) = figures.token_alignment(SPANS, pairs=[(0, 0), (2, 1)]).axes
+    assert len(axes.lines) == 2
+    words = [(side, "word", 4 * i, 4 * i + 4, "") for side in "ab" for i in range(40)]
+    long = pd.DataFrame(words, columns=SPANS.columns)
+    long["side"] = long["side"].map({"a": "teacher", "b": "student"})
+    long.loc[long["side"] == "student", "rule"] = "not_one_to_one"
+    across = [(i, min(i + 1, 39)) for i in range(0, 40, 2)]
+    (axes,) = figures.token_alignment(long, pairs=across).axes
+    assert len(axes.lines) == 20
+    assert all(max(line.get_xdata()) <= style.FULL_WIDTH for line in axes.lines)
+
+
+def test_each_cell_of_a_cost_matrix_holds_its_distance():
+    matrix = pd.DataFrame([[0, 4], [3, 2]], index=["a", "b"], columns=["a", "s"])
+    assert texts(figures.cost_matrix(matrix, [(0, 0), (1, 1)]))[:4] == list("0432")
+
+
+def test_a_kind_that_no_bar_shows_is_not_in_the_legend():
+    shares = {"right": 0.9995, "no answer": 0.0005}
+    rows = [("1", kind, 1, share, 7) for kind, share in shares.items()]
+    chart = figures.failures_by_steps(pd.DataFrame(rows, columns=FAILURES.columns))
+    assert [text.get_text() for text in chart.legends[0].get_texts()] == ["right"]
+
+
+@pytest.mark.parametrize(("num", "ticks"), [(5, "12345"), (10, "1248")])
+def test_few_samples_are_marked_one_by_one_many_by_powers_of_two(num, ticks):
+    ks = range(1, num + 1)
+    curve = pd.DataFrame({"series": "t", "k": ks, "accuracy": 0.5}, index=ks)
+    curve = curve.assign(ci_low=0.4, ci_high=0.6)
+    (axes,) = figures.pass_at_k(curve).axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == list(ticks)
 
 
 def test_a_long_alignment_wraps_only_where_both_sides_have_a_boundary():
@@ -474,6 +508,13 @@ def test_the_map_joins_every_box_to_those_below_it_and_leads_a_line_past_one():
     shown = texts(axes)
     assert {"questions", "answers", "checkpoints"} <= set(shown)
     assert "effects" not in shown  # nothing below takes it
+
+
+def test_the_loss_of_answers_alone_has_a_curve_of_its_own():
+    alone = METRICS.assign(batch=["with reasoning", "answers alone", "with reasoning"])
+    left, right = figures.loss_curves(alone).axes
+    assert [list(line.get_xdata()) for line in left.lines] == [[1, 3], [2]]
+    assert [list(line.get_xdata()) for line in right.lines] == [[1, 2, 3]]
 
 
 def test_updates_are_also_told_in_epochs():

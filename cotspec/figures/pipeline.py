@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from cotspec.figures import style
-from cotspec.figures.style import Chart, Style
+from cotspec.figures.style import Chart
 
 _BOX, _ARROW, _EDGE = 0.3, 0.34, 0.05  # inches
 _HEAD = {"arrowstyle": "-|>", "color": style.BLACK, "shrinkA": 0, "shrinkB": 0}
@@ -147,6 +147,9 @@ def rule_shares(shares: pd.DataFrame) -> Chart:
     return chart
 
 
+_VISIBLE = 0.002  # of a bar
+
+
 @style.draws("steps kind count share num_questions")
 def failures_by_steps(shares: pd.DataFrame) -> Chart:
     """Draw how solutions end, one bar for each number of steps a question takes.
@@ -162,7 +165,8 @@ def failures_by_steps(shares: pd.DataFrame) -> Chart:
     labels = [f"{n}  ({q:,} q., {s:,} sol.)" for n, q, s in bars.itertuples()]
     wide = _wide(shares, "steps", "kind").set_axis(labels)
     chart, axes = style.new_chart(0.34 * len(wide) + 1.15)
-    _stack(axes, wide.loc[:, wide.any()], style.KIND_STYLES, edgecolor="white")
+    seen = wide.loc[:, wide.max() >= _VISIBLE]  # others are in the table alone
+    _stack(axes, seen, style.KIND_STYLES, edgecolor="white")
     axes.set(xlabel="solutions", ylabel="steps of the question")
     chart.legend(loc="outside upper center", ncols=3)
     return chart
@@ -195,22 +199,21 @@ def _stack(axes: Axes, wide: pd.DataFrame, styles: Mapping, **edge: object) -> N
     axes.xaxis.set_major_formatter("{x:.0%}")
 
 
-@style.draws("series step epoch loss learning_rate")
+@style.draws("batch step epoch loss learning_rate")
 def loss_curves(metrics: pd.DataFrame) -> Chart:
     """Draw the training loss and the learning rate against the update.
 
     Parameters
     ----------
     metrics : DataFrame
-        ``series`` (a key of `LOSS_STYLES`), ``step`` (updates), ``loss`` (nats per
-        token), ``learning_rate``, ``epoch`` (told by an axis above).
+        One row an update, in order: ``batch`` (what it holds: "with reasoning" or
+        "answers alone"), ``step``, ``loss`` (nats per token), ``learning_rate``,
+        ``epoch`` (told by an axis above).
     """
     chart, (left, right) = style.new_chart(2.3, ncols=2, width_ratios=(2, 1))
-    for name, series in metrics.groupby("series", sort=False):
-        look = style.LOSS_STYLES[name]
-        _draw_loss(left, series.dropna(subset=["loss"]), look)
-        rates = series.dropna(subset=["learning_rate"])
-        right.plot(rates["step"], rates["learning_rate"], look.line, c=look.colour)
+    for name, updates in metrics.groupby("batch", sort=False):
+        _draw_loss(left, updates.dropna(subset=["loss"]), name)
+    right.plot(metrics["step"], metrics["learning_rate"], c=style.BLACK)
     left.set_ylabel("loss (nats per target token)")
     right.set_ylabel("learning rate")
     right.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=True)
@@ -218,19 +221,20 @@ def loss_curves(metrics: pd.DataFrame) -> Chart:
         axes.set_xlabel("update")
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    left.set_ylim(top=1.2 * metrics["loss"].max())  # room for the legend
     passes = (metrics["epoch"].diff() / metrics["step"].diff()).mean()  # an update
     if passes > 0:
         scale = (lambda step: step * passes, lambda epoch: epoch / passes)
         left.secondary_xaxis("top", functions=scale).set_xlabel("epoch")
-    left.legend()
+    left.legend(ncols=2)
     return chart
 
 
-def _draw_loss(axes: Axes, series: pd.DataFrame, look: Style) -> None:
+def _draw_loss(axes: Axes, series: pd.DataFrame, name: str) -> None:
     """A noisy curve is drawn faint, its running mean (a tenth of it) strong."""
-    window = max(len(series) // 10, 1)
+    look, window = style.CURVE_STYLES[name], max(len(series) // 10, 1)
     smooth = series["loss"].rolling(window, min_periods=1, center=True).mean()
-    label = look.label if window == 1 else f"{look.label} (mean of {window})"
+    label = name if window == 1 else f"{name} (mean of {window})"
     if window > 1:
         axes.plot(series["step"], series["loss"], c=look.colour, lw=0.6, alpha=0.35)
     spread = {"marker": look.marker, "markevery": max(len(series) // 8, 1)}

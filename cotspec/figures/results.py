@@ -150,12 +150,12 @@ def pass_at_k(curves: pd.DataFrame) -> Chart:
         curve = curve.sort_values("k")
         x = curve["k"]
         line = {"c": look.colour, "marker": look.marker, "ls": look.line}
-        marked = list(np.flatnonzero(_is_power_of_two(x)))
+        marked = list(np.flatnonzero(_is_marked(x)))
         axes.plot(x, curve["accuracy"], label=str(name), markevery=marked, **line)
         band = {"color": look.colour, "alpha": 0.15, "lw": 0}
         axes.fill_between(x, curve["ci_low"], curve["ci_high"], **band)
     axes.set_xscale("log", base=2)
-    ticks = np.unique(curves["k"][_is_power_of_two(curves["k"])])
+    ticks = np.unique(curves["k"][_is_marked(curves["k"])])
     axes.set_xticks(ticks, [f"{k:g}" for k in ticks])
     axes.minorticks_off()
     axes.set(xlabel="k (sampled solutions)", ylabel="questions solved", ylim=(0, 1))
@@ -164,11 +164,12 @@ def pass_at_k(curves: pd.DataFrame) -> Chart:
     return chart
 
 
-def _is_power_of_two(k: pd.Series) -> pd.Series:
-    return np.log2(k) % 1 == 0
+MAX_TICKS = 7  # fewer samples, steps or sizes are marked one by one
 
 
-MAX_TICKS = 7  # fewer steps or sizes are marked one by one
+def _is_marked(k: pd.Series) -> pd.Series:
+    """Of many, the powers of two are marked."""
+    return (np.log2(k) % 1 == 0) | (k.nunique() <= MAX_TICKS)
 
 
 @style.draws("panel series x value low high")

@@ -58,10 +58,6 @@ PROMPT_STYLES = FORMAT_STYLES | {
     "chain_of_thought": FORMAT_STYLES["in_context_chain_of_thought"],
     "answer_only": FORMAT_STYLES["in_context_answer_only"],
 }
-LOSS_STYLES = {
-    "distribution_matching": Style("distribution matching", BLUE, "o"),
-    "sample_matching": Style("sample matching", ORANGE, "s", "--"),
-}
 # By the options of `losses.distribution_matching`.
 OBJECTIVE_STYLES = {
     "sample_matching": Style("sample matching", ORANGE, "s", "--"),
@@ -77,7 +73,7 @@ RULE_STYLES = {
     "same_span": Style("same text, spelled otherwise", SKY_BLUE, hatch="...."),
     "starts_together": Style("starts together", ORANGE, hatch="////"),
     "inside": Style("inside (one-hot)", LIGHT_GREY, hatch="||||"),
-    "not_one_to_one": Style("not one-to-one (one-hot)", PURPLE, hatch="xxxx"),
+    "not_one_to_one": Style("not one-to-one and equal (one-hot)", PURPLE, hatch="xxxx"),
 }
 # The parts of an example: what the student reads, and what it must write.
 PART_STYLES = {
@@ -102,6 +98,8 @@ CURVE_STYLES = {
     "out of distribution": Style("", VERMILLION, "^", "--"),
     "generic, CoT": Style("", GREEN, "s"),
     "generic, answer-only": Style("", ORANGE, "D", "--"),
+    "with reasoning": Style("", BLUE, "o"),
+    "answers alone": Style("", ORANGE, "s", "--"),
     "asked in context": Style("", BLUE, "o"),
     "asked zero-shot": Style("", VERMILLION, "^", "--"),
     "distribution matching": Style("", BLUE),

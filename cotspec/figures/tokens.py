@@ -117,7 +117,9 @@ _RULES_A_LINE = 4
 
 
 @style.draws("side token start end rule")
-def token_alignment(spans: pd.DataFrame) -> Chart:
+def token_alignment(
+    spans: pd.DataFrame, *, pairs: Sequence[tuple[int, int]] | None = None
+) -> Chart:
     """Draw how teacher tokens became student targets.
 
     Parameters
@@ -126,35 +128,42 @@ def token_alignment(spans: pd.DataFrame) -> Chart:
         ``side`` ("teacher" or "student"), ``token``, ``start`` and ``end`` (characters
         of the shared text), ``rule`` (a key of `RULE_STYLES`; "" for teacher tokens).
 
-    Returns
-    -------
-    Chart
-        A line joins each student token to every teacher token it shares letters with.
+    pairs : sequence of (int, int), optional
+        The numbers of a teacher's and a student's token for each line. Default: those
+        that share letters.
     """
     student = spans[spans["side"] == "student"]
     # A word's mark (``▁``) stands over the whitespace that its span leaves out.
     has_gap = student["start"] > student["end"].shift(fill_value=0)
     student = student.assign(start=student["start"] - has_gap)
-    spans = pd.concat([spans[spans["side"] == "teacher"], student])
-    starts = _row_starts(spans, int((FULL_WIDTH - 2 * MARGIN - _LABEL) / _CHARACTER))
+    upper = list(spans[spans["side"] == "teacher"].itertuples())
+    lower = list(student.itertuples())
+    if pairs is None:
+        lines = [(a, b) for b in lower for a in upper if _share_letters(a, b)]
+    else:
+        lines = [(upper[i], lower[j]) for i, j in pairs]
+    extents = [(span.start, span.end) for span in upper + lower]
+    extents += [(min(a.start, b.start), max(a.end, b.end)) for a, b in lines]
+    starts = _row_starts(extents, int((FULL_WIDTH - 2 * MARGIN - _LABEL) / _CHARACTER))
     rules = set(student["rule"])
     looks = [look for rule, look in style.RULE_STYLES.items() if rule in rules]
     legend = 0.16 * math.ceil(len(looks) / _RULES_A_LINE)
     chart, axes = style.canvas(len(starts) * _ROW + 2 * MARGIN + legend)
-    rows = np.searchsorted(starts, spans["start"], side="right") - 1
-    for row, inside in spans.groupby(rows):
-        _draw_row(axes, inside, starts[row], MARGIN + row * _ROW)
+    for row, (first, after) in enumerate(itertools.pairwise([*starts, math.inf])):
+        inside = [span for span in upper + lower if first <= span.start < after]
+        joined = [(a, b) for a, b in lines if first <= b.start < after]
+        _draw_row(axes, inside, joined, first, MARGIN + row * _ROW)
     shape = {"ncols": _RULES_A_LINE, "handlelength": 1.5, "columnspacing": 1.2}
     style.patch_legend(chart, looks, bbox_to_anchor=(0.5, 0.0), **shape)
     return chart
 
 
-def _row_starts(spans: pd.DataFrame, room: int) -> list[int]:
-    """Cut the text where both sides have a boundary, `room` characters at most."""
+def _row_starts(extents: Sequence[tuple[int, int]], room: int) -> list[int]:
+    """Cut the text, `room` characters at most, where no token or line is cut."""
     covered = set()
-    for start, end in zip(spans["start"], spans["end"], strict=True):
+    for start, end in extents:
         covered.update(range(start + 1, end))
-    first, last = int(spans["start"].min()), int(spans["end"].max())
+    first, last = min(start for start, _ in extents), max(end for _, end in extents)
     cuts = [offset for offset in range(first + 1, last + 1) if offset not in covered]
     starts = [first]
     for cut, following in itertools.pairwise(cuts):
@@ -163,7 +172,7 @@ def _row_starts(spans: pd.DataFrame, room: int) -> list[int]:
     return starts
 
 
-def _draw_row(axes: Axes, inside: pd.DataFrame, first: int, top: float) -> None:
+def _draw_row(axes: Axes, inside: list, lines: list, first: int, top: float) -> None:
     """Draw the tokens of both sides and their lines, from the `first` character on."""
 
     def place(offset: float) -> float:
@@ -172,14 +181,11 @@ def _draw_row(axes: Axes, inside: pd.DataFrame, first: int, top: float) -> None:
     tops = {"teacher": top, "student": top + _DROP}
     for name, y in tops.items():
         write(axes, MARGIN, y + _BOX / 2, name, color=style.GREY, fontsize=7)
-    upper, lower = (list(inside[inside["side"] == s].itertuples()) for s in tops)
-    for below in lower:
-        for above in upper:
-            if _share_letters(above, below):
-                x = [place((s.start + _end(s)) / 2) for s in (above, below)]
-                line = {"color": style.RULE_STYLES[below.rule].colour, "lw": 1.3}
-                axes.plot(x, [top + _BOX, top + _DROP], zorder=0, **line)
-    for span in upper + lower:
+    for above, below in lines:
+        x = [place((s.start + _end(s)) / 2) for s in (above, below)]
+        line = {"color": style.RULE_STYLES[below.rule].colour, "lw": 1.3}
+        axes.plot(x, [top + _BOX, top + _DROP], zorder=0, **line)
+    for span in inside:
         _draw_token(axes, span, place, tops[span.side])
 
 
@@ -220,11 +226,19 @@ def cost_matrix(matrix: pd.DataFrame, path: Sequence[tuple[int, int]]) -> Chart:
         Distances; the index holds the teacher's tokens, the columns the student's.
     path : sequence of (int, int)
         Row and column of each pair, from the start.
+
+    Returns
+    -------
+    Chart
+        The distance stands in each cell, the darker the smaller; the path's are ringed.
     """
     rows, columns = matrix.shape
     chart, axes = style.new_chart(0.26 * rows + 0.9, 0.34 * columns + 1.1)
-    axes.imshow(matrix.to_numpy(), cmap="Greys_r", aspect="auto", alpha=0.6)
-    axes.plot([j for _, j in path], [i for i, _ in path], c=style.BLUE, marker="o")
+    axes.imshow(matrix.to_numpy(), cmap="Greys_r", aspect="auto", alpha=0.4)
+    ring = {"marker": "o", "markersize": 11, "mfc": "white"}
+    axes.plot([j for _, j in path], [i for i, _ in path], c=style.BLUE, **ring)
+    for (i, j), distance in np.ndenumerate(matrix.to_numpy()):
+        axes.text(j, i, f"{distance}", ha="center", va="center", fontsize=6.5)
     teacher = matrix.index.map(str).map(style.printable)
     student = matrix.columns.map(str).map(style.printable)
     axes.set_xticks(range(columns), student, rotation=90, family="monospace")
