@@ -55,13 +55,15 @@ def write_pages(run: Path, series: list[stages.Notebook]) -> Path:
     if report.exists():
         artifacts.write_bytes(folder / report.name, _report(report).encode())
         link = '<a href="REPORT.html">The report of this run</a>'
-    cards = "".join(_card(run, notebook) for notebook in series)
+    texts = {notebook.name: _texts(notebook) for notebook in series}
+    cards = "".join(_card(run, notebook, texts[notebook.name]) for notebook in series)
+    times = _times({name: _minutes(own) for name, own in texts.items()}, done)
     title = "Chain-of-thought specialization"
     body = (
         f"<h1>{title}</h1><p class=lead>What a small language "
         "model gains and loses when it is taught multi-step math, one question a "
         f"notebook. Profile <b>{html.escape(run.name)}</b>. {link}</p>"
-        f"{_verdicts(run)}<p>{_short_path(done)}</p><div class=lessons>{cards}</div>"
+        f"{_verdicts(run)}<p>{times}</p><div class=lessons>{cards}</div>"
     )
     return artifacts.write_bytes(folder / "index.html", _page(title, body).encode())
 
@@ -255,27 +257,39 @@ def _verdicts(run: Path) -> str:
     return f"<h2>What came of the paper's claims</h2><ul>{items}</ul>"
 
 
-def _short_path(done: list[stages.Notebook]) -> str:
-    names = {n.name[:2]: f'<a href="{n.name}.html">{n.name[:2]}</a>' for n in done}
-    links = [names[number] for number in SHORT_PATH if number in names]
-    return f"In an hour: {' → '.join(links)}." if len(links) > 1 else ""
+def _times(minutes: dict[str, int], done: list[stages.Notebook]) -> str:
+    """Return the reading time of all notebooks, and the short path with its own."""
+    said = f"{sum(minutes.values())} min to read in all."
+    short = [n.name for n in done if n.name[:2] in SHORT_PATH]
+    path = " → ".join(f'<a href="{name}.html">{name[:2]}</a>' for name in short)
+    return f"{said} In {sum(minutes[n] for n in short)}: {path}." if path else said
 
 
-def _card(run: Path, notebook: stages.Notebook) -> str:
-    """Return one notebook of the index: question, reading time, state, main figure."""
+def _texts(notebook: stages.Notebook) -> dict[str, str]:
+    """Return a notebook's sources by the kind of cell."""
     import nbformat
 
+    texts = {"markdown": "", "code": "", "raw": ""}
+    for cell in nbformat.read(notebook.path, as_version=4).cells:
+        texts[cell.cell_type] += f"{cell.source}\n\n"
+    return texts
+
+
+def _minutes(texts: dict[str, str]) -> int:
+    """Return how long it takes to read these texts."""
+    minutes = len(texts["markdown"].split()) / WORDS_A_MINUTE
+    minutes += len(texts["code"].rstrip("\n").splitlines()) / CODE_LINES_A_MINUTE
+    return math.ceil(minutes)
+
+
+def _card(run: Path, notebook: stages.Notebook, texts: dict[str, str]) -> str:
+    """Return one notebook of the index: question, reading time, state, main figure."""
     page = f"{notebook.name}.html"
     title = html.escape(notebook.title)
     if _executed(run, notebook).exists():
         title = f'<a href="{page}">{title}</a>'
     finished = stages.read_marker(run, notebook.name)
     state = "finished" if finished else "<span class=failed>not finished</span>"
-    texts = {"markdown": "", "code": "", "raw": ""}
-    for cell in nbformat.read(notebook.path, as_version=4).cells:
-        texts[cell.cell_type] += f"{cell.source}\n\n"
-    minutes = len(texts["markdown"].split()) / WORDS_A_MINUTE
-    minutes += len(texts["code"].rstrip("\n").splitlines()) / CODE_LINES_A_MINUTE
     found = _QUESTION.search(texts["markdown"])
     question = re.sub(r"[*`]|\[(.+?)\]\(.+?\)", r"\1", found[1]) if found else ""
     pictures = {n: run / "figures" / f"{n}.png" for n in _FIGURE.findall(texts["code"])}
@@ -286,5 +300,5 @@ def _card(run: Path, notebook: stages.Notebook) -> str:
     more = f"<p class=muted>More figures: {' · '.join(links)}</p>" if links else ""
     return (
         f"<article><h2>{title}</h2><p>{html.escape(question)}</p><p class=muted>"
-        f"{math.ceil(minutes)} min to read · {state}</p>{shown}{more}</article>"
+        f"{_minutes(texts)} min to read · {state}</p>{shown}{more}</article>"
     )

@@ -54,9 +54,8 @@ MICRO_STUDENTS = ("micro-small", "micro-base", "micro-large", "micro-xl")
 _MOST = 2**32 - 1  # what every library takes, as a count and as a seed
 PositiveInt = Annotated[int, Field(gt=0, le=_MOST)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=_MOST)]
-Several = Annotated[
-    int, Field(ge=2, le=_MOST)
-]  # an interval over one problem does not exist
+# An interval over one problem does not exist.
+Several = Annotated[int, Field(ge=2, le=_MOST)]
 Share = Annotated[float, Field(ge=0, le=1)]
 # "auto": bfloat16 where the machine multiplies in it, see `models.in_precision`.
 Precision = Literal["auto", "bfloat16", "float32"]
@@ -260,9 +259,8 @@ class ExperimentsConfig:
     """The grids of notebooks 07 to 10; training and losses as in the other sections."""
 
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), _ONCE] = (0, 1, 2)
-    students: Annotated[
-        tuple[StudentName, ...], _ONCE
-    ] = ()  # names like student.model, smallest first
+    # Names like student.model, smallest first.
+    students: Annotated[tuple[StudentName, ...], _ONCE] = ()
     # The same sizes before instruction tuning, same order. A name that stands in
     # `students` too is the same model with start "raw"; empty: no raw starts.
     raw_students: Annotated[tuple[StudentName, ...], _ONCE] = ()
