@@ -75,6 +75,8 @@ def test_code_that_does_not_parse_is_named_and_jupyters_own_lines_are_none(root)
     magic = "%matplotlib inline\nif True:\n    !ls\n    stage.read('numbers')"
     path = write_notebook(root, "01_x", magic)
     assert stages.load_notebook(path).reads == ("numbers",)
+    path = write_notebook(root, "01_x", 'x = (\n    "%s"\n    % stage.read("a")\n)')
+    assert stages.load_notebook(path).reads == ("a",)
     path = write_notebook(root, "01_x", magic, "x = (")
     with pytest.raises(ValueError, match="01_x.ipynb: code cell 2 does not parse"):
         stages.load_notebook(path)
@@ -112,6 +114,33 @@ def test_a_used_setting_and_an_input_change_the_key_and_an_unused_setting_does_n
     rate = profiles.resolve("smoke").training.learning_rate
     said = [f"training.learning_rate {rate} -> 0.5", "traces changed"]
     assert stages.explain(base, changed) == said
+
+
+CELL = "%matplotlib inline\nif True:\n    !ls\nrate = 'a' * 3"
+
+
+@pytest.mark.parametrize(
+    ("edited", "counts"),
+    [
+        ([f"# why\n\n{CELL}  # a rate"], False),
+        ([CELL.replace("'a' * 3", '(\n    "a"\n    * 3\n)')], False),
+        (["# a cell of its own", CELL], False),
+        ([CELL.replace("3", "4")], True),
+        ([CELL.replace("inline", "agg")], True),
+        ([CELL.replace("!ls", "!pwd")], True),
+        ([CELL, "rate"], True),
+    ],
+)
+def test_of_a_cell_counts_what_it_does(root, edited, counts):
+    profile = profiles.resolve("smoke")
+    before, after = (
+        stages.stage_key(
+            stages.load_notebook(write_notebook(root, "01_x", *code)), profile, 0, {}
+        )
+        for code in ([CELL], edited)
+    )
+    said = ["the notebook's code changed"] if counts else []
+    assert stages.explain(before, after) == said
 
 
 def finish_first(numbers=1):
