@@ -84,7 +84,8 @@ def score_math(completion: str, gold: str) -> MathScore:
     The number is the first one after the last "answer is" (of an equation there, what
     follows its last ``=``), else the one behind the last ``####``, else the last one of
     the completion; whatever follows a next ``Q:`` or an end token is cut before. A
-    statement that leaves the number open ("18 or 19", "not 18", "5 + 3") has none.
+    statement that leaves the number open (`stated_number`) has none, nor has a text
+    that ends in a factor, a power or a ratio ("9*2", "10^6", "3:2") or in "not 18".
 
     Parameters
     ----------
@@ -135,10 +136,14 @@ def final_number(completion: str) -> tuple[Fraction | None, str]:
             return None, "none"
         if number is not None:
             return number, tier
-    numbers = [number for number, _ in _numbers(text)]
-    return (numbers[-1], "last_number") if numbers else (None, "none")
+    *_, (number, match) = [(None, None), *_numbers(text)]
+    starts = {part.end() for part in _PART_OF.finditer(text)}
+    is_answer = match is not None and match.start() not in starts
+    return (number, "last_number") if is_answer else (None, "none")
 
 
+# What makes the number behind it no answer: "9*2", "10^6", "3:2", "not 18".
+_PART_OF = re.compile(r"\d ?[*×·⋅∗x/÷^] ?|\b\d\d?:(?=\d\d?\b)|\bnot ", re.IGNORECASE)
 # GSM8K's "#### 18". A heading ("#### Step 2: Money") does not begin with a number; one
 # that does ("#### 2. Money") has text of its own and more below it.
 _HASHES = re.compile(r"####(?=[ \t(]*-?[ \t]*\.?\d)")
@@ -157,21 +162,31 @@ def _is_denial(statement: re.Match[str]) -> bool:
 def stated_number(statement: str) -> tuple[Fraction | None, bool]:
     """Return a statement's first number, and whether it leaves its number open.
 
-    Of an equation at its start ("4536 - 702 = 3834") the number is the result. A false
-    right would be trained on: what is denied, a choice, a range, a sum that is not
-    worked out or a text that may be one number or two is open.
+    Of an equation at its start ("4536 - 702 = 3834") the number is the result. A number
+    is whole where nothing but a unit stands between it and what ends its clause: the
+    end of the sentence or line, a bracket, an equals sign or a remark ("because …",
+    "after 3 days"). It is open where another number comes first ("18 or 19", "5 + 3",
+    "3 feet 2"), where something multiplies it ("18x", "18 tenths"), doubts it ("18?")
+    or takes it back, and where what stands before denies it or asks for more ("not
+    18", "half of 18"). In doubt it is open: a false right would be trained on.
     """
     left, *results = statement.partition("\n")[0].split("=")
-    if results and _is_expression(left):
-        result = next(_numbers(results[-1]), None)
-        statement = statement if result is None else results[-1]
-    number, end = next(_numbers(statement), (None, 0))
+    if results and _is_expression(left) and any(_numbers(results[-1])):
+        statement = results[-1]
+    number, match = next(_numbers(statement), (None, None))
     if number is None:
         return None, False
-    before = statement[: _NUMBER.search(statement).start()]
-    return number, bool(_GOES_ON.match(statement, end) or _DENIED.search(before))
+    is_whole = _WHOLE.match(statement, match.end())
+    is_refused = _TAKEN_BACK.match(statement, match.end())
+    is_refused = is_refused or _DENIED.search(statement[: match.start()])
+    return number, bool(is_refused or not is_whole)
 
 
+# What takes back the answer before it.
+_TAKEN_BACK = re.compile(
+    r"[^\w(]*(?:or\b|as (?:well|much) as\b|cannot\b"
+    r"|is (?:wrong|incorrect|false|not (?:right|correct))\b)"
+)
 # What stands before a number and leaves it open: "not 18", "at least 18", "half of 18".
 _DENIED = re.compile(
     r"""
@@ -184,36 +199,24 @@ _DENIED = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-_WORDS = (  # numbers in words
-    "(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half"
-    r"|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh"
-    r"|nine)ty)\b"
+_WORD = (  # a number in words
+    "(?:half|third|quarter|fourth|one|two|three|four|five|six|seven|eight|nine|ten"
+    "|eleven|twelve|[a-z]+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty)"
 )
-_UNITS = (
-    "(?:hours?|hrs?|h|minutes?|mins?|days?|weeks?|months?|years?|feet|foot|ft|yards?"
-    "|miles?|km|m|meters?|metres?|pounds?|lbs?|kg|kilograms?|gallons?|dollars?|r"
-    "|remainder)"
-)
-# What follows a number and makes it a part of something else.
-_GOES_ON = re.compile(
+_WHOLE = re.compile(
     rf"""
-      (?:[ ][a-z]+)?[ ](?:or|to|until|through|vs\.?|versus)[ ](?:[a-z]+[ ])?-?\d
-    | (?:[ ][a-z]+)?[ ](?:or|to|and)[ ]                            # 18 or 19; 5 to 7
-        (?:-?\d|{_WORDS}|a[ ](?:half|third|quarter|fourth)\b)
-    | (?:[ ][a-z]+)?[ ]?(?:[-+*/×÷x·⋅∗∕±~&]|\*\*)[ ]?\d | [ ]\d   # 5 + 3; 5-7; 29 18
-    | (?:[ ][a-z]+)?[ ](?:plus|minus|times|mod|choose|less|(?:less|more|fewer)[ ]than
-        |(?:divided|multiplied)[ ]by)[ ]-?\d
-    | (?:[ ][a-z]+)?,[ ]or[ ](?:[a-z]+[ ])?-?[\d.]+\s*\Z         # 18, or 19.
-    | (?:%|[ ]percent)[ ](?:of|off)[ ]\d                         # 20% of 50
-    | [ ]?{_UNITS},?[ ]\d | [a-z'’′]-?\d                         # 5 feet 3 inches; 3h30
-    | [ ]?[,;、]+[ ]?[.-]?\d | [ ]?\.+\d | \.?\(\d | e[-+]?\d    # 1, 8; 1.5.2; 0.(3)
-    | \^\W?\d | [ ](?:over[ ]\d|squared\b|cubed\b)               # 2^3; 1 over 2
-    | :(?!00\b)\d | [ ]:[ ]\d                                    # 3:2, not 5:00
-    | (?-i:[xynikKMB]\b) | [ ]?(?:pi\b|[π百千万萬億亿])
-    | [ ](?:halves|thirds|fourths|fifths|sixths|sevenths|eighths|ninths|tenths)\b
-    | (?:,|[ ]and)[ ][a-z][ ]?=                                  # x = 5, y = 7
-    | ~~ | [ ]is[ ](?:not|wrong|incorrect)\b                     # taken back
-    | \?[ ]*no\b | [,.]?[ ](?:no|wait)(?:,|[ ]wait)
+    (?: :00\b )?                                            # o'clock
+    (?! (?-i:[^\W\d_ghlms])(?![a-z]) | [^\W\x00-\x7f]       # 18x, 18M, 18万; not 18m
+      | [ ]?(?:pi|π|halves|thirds|(?:four|fif|six|seven|eigh|nin|ten)ths|squared|cubed
+          |hundred|thousand|million|billion|dozen)\b
+      | [ a-z]*[,.!]?[ ](?:(?:no|wait)(?:,|[ ]wait)|is[ ]not\b) )
+    (?: (?! \b(?:and|or|to|plus|minus|times|by|over)[ ](?:an?[ ])?{_WORD}\b
+          | (?:,|[ ]and)[ ]\w[ ]?= )                        # x = 5, y = 7
+        [^\d?] )*?
+    (?: \Z | \n | [.!](?!\d) | = | [ ]\( | (?<=[a-z]):
+      | (?<=[a-z]),[ ]or[ ](?=\d+[ ][a-z])                  # 15 dollars, or 3 bills
+      | [ ](?:after|as|because|before|each|for|if|in|instead|not|out|per|rather|since|so
+          |that|when|which|with)\b )
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -308,8 +311,8 @@ _NUMBER = re.compile(
 )
 
 
-def _numbers(text: str) -> Iterator[tuple[Fraction, int]]:
-    """Yield the numbers of normalised text, left to right, and where each ends."""
+def _numbers(text: str) -> Iterator[tuple[Fraction, re.Match[str]]]:
+    """Yield the numbers of normalised text, left to right, each with its match."""
     for match in _NUMBER.finditer(text):
         whole, over, under = match.group("whole", "over", "under")
         if len(match[0]) > _MAX_DIGITS or (under and not int(under)):
@@ -318,7 +321,7 @@ def _numbers(text: str) -> Iterator[tuple[Fraction, int]]:
             number = int(whole or 0) + Fraction(int(over), int(under))
         else:
             number = Fraction(match["decimal"].replace(",", ""))
-        yield -number if match["sign"] else number, match.end()
+        yield -number if match["sign"] else number, match
 
 
 # --- BigBench-Hard -------------------------------------------------------------------
@@ -403,11 +406,6 @@ def _text(line: str) -> str | None:
 _MARKS = " \"'`*_[{“”‘’\\"
 # What names an option: "(B)", or a bare letter that is no word ("A dog", "I").
 _OPTION = re.compile(r"\(([A-Za-z])\)|\b([A-Z])(?=[.):,;\"'`’”*_\]}]|$| or\b| and\b)")
-
-_TAKEN_BACK = re.compile(
-    r"[^\w(]*(?:or\b|as (?:well|much) as\b|cannot\b"
-    r"|is (?:wrong|incorrect|false|not (?:right|correct))\b)"
-)
 
 
 def _letter(line: str) -> str | None:

@@ -28,6 +28,9 @@ BBH_STEMS = [task.removeprefix("bbh/") for task in BBH_TASKS]
 
 # --- math: which number, how it is read ----------------------------------------------
 
+NO_ANSWERS = ("", "I do not know.", "so 9*2", "9 × 2 eggs", "3:2", "10^6", "10²")
+NO_ANSWERS += ("at 7:30", "It is not 18", "2*3*4", "He buys 6 / 2")
+
 
 @pytest.mark.parametrize(
     ("completion", "predicted", "tier"),
@@ -41,8 +44,10 @@ BBH_STEMS = [task.removeprefix("bbh/") for task in BBH_TASKS]
         ("#### 3\nThe answer is 4.", 4, "answer_is"),
         ("She has 5, eats 2 and keeps 3", 3, "last_number"),
         ("He has 5. The answer is unknown.", 5, "last_number"),
-        ("I do not know.", None, "none"),
-        ("", None, "none"),
+        ("He pays 3 x 2 = 6 for the eggs, and 6 + 1 = 7", 7, "last_number"),
+        ("mixed 3:2, that is 6", 6, "last_number"),
+        ("Week 3:210", 210, "last_number"),
+        *((text, None, "none") for text in NO_ANSWERS),
     ],
 )
 def test_the_tier_says_where_the_number_was_found(completion, predicted, tier):
@@ -205,7 +210,8 @@ OPEN = (
     "| 18 kg 300 g. | 18 hours, 30 minutes. | 18h30. | 18'3\". | 18 and one half. "
     "| 18 tenths. | 18 less than 20. | 18% of 50. | 18 mod 5. | 18 squared. | 18x + 3. "
     "| 18\u03c0. | 18\u4e07. | x=18, y=7. | 18 is wrong. | 18? No. | 18, no wait, 20. "
-    "| -(-18)."
+    "| -(-18). | 18 million. | 18 dozen. | 18 minus two. | 18 is not it. | 18. No, 20. "
+    "| 18, and 2 more. | 18 from 20. | 18?"
 )
 
 
