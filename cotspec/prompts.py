@@ -370,12 +370,12 @@ def _example(row: dict, data_format: str, fitted: FittedPrompt) -> dict:
 
 
 # The sentence has said something before it ends: a colon may put its answer on the next
-# line, "what the answer is." answers nothing, "approx." is no end. "3." may go on as
-# "3.50": only white space behind the period, or the end of the line, decides.
+# line, "what the answer is." answers nothing, "approx." and "U.S." are no end. "3." may
+# go on as "3.50": only white space behind the period, or the end of the line, decides.
 _ANSWER_SENTENCE = re.compile(
     rf"{re.escape(ANSWER_PREFIX)}(?::\s*|[ \t]+)[^\w\n]*[\w\x80-\xff][^\n]*?"
-    r"(?:(?<!\bapprox)(?<!\bca)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)\.(?=\s)"
-    r"|(?=\n))".encode(),
+    r"(?:(?<!\bapprox)(?<!\bca)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\.[a-z])"
+    r"\.(?=\s)|(?=\n))".encode(),
     re.IGNORECASE,
 )
 _STOP_STRING = re.compile("|".join(map(re.escape, STOP_STRINGS)).encode())
