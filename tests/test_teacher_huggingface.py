@@ -261,16 +261,6 @@ def test_problem_ids_must_be_unique():
         teacher.build_requests(twice)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("num_samples", 0), ("temperature", -1.0), ("top_k", 0)]
-)
-def test_options_out_of_range_are_named(name, value):
-    good = {"num_samples": 1, "temperature": 1.0, "seed": 0}
-    good |= {"max_new_tokens": 5, "top_k": 5}
-    with pytest.raises(ValueError, match=f"{name}: {value}"):
-        teacher.SamplingOptions(**(good | {name: value}))
-
-
 def test_a_question_beyond_the_window_is_named_before_anything_is_sampled(llama):
     window = llama.model.config.max_position_embeddings
     table = problems((*QUESTIONS, "Why? " * window))

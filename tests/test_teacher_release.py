@@ -204,18 +204,6 @@ def test_a_question_listed_twice_shifts_nothing_and_duplicates_are_counted(tmp_p
     assert repairs["text differs from codex_predictions"] == 0
 
 
-def test_the_command_names_what_is_missing_or_says_what_it_repaired(tmp_path, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        release.main([str(tmp_path)])
-    assert "codex_questions.pkl: not there" in capsys.readouterr().err
-    write_release(tmp_path, ["Question 0: a?\n", "Question 1: b?\n"], 2)
-    release.main([str(tmp_path)])
-    printed = capsys.readouterr().out
-    assert "4  leading ' step'" in printed and "4  solutions in" in printed
-    file = release.read_traces(tmp_path / "codex_traces.parquet")
-    assert file["completion"][2:] == ["2.", "2."] and len(file) == 4
-
-
 def test_the_release_is_a_backend(tmp_path):
     write_release(tmp_path, ["Question 0: a?\n", "Question 1: b?\n"])
     config = TeacherConfig(backend="release", path=str(tmp_path))

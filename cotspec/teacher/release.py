@@ -13,7 +13,6 @@ them. Probabilities are rounded to four decimals there.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
@@ -214,10 +213,12 @@ def _alternatives(step: Step, repairs: Counter) -> list[tuple[bytes, float]]:
 
 def _read(folder: Path, name: str) -> list:
     pickled, plain = folder / f"{name}.pkl", folder / f"{name}.json"
-    if not pickled.exists() and not plain.exists():
+    if pickled.exists():
+        found = load_restricted(pickled)
+    elif plain.exists():
+        found = artifacts.read_json(plain)
+    else:
         raise ValueError(f"{pickled}: not there. Needed: the authors' released files")
-    is_pickled = pickled.exists()
-    found = load_restricted(pickled) if is_pickled else artifacts.read_json(plain)
     if not isinstance(found, (list, tuple)):
         raise ValueError(f"{folder}: {name} is a {type(found).__name__}, no list")
     return found
@@ -225,24 +226,6 @@ def _read(folder: Path, name: str) -> list:
 
 def _unnumbered(text: str) -> str:
     return _NUMBERED.sub("", text).strip()
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Turn the authors' pickles into traces, safely; print what was repaired."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cotspec.teacher.release", description=main.__doc__
-    )
-    parser.add_argument("folder", type=Path, help="the authors' released files")
-    parser.add_argument("--output", type=Path, help="default: in the folder")
-    given = parser.parse_args(argv)
-    target = given.output or given.folder / RELEASE_FILE
-    try:
-        num_solutions, repairs = import_release(given.folder, target)
-    except ValueError as error:
-        parser.error(str(error))
-    for fault, count in sorted(repairs.items()):
-        print(f"{count:>9,}  {fault}")
-    print(f"{num_solutions:>9,}  solutions in {target}")
 
 
 # --- backends -------------------------------------------------------------------------
@@ -445,7 +428,3 @@ def as_completion(row: Mapping[str, object], top_k: int) -> Completion:
     found = {name: row[name] for name in (*_LISTS, "finish_reason")}
     found |= {name: [step[:top_k] for step in row[name]] for name in _TOPS}
     return Completion(row["completion"], **found)
-
-
-if __name__ == "__main__":
-    main()
