@@ -213,7 +213,7 @@ _WHOLE = re.compile(
     (?: (?! \b(?:and|or|to|plus|minus|times|by|over)[ ](?:an?[ ])?{_WORD}\b
           | (?:,|[ ]and)[ ]\w[ ]?= )                        # x = 5, y = 7
         [^\d?] )*?
-    (?: \Z | \n | [.!](?!\d) | = | [ ]\( | (?<=[a-z]):
+    (?: \Z | \n | [.!](?!\d) | = | >> | [ ]\( | (?<=[a-z]):  # <<9*2=18>>18
       | (?<=[a-z]),[ ]or[ ](?=\d+[ ][a-z])                  # 15 dollars, or 3 bills
       | [ ](?:after|as|because|before|each|for|if|in|instead|not|out|per|rather|since|so
           |that|when|which|with)\b )
