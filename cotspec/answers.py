@@ -1,10 +1,10 @@
 """Extract, normalise and compare final answers.
 
-Enters: the text a model wrote and the gold answer. Leaves: a `MathScore` (exact
-rational numbers and the tier that matched) or a `BBHScore` (one typed parser per
-BigBench-Hard task). The teacher filter and the evaluation use the same functions. Two
-further scores, `reference_score` and `lm_eval_flexible_score`, repeat what others
-compute, faults and all, so that numbers can be put side by side.
+Enters: the text a model wrote and the gold answer. Leaves: a `Score`, of exact rational
+numbers or by one typed parser per BigBench-Hard task. The teacher filter and the
+evaluation use the same functions. Two further scores, `reference_score` and
+`lm_eval_flexible_score`, repeat what others compute, faults and all, so that numbers
+can be put side by side.
 """
 
 from __future__ import annotations
@@ -48,37 +48,28 @@ _CURRENCY = "$¢-¥\u20a0-\u20cf"
 
 
 @dataclass(frozen=True)
-class MathScore:
-    """One scored math completion.
+class Score:
+    """One scored completion.
 
     Attributes
     ----------
-    predicted : Fraction or None
-        The number read from the completion.
+    predicted : Fraction, str or None
+        What was read from the completion: a number, or a BBH task's canonical form.
     is_correct : bool
-        Whether it equals the gold number exactly.
+        Whether it equals the gold answer exactly.
     no_answer : bool
-        Whether the completion holds no number at all.
-    tier : str
-        Where it was found: one of `TIERS`.
+        Whether the completion states none.
+    tier : str or None
+        Where the number was found: one of `TIERS`; None for BBH.
     """
 
-    predicted: Fraction | None
+    predicted: Fraction | str | None
     is_correct: bool
     no_answer: bool
-    tier: str
+    tier: str | None = None
 
 
-@dataclass(frozen=True)
-class BBHScore:
-    """One scored BigBench-Hard completion; `predicted` in the task's canonical form."""
-
-    predicted: str | None
-    is_correct: bool
-    no_answer: bool
-
-
-def score_math(completion: str, gold: str) -> MathScore:
+def score_math(completion: str, gold: str) -> Score:
     """Compare a completion's final number with the gold number.
 
     The number is the first one after the last "answer is" (of an equation there, what
@@ -107,7 +98,7 @@ def score_math(completion: str, gold: str) -> MathScore:
             "fraction a/b, each with currency or unit"
         )
     predicted, tier = final_number(completion)
-    return MathScore(predicted, predicted == expected, predicted is None, tier)
+    return Score(predicted, predicted == expected, predicted is None, tier)
 
 
 def parse_number(text: str) -> Fraction | None:
@@ -327,7 +318,7 @@ def _numbers(text: str) -> Iterator[tuple[Fraction, re.Match[str]]]:
 # --- BigBench-Hard -------------------------------------------------------------------
 
 
-def score_bbh(task: str, completion: str, target: str, *, prompt_mode: str) -> BBHScore:
+def score_bbh(task: str, completion: str, target: str, *, prompt_mode: str) -> Score:
     """Compare a completion's final answer with the target, by the task's type.
 
     The answer is what follows the last "answer is" on its line. Without such a
@@ -359,7 +350,7 @@ def score_bbh(task: str, completion: str, target: str, *, prompt_mode: str) -> B
     if expected is None:
         raise ValueError(f"target: {target!r} is no answer of task {task!r}")
     predicted = _final_answer(completion, parse, prompt_mode)
-    return BBHScore(predicted, predicted == expected, predicted is None)
+    return Score(predicted, predicted == expected, predicted is None)
 
 
 Parser = Callable[[str], "str | None"]

@@ -222,19 +222,6 @@ def test_a_model_without_shared_prefix_says_so(caplog):
     assert "tiny-mistral: demonstrations are computed per question" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("token_ids", "length"),
-    [
-        ([[1, 2, 3], [1, 2, 4, 5]], 2),
-        ([[1, 2], [1, 2, 4]], 1),
-        ([[7, 8, 9]], 2),
-        ([[1], [2]], 0),
-    ],
-)
-def test_common_prefix_leaves_one_token_of_every_prompt(token_ids, length):
-    assert huggingface.common_prefix_length(token_ids) == length
-
-
 def test_prompts_without_a_common_token_are_sampled_too(llama):
     backend = HuggingFaceBackend(llama, 4, max_new_tokens=4)
     texts = {"x": "x: ", "y": "y is longer: "}

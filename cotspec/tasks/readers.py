@@ -35,7 +35,7 @@ NUM_PUBLISHED |= {
     "bbh/snarks": 178,
 }
 
-_CALCULATOR = re.compile(r"<<[^<>]*>>")
+_CALCULATOR = re.compile(r"<<[^<>]*>>")  # notes that no student shall learn
 _UNIT = re.compile(r"\s*\([^()]*[^\d()/][^()]*\)\s*\Z")  # "9 (apples)", not "-(1/3)"
 
 
@@ -115,18 +115,8 @@ def _gsm8k_file(published: str) -> Iterator[Row]:
         rationale, _, gold = row["answer"].rpartition("####")
         answer = _plain_number(gold, f"{where} row {index}")
         question = row["question"].strip()
-        yield Row(split, index, question, answer, clean_rationale(rationale))
-
-
-def clean_rationale(published: str) -> str:
-    """Return a GSM8K solution without calculator notes, which no student shall learn.
-
-    Examples
-    --------
-    >>> clean_rationale("Half of 48 is 48/2 = <<48/2=24>>24 clips.")
-    'Half of 48 is 48/2 = 24 clips.'
-    """
-    return _CALCULATOR.sub("", published).strip()
+        rationale = _CALCULATOR.sub("", rationale).strip()
+        yield Row(split, index, question, answer, rationale)
 
 
 def validation_index() -> list[int]:
