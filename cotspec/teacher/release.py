@@ -87,20 +87,15 @@ def load_restricted(path: Path | str) -> object:
             ) from None
 
 
-def import_release(folder: Path | str, target: Path) -> tuple[int, Counter]:
-    """Write the release as a Parquet file of traces.
-
-    Returns
-    -------
-    num_solutions : int
-    repairs : Counter of repaired faults
+def import_release(folder: Path | str, target: Path) -> Counter:
+    """Write the release as a Parquet file of traces; return the repaired faults.
 
     Raises
     ------
     ValueError
         A missing file, a pickle with code in it, or lists that do not fit together.
     """
-    repairs, num_solutions = Counter(), 0
+    repairs = Counter()
     rows = tqdm(_rows(Path(folder), repairs), desc="importing", unit="solution")
     with (
         artifacts.replacing(target) as part,
@@ -109,10 +104,9 @@ def import_release(folder: Path | str, target: Path) -> tuple[int, Counter]:
         try:
             for table in as_tables(rows):
                 writer.write_table(table)
-                num_solutions += len(table)
         except (TypeError, LookupError, AttributeError) as error:
             raise ValueError(f"{folder}: not in the authors' form ({error})") from None
-    return num_solutions, repairs
+    return repairs
 
 
 def _rows(folder: Path, repairs: Counter) -> Iterator[dict]:
@@ -254,8 +248,8 @@ def load(config: TeacherConfig) -> RecordedBackend:
     if config.backend == "release":
         path = path / RELEASE_FILE
         if not path.exists():
-            _, repairs = import_release(config.path, path)
-            logger.info("%s: repaired %s", config.path, dict(repairs))
+            repairs = dict(import_release(config.path, path))
+            logger.info("%s: repaired %s", config.path, repairs)
     return RecordedBackend(path, *limits)
 
 
@@ -366,7 +360,7 @@ def _written(requests: Sequence[Request]) -> Find:
     return find
 
 
-_UNREADABLE = (ValueError, TypeError, AttributeError, OverflowError)
+_UNREADABLE = (ValueError, TypeError, AttributeError, OverflowError, DatasetsError)
 
 
 def read_traces(path: Path | str) -> Dataset:
@@ -386,7 +380,7 @@ def read_traces(path: Path | str) -> Dataset:
         table = Dataset.from_parquet(str(path), keep_in_memory=False)
         _check_columns(path, table.column_names)
         return table.select_columns(list(FEATURES)).cast(FEATURES)
-    except (*_UNREADABLE, DatasetsError) as error:
+    except _UNREADABLE as error:
         if str(path) in str(error):
             raise
         raise ValueError(
