@@ -131,7 +131,8 @@ def build_inputs(
     ValueError
         Unknown mode.
     """
-    _check_mode(mode)
+    if mode not in PROMPT_MODES:
+        raise ValueError(f"prompt mode: {mode!r}. Allowed: {', '.join(PROMPT_MODES)}")
     chain_of_thought = mode.endswith("chain_of_thought")
     shown = [] if mode.startswith("zero_shot") else _others(question, demonstrations)
     blocks = [
@@ -156,7 +157,6 @@ def build_target(mode: str, *, completion: str, answer: str) -> str:
 
     CoT: the teacher's completion verbatim, stripped. Answer-only: the answer sentence.
     """
-    _check_mode(mode)
     if mode.endswith("chain_of_thought"):
         return completion.strip()
     return answer_sentence(answer)
@@ -313,11 +313,6 @@ def spellable(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
 def count_unspellable(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many texts the tokenizer cannot write (`spellable`)."""
     return sum(not spellable(text, tokenizer) for text in texts)
-
-
-def _check_mode(mode: str) -> None:
-    if mode not in PROMPT_MODES:
-        raise ValueError(f"prompt mode: {mode!r}. Allowed: {', '.join(PROMPT_MODES)}")
 
 
 def _fold(text: str) -> str:

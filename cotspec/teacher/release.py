@@ -325,21 +325,14 @@ def _recorded(traces: Dataset, top_k: int) -> Find:
 
 def _is_sound(done: Completion) -> bool:
     """Whether the lists fit together and hold log-probabilities."""
-    lists = [getattr(done, name) for name in (*_LISTS, *_TOPS)]
-    shapes = zip(done.topk_ids, done.topk_bytes, done.topk_logprobs, strict=False)
-    fit = [
-        len(set(map(len, lists))) == 1,
-        *(len(set(map(len, s))) == 1 for s in shapes),
-    ]
+    tops = [getattr(done, name) for name in _TOPS]
+    lists = [getattr(done, name) for name in _LISTS] + tops
+    alike = [lists, *zip(*tops, strict=False)]
+    if done.text is None or any(len(set(map(len, some))) > 1 for some in alike):
+        return False
     steps = [done.token_logprobs, *done.topk_logprobs]
     known = all(p is not None and p <= 1e-3 for step in steps for p in step)  # no NaN
-    if done.text is None or not known:
-        return False
-    return all(fit) and max(map(_mass, done.topk_logprobs), default=0) <= 1.01
-
-
-def _mass(logprobs: Sequence[float]) -> float:
-    return sum(map(math.exp, logprobs))
+    return known and all(sum(map(math.exp, top)) <= 1.01 for top in done.topk_logprobs)
 
 
 def _written(requests: Sequence[Request]) -> Find:
