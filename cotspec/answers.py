@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from cotspec.profiles import BBH_TASKS
+from cotspec.profiles import BBH_TASKS, GENERIC_PROMPT_MODES
 
-PROMPT_MODES = ("answer_only", "chain_of_thought")
 TIERS = ("answer_is", "hashes", "last_number", "none")
 
 # A next question ends the answer. T5 cannot write newlines: there the block begins
@@ -114,7 +113,11 @@ def parse_number(text: str) -> Fraction | None:
 
 
 def final_number(completion: str) -> tuple[Fraction | None, str]:
-    """Return the number that a completion ends with, and the tier that found it."""
+    """Return the number that a completion ends with, and the tier that found it.
+
+    Where it is the last number only, it is none that is a factor, a power, a part of a
+    ratio or denied ("9*2", "10^6", "3:2", "not 18").
+    """
     text = _normalise_number_text(cut_at_next_question(completion))
     statements = list(_ANSWER_IS.finditer(text))
     hashes = [match for match in _HASHES.finditer(text) if _is_final(match, text)]
@@ -336,15 +339,17 @@ def score_bbh(task: str, completion: str, target: str, *, prompt_mode: str) -> S
     target : str
         The gold answer as published.
     prompt_mode : str
-        One of `PROMPT_MODES`.
+        One of `profiles.GENERIC_PROMPT_MODES`.
 
     Raises
     ------
     ValueError
         Unknown `prompt_mode`, or a `target` that the task's type does not allow.
     """
-    if prompt_mode not in PROMPT_MODES:
-        raise ValueError(f"prompt_mode: {prompt_mode!r}. Allowed: {PROMPT_MODES}")
+    if prompt_mode not in GENERIC_PROMPT_MODES:
+        raise ValueError(
+            f"prompt_mode: {prompt_mode!r}. Allowed: {GENERIC_PROMPT_MODES}"
+        )
     parse = _parser_for(task, target)
     expected = parse(_plain(target))
     if expected is None:

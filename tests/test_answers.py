@@ -20,7 +20,7 @@ from cotspec.answers import (
     score_bbh,
     score_math,
 )
-from cotspec.profiles import BBH_TASKS
+from cotspec.profiles import BBH_TASKS, GENERIC_PROMPT_MODES
 
 DISAGREEMENTS = Path(__file__).with_name("disagreements.csv")
 BBH_STEMS = [task.removeprefix("bbh/") for task in BBH_TASKS]
@@ -383,7 +383,7 @@ def test_lm_eval_strips_the_gold_before_it_drops_the_dollar_not_after():
 def test_every_bbh_target_scores_itself_right_and_others_wrong(data_dir, stem):
     published = json.loads((data_dir / "bbh" / "tasks" / f"{stem}.json").read_text())
     targets = sorted({item["target"] for item in published["examples"]})
-    for mode in answers.PROMPT_MODES:
+    for mode in GENERIC_PROMPT_MODES:
         for target in targets:
             sentence = f"We think. So the answer is {target}."
             assert score_bbh(stem, sentence, target, prompt_mode=mode).is_correct
@@ -533,6 +533,6 @@ def test_bbh_errors_name_the_field_and_the_value():
 @given(st.sampled_from([*BBH_STEMS, "last_letters"]), st.text(max_size=120))
 def test_any_text_scores_as_bbh_without_an_error(stem, completion):
     target = TARGETS.get(stem, "(A)")
-    for mode in answers.PROMPT_MODES:
+    for mode in GENERIC_PROMPT_MODES:
         bbh(stem, completion, target, mode)
         assert bbh(stem, f"The answer is {target}.", target, mode).is_correct
