@@ -165,6 +165,7 @@ WRITTEN = [
     ("The answer is (4 + 5) * 2 = 18.", 18),
     ("The answer is 2 * 3 = 6 + 1 = 7.", 7),
     ("The answer is 18 = 9 * 2.", 18),
+    ("The answer is 9 eggs * $2 = $<<9*2=18>>18 a day", 18),
     ("The answer is 12, because 3 * 5 = 15.", 12),
     ("The answer is 12 apples, that is 3 * 4 = 12 for 2 kids.", 12),
     ("the answer (arabic numerals) is 3,834.", 3834),
