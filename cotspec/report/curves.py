@@ -131,18 +131,15 @@ def chosen_checkpoints(predictions: pd.DataFrame, data: DataConfig) -> pd.DataFr
     Returns
     -------
     DataFrame
-        ``model, chosen_by`` (an ability), ``seed, step, accuracy`` (of validation).
+        ``model, chosen_by`` (an ability), ``seed, step``.
     """
     rows = []
     for model, group in by_size(predictions):
         for ability in (IN, OUT):
             tasks, mode, split = abilities(data)[ability]
-            steps, accuracies = best_steps(pick(group, tasks, mode, split=split))
-            rows += [
-                (model, ability, seed, step, accuracies[seed])
-                for seed, step in steps.items()
-            ]
-    return pd.DataFrame(rows, columns="model chosen_by seed step accuracy".split())
+            steps = best_steps(pick(group, tasks, mode, split=split))
+            rows += [(model, ability, *choice) for choice in steps.items()]
+    return pd.DataFrame(rows, columns="model chosen_by seed step".split())
 
 
 def abilities_of_choices(predictions: pd.DataFrame, data: DataConfig) -> pd.DataFrame:

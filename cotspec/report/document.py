@@ -16,7 +16,6 @@ import pandas as pd
 
 from cotspec import sizing
 from cotspec.artifacts import markdown_table, read_json
-from cotspec.figures.style import require_columns
 from cotspec.report.claims import RULES_DATE, VERDICTS, rules_table
 from cotspec.report.tables import our_rows, percent, scorer_rows, summary_rows
 
@@ -148,14 +147,7 @@ def ledger_columns(claims: pd.DataFrame) -> pd.DataFrame:
     ----------
     claims : DataFrame
         From `claims.claims_table`; effects are fractions, shown in points.
-
-    Raises
-    ------
-    ValueError
-        A column is missing, or there is no claim.
     """
-    needed = "claim statement ours condition effect verdict former_verdict"
-    require_columns(claims, needed, "ledger_columns")
     return pd.DataFrame(
         {
             "claim": claims["claim"],

@@ -319,7 +319,7 @@ def two_choices(run: Measured) -> Finding:
     steps, needed = inside["step"].nunique(), claims.MIN_CHECKPOINTS
     if steps < needed:
         return Finding("", reason=f"{steps} checkpoints; the rule needs {needed}")
-    choices = {where: best_steps(side)[0] for where, side in valid.items()}
+    choices = {where: best_steps(side) for where, side in valid.items()}
     words = [
         f"chosen {where}: steps {', '.join(map(str, steps))}"
         for where, steps in choices.items()
