@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from cotspec import statistics
@@ -189,7 +188,7 @@ def _curve(panel: str, series: str, rows: pd.DataFrame, by: str) -> list[tuple]:
     for x, group in rows.groupby(by):
         table = right_answers(group)
         repeats = independent(table, group["model"].iloc[0]).to_numpy().T
-        found = statistics.paired_difference(np.zeros_like(repeats), repeats)
-        low, high = np.clip([found.ci_low, found.ci_high], 0, 1)
-        points.append((panel, series, x, found.estimate, low, high, *table.shape))
+        found = statistics.mean_interval(repeats)
+        values = found.estimate, found.ci_low, found.ci_high
+        points.append((panel, series, x, *values, *table.shape))
     return points
