@@ -209,8 +209,8 @@ _WHOLE = re.compile(
         [^\d?] )*?
     (?: \Z | \n | [.!](?!\d) | = | >> | [ ]\( | (?<=[a-z]):  # <<9*2=18>>18
       | (?<=[a-z]),[ ]or[ ](?=\d+[ ][a-z])                  # 15 dollars, or 3 bills
-      | [ ](?:after|as|because|before|each|for|if|in|instead|not|out|per|rather|since|so
-          |that|when|which|with)\b )
+      | [ ](?:after|as|at|because|before|during|each|every|for|if|in|instead|not|on|out
+          |per|rather|since|so|that|when|which|with)\b )
     """,
     re.VERBOSE | re.IGNORECASE,
 )
