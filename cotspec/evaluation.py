@@ -24,7 +24,7 @@ from datasets import Dataset, Features, List, Value
 
 from cotspec import answers, artifacts, prompts, statistics
 from cotspec.decoding import FINISH_REASONS, Generation, decode
-from cotspec.models import Student, check_tokenizer, in_precision
+from cotspec.models import Student, in_precision
 from cotspec.profiles import EvaluationConfig
 
 logger = logging.getLogger(__name__)
@@ -64,15 +64,6 @@ class _Question(NamedTuple):
     problem: Mapping[str, str]
     prompt: prompts.FittedPrompt | None
     seed: int
-
-
-def check_sampling(config: EvaluationConfig) -> None:
-    """Raise ValueError for several samples without a temperature: all were the same."""
-    if config.num_samples > 1 and config.temperature == 0:
-        raise ValueError(
-            f"temperature: {config.temperature} with num_samples {config.num_samples}. "
-            "Allowed: 0 with one sample (greedy), else > 0"
-        )
 
 
 def evaluate(
@@ -121,12 +112,9 @@ def evaluate(
     Raises
     ------
     ValueError
-        Unknown mode, no problems, a task without demonstrations in a mode that shows
-        them, samples without a temperature, or a tokenizer of another checkpoint; all
-        before anything is decoded.
+        Unknown mode, no problems, or a task without demonstrations in a mode that shows
+        them; all before anything is decoded.
     """
-    check_tokenizer(student)
-    check_sampling(config)
     without = [task for task in problems_by_task if not prompt_modes.get(task)]
     if without or not problems_by_task:
         raise ValueError(
@@ -326,10 +314,8 @@ def _score(task: str, mode: str, completion: str, gold: str) -> dict[str, object
 
 def aggregate(
     predictions: Dataset,
+    student: Student,
     *,
-    student: str,
-    start: str,
-    size: int,
     step: int,
     seed: int,
     confidence: float = 0.95,
@@ -340,8 +326,8 @@ def aggregate(
     ----------
     predictions : Dataset
         Columns ``task, prompt_mode, is_correct``.
-    student, start, size, step, seed
-        Describe the checkpoint; copied into every row.
+    student, step, seed
+        The checkpoint; described in every row.
     confidence : float
         Coverage of the interval.
 
@@ -360,7 +346,7 @@ def aggregate(
     for (task, mode), group in groups:
         n, num_correct = len(group), int(group["is_correct"].sum())
         interval = statistics.wilson_interval(num_correct, n, confidence=confidence)
-        facts = student, start, size, step, seed, task, mode, n
+        facts = student.name, student.start, student.size, step, seed, task, mode, n
         rows.append((*facts, num_correct / n, *interval))
     return pd.DataFrame(rows, columns=TIDY_COLUMNS)
 

@@ -275,20 +275,19 @@ def test_a_tokenizer_of_another_checkpoint_is_refused():
     other = byte_tokenizer(adds_end=True)
     other.add_tokens([f"<new_{i}>" for i in range(9)])
     with pytest.raises(ValueError, match="do not belong together: 260 embeddings"):
-        decode(dataclasses.replace(student, tokenizer=other), ["a"], CONFIG)
+        dataclasses.replace(student, tokenizer=other)
     swapped = PreTrainedTokenizerFast(
         tokenizer_object=other.backend_tokenizer, pad_token="</s>", eos_token="<pad>"
     )
     student.model.resize_token_embeddings(300)
     with pytest.raises(ValueError, match=r"end token \[1\] for 0"):
-        decode(dataclasses.replace(student, tokenizer=swapped), ["a"], CONFIG)
+        dataclasses.replace(student, tokenizer=swapped)
 
 
 # --- evaluation ----------------------------------------------------------------------
 
 TASKS = {"toy": problems(), "other": problems("other", 5)}
 MODES = ("zero_shot_chain_of_thought", "zero_shot_answer_only")
-DESCRIBED = {"student": "s", "start": "raw", "size": 10, "step": 5, "seed": 1}
 
 
 def run(student, tasks=None, modes=("zero_shot_chain_of_thought",), **options):
@@ -416,11 +415,6 @@ def test_self_consistency_takes_the_majority_and_keeps_every_sample():
     assert row["samples"] == said
     assert (row["completion"], row["predicted_answer"]) == ("The answer is 1.", "1")
     assert row["is_correct"]
-
-
-def test_samples_without_a_temperature_are_refused():
-    with pytest.raises(ValueError, match="temperature: 0.0 with num_samples 3"):
-        run(scripted(answer_last_question), config=sampled(0.0, 3))
 
 
 def test_a_majority_needs_answers_and_ties_go_to_the_first():
@@ -567,20 +561,23 @@ def test_aggregate_is_tidy_with_wilson_intervals():
         return answer_last_question(prompt) if "is 0 +" in prompt else "none"
 
     predictions = run(scripted(write), TASKS, MODES[:1])
-    table = aggregate(predictions, **DESCRIBED)
+    student, facts = tiny_t5(), {"step": 5, "seed": 1}
+    table = aggregate(predictions, student, **facts)
     assert list(table.columns) == evaluation.TIDY_COLUMNS
+    described = ["tiny", "raw", student.size, 5, 1]
+    assert table.iloc[0, :5].tolist() == described
     assert table["n"].tolist() == [3, 5]
     assert table["accuracy"].tolist() == pytest.approx([1 / 3, 1 / 5])
     assert table["ci_low"].tolist() == pytest.approx([0.0615, 0.0362], abs=1e-4)
     assert table["ci_high"].tolist() == pytest.approx([0.7923, 0.6245], abs=1e-4)
     assert table["task"].tolist() == ["toy", "other"]
-    narrow = aggregate(predictions, **DESCRIBED, confidence=0.5)
+    narrow = aggregate(predictions, student, **facts, confidence=0.5)
     assert (narrow["ci_high"] < table["ci_high"]).all()
 
 
 def test_an_empty_prediction_table_has_no_accuracy():
     nothing = run(scripted(answer_last_question)).select([])
     with pytest.raises(ValueError, match="predictions: no rows"):
-        aggregate(nothing, **DESCRIBED)
+        aggregate(nothing, tiny_t5(), step=5, seed=1)
     with pytest.raises(ValueError, match="predictions: no rows"):
         evaluation.outcomes(nothing)

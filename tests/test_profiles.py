@@ -199,6 +199,7 @@ def test_sections_are_frozen_dataclasses_that_copy_pickle_and_hash():
         ("data.generic_tasks", "bbh,bbh/snarks", "names 'bbh/snarks' twice"),
         ("data.out_of_distribution_tasks", "micro/math", "names 'micro/math' twice"),
         ("training.max_steps", 10**400, "less than or equal"),
+        ("evaluation.num_samples", 3, "temperature': 0.0: with num_samples 3. Allowed"),
         ("teacher.base_urls", "http://h:port/v1", "Port"),
         ("teacher.base_urls", "http://a b/v1", "not an address"),
     ],
