@@ -2,8 +2,6 @@
 
 import dataclasses
 import itertools
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -517,40 +515,6 @@ def test_an_unusable_prediction_file_is_made_again(tmp_path, caplog, content):
     assert run(student, work_dir=tmp_path).to_list() == first.to_list()
     assert path.read_bytes() == whole
     assert ("decoding again" in caplog.text) == (content is not None)
-
-
-NARROW = dataclasses.replace(CONFIG, batch_tokens=1)  # several streams a cell
-SHARED = """
-import sys
-from accelerate import Accelerator
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from test_evaluation import MODES, NARROW, TASKS, run, tiny_t5
-accelerator = Accelerator(cpu=True)
-assert accelerator.num_processes == 2
-student = tiny_t5()
-options = dict(work_dir=Path({out!r}), accelerator=accelerator, config=NARROW)
-mine = run(student, TASKS, MODES, **options)
-assert mine.to_list() == run(tiny_t5(), TASKS, MODES, config=NARROW).to_list()
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_bytes_of_one(tmp_path):
-    run(tiny_t5(), TASKS, MODES, work_dir=tmp_path / "one", config=NARROW)
-    script = tmp_path / "shared.py"
-    tests = str(Path(__file__).parent)
-    script.write_text(SHARED.format(tests=tests, out=str(tmp_path / "two")))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*launcher, "--nproc_per_node=2", str(script)],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parents[1],
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert files(tmp_path / "two") == files(tmp_path / "one")
 
 
 # --- aggregation ---------------------------------------------------------------------

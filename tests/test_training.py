@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from cotspec import batching, losses, training
-from cotspec.models import as_student
+from cotspec.models import as_student, tokenizer_digest
 from cotspec.profiles import DATA_FORMATS, LossConfig, TrainingConfig
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -293,6 +293,17 @@ def test_weights_of_another_model_or_none_are_refused(finished, tmp_path):
         training.load_checkpoint(tiny_student(), empty)
 
 
+def test_weights_are_loaded_with_the_tokenizer_they_were_trained_with_only(finished):
+    """Another of the same size and end token would read the words as others."""
+    student = tiny_student()
+    swapped = tiny_tokenizer(WORDS[::-1])
+    other = dataclasses.replace(student, name="other", tokenizer=swapped)
+    own, given = (tokenizer_digest(s.tokenizer)[:12] for s in (student, other))
+    message = rf"tokenizer {own} \(student 'tiny'\) .*{given} \(student 'other'\)"
+    with pytest.raises(ValueError, match=message):
+        load_last(other, finished[0])
+
+
 @pytest.mark.parametrize(
     ("max_steps", "num_checkpoints", "steps"), [(10, 3, [3, 7, 10]), (2, 8, [1, 2])]
 )
@@ -487,25 +498,29 @@ def test_a_run_killed_ten_times_ends_with_the_same_bytes(tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("accumulation", (1, 2, 3))  # one is idle, even, uneven
-def test_two_processes_leave_the_loss_trace_of_one(tmp_path, accumulation):
+def run_on_two_processes(*command, **environment):
     """``accelerate launch`` starts two CPU processes only if told "multi_gpu"."""
-    _, one = run(tmp_path / "one", gradient_accumulation_steps=accumulation, **LONG)
-    paths = [str(Path(training.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-    }
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    environment |= {"ACCELERATE_USE_CPU": "true"}
     launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2".split()
     launcher += ["--num_machines", "1", "--mixed_precision", "no"]
     launcher += ["--dynamo_backend", "no", "--main_process_port", "0"]
-    subprocess.run(
-        [sys.executable, *launcher, __file__, str(tmp_path / "two"), str(accumulation)],
+    done = subprocess.run(
+        [sys.executable, *launcher, *command],
         env=os.environ | environment,
-        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", (1, 2, 3))  # one is idle, even, uneven
+def test_two_processes_leave_the_loss_trace_of_one(tmp_path, accumulation):
+    _, one = run(tmp_path / "one", gradient_accumulation_steps=accumulation, **LONG)
+    run_on_two_processes(__file__, str(tmp_path / "two"), str(accumulation))
     two = pd.read_csv(tmp_path / "two" / "metrics.csv")
     exact = ["step", "epoch", "learning_rate", "num_examples", "num_target_tokens"]
     assert two[exact].equals(one[exact])
