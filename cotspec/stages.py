@@ -91,6 +91,7 @@ class Notebook:
     title: str
     parameters: Mapping[str, object]
     code: tuple[str, ...]  # code cells but the parameters cell
+    code_hash: str  # of what they do: comments and layout do not count
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     sections: tuple[str, ...]
@@ -127,6 +128,7 @@ def load_notebook(path: Path) -> Notebook:
         title=heads[0].splitlines()[0][2:].strip() if heads else path.stem,
         parameters=_literals(f"{path.name}: the parameters cell", tagged[0].text),
         code=body,
+        code_hash=hashlib.sha256(ast.dump(tree).encode()).hexdigest(),
         reads=tuple(reads),
         writes=tuple(writes),
         sections=tuple(s for s in profiles.SECTIONS if s in sections),
@@ -167,11 +169,14 @@ def producers(series: list[Notebook]) -> dict[str, str]:
 
 
 def _parse(where: str, source: str) -> list[ast.stmt]:
-    plain = re.sub(r"(?m)^([ \t]*)[%!].*", r"\1pass", source)  # Jupyter's own lines
-    try:
-        return ast.parse(plain).body
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        raise ValueError(f"{where} does not parse: {error}") from error
+    # Jupyter's own lines become texts, so that they count when they change.
+    magic = re.sub(r"(?m)^([ \t]*)([%!].*)", lambda m: m[1] + repr(m[2]), source)
+    for text in (source, magic):  # in plain Python, a line may begin with modulo
+        try:
+            return ast.parse(text).body
+        except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+            reason = error
+    raise ValueError(f"{where} does not parse: {reason}") from reason
 
 
 def _literals(where: str, source: str) -> dict[str, object]:
@@ -315,7 +320,7 @@ def stage_key(
     values, lock = profiles.as_dict(profile), artifacts.repository_root() / LOCK_FILE
     uses_tasks = any(file.startswith("cotspec/tasks") for file in notebook.modules)
     return {
-        "notebook": hashlib.sha256("\0".join(notebook.code).encode()).hexdigest(),
+        "notebook": notebook.code_hash,
         "seed": seed,
         "profile": {
             f"{section}.{field}": value

@@ -1,8 +1,6 @@
 """Fixtures shared by the tests: where the real data lies, if anywhere."""
 
-import json
 import os
-import re
 from pathlib import Path
 
 # Two threads that wait for each other on a busy machine make a tiny T5 a hundred times
@@ -51,9 +49,21 @@ def gpt2(data_dir):
 @pytest.fixture(scope="session")
 def rationales(data_dir):
     """GSM8K training rationales as a teacher would write them."""
-    lines = (data_dir / "gsm8k" / "train.jsonl").read_text("utf-8").splitlines()
-    texts = []
-    for line in lines:
-        body, answer = re.sub("<<.*?>>", "", json.loads(line)["answer"]).split("####")
-        texts.append(f"{body.strip()}\nThe answer is {answer.strip()}.")
-    return texts
+    from cotspec import tasks
+
+    rows = tasks.load("gsm8k", "train", source=data_dir)
+    return [f"{row['rationale']}\nThe answer is {row['answer']}." for row in rows]
+
+
+@pytest.fixture
+def random_flan_t5(t5):
+    """A student of FlanT5-small's shape with random weights, and T5's tokenizer."""
+    import torch
+
+    from cotspec.models import as_student, device, flan_t5_config
+    from cotspec.t5 import new_t5
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = new_t5(flan_t5_config("google/flan-t5-small"))
+    return as_student("flan-t5-small", model.to(device()), t5)

@@ -1,8 +1,7 @@
 """Other scorers of math answers, and the real texts on which they meet ours.
 
-No test by itself: ``test_answers_real.py`` and ``benchmarks/test_bench_answers.py`` use
-it. A disagreement is explained by an edit: one that takes its cause out of the text,
-after which both scorers say the truth.
+No test by itself: ``test_answers_real.py`` uses it. A disagreement is explained by an
+edit: one that takes its cause out of the text, after which both scorers say the truth.
 """
 
 import csv

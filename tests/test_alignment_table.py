@@ -5,40 +5,29 @@ import dataclasses
 import numpy as np
 import pytest
 from datasets import Dataset
+from test_alignment import gpt2_traces
 
-from cotspec.alignment import TeacherTrace, align_all
+from cotspec.alignment import align_all
 from cotspec.alignment import table as targets
 
 TEXT = "Natalia sold 48/2 = 24 clips. The answer is 24."
 
 
-@pytest.fixture(scope="module")
-def trace_of(gpt2):
-    """A trace of ASCII text: every token decodes to its own bytes."""
-
-    def trace_of(text):
-        pieces = [gpt2.decode([i]).encode() for i in gpt2(text)["input_ids"]]
-        return TeacherTrace(
-            text=text,
-            token_bytes=tuple(pieces),
-            token_logprobs=np.log(np.full(len(pieces), 0.9)),
-            topk_bytes=tuple((piece, b"?") for piece in pieces),
-            topk_logprobs=np.log(np.tile([0.9, 0.05], (len(pieces), 1))),
-        )
-
-    return trace_of
+@pytest.fixture
+def traces(gpt2):
+    """One that aligns, and an empty one."""
+    return gpt2_traces([TEXT, " "], gpt2)
 
 
-def test_the_table_has_one_row_per_aligned_trace(t5, trace_of):
-    traces = [trace_of(TEXT), trace_of(" ")]
+def test_the_table_has_one_row_per_aligned_trace(t5, traces):
     kept = Dataset.from_dict({"problem_id": ["a", "b"], "sample_id": [3, 4]})
     table = targets.targets_table(kept, align_all(traces, t5))
     assert table["problem_id"][:] == ["a"] and table["sample_id"][:] == [3]
     assert t5.decode(table[0]["student_ids"]) == TEXT
 
 
-def test_traces_with_fewer_alternatives_are_padded_to_the_tables_k(t5, trace_of):
-    trace = trace_of(TEXT)
+def test_traces_with_fewer_alternatives_are_padded_to_the_tables_k(t5, traces):
+    trace = traces[0]
     fewer = dataclasses.replace(
         trace,
         topk_bytes=tuple(row[:1] for row in trace.topk_bytes),
@@ -54,21 +43,20 @@ def test_traces_with_fewer_alternatives_are_padded_to_the_tables_k(t5, trace_of)
         assert (np.array(row["topk_probs"])[:, k:] == 0).all()
 
 
-def test_nothing_aligned_is_an_error_that_counts_reasons(t5, trace_of):
+def test_nothing_aligned_is_an_error_that_counts_reasons(t5, traces):
     kept = Dataset.from_dict({"problem_id": ["b"], "sample_id": [4]})
     with pytest.raises(ValueError, match="0 of 1 solutions.*'empty': 1"):
-        targets.targets_table(kept, align_all([trace_of(" ")], t5))
+        targets.targets_table(kept, align_all(traces[1:], t5))
 
 
-def test_shares_add_up_to_one_per_method(t5, trace_of):
-    traces = [trace_of(TEXT)]
-    results = {m: align_all(traces, t5, method=m) for m in ("offsets", "dtw")}
+def test_shares_add_up_to_one_per_method(t5, traces):
+    results = {m: align_all(traces[:1], t5, method=m) for m in ("offsets", "dtw")}
     shares = targets.rule_shares(results)
     assert np.allclose(shares.groupby("method")["share"].sum(), 1)
 
 
-def test_numbers_are_the_tokens_with_a_digit_and_are_counted_apart(t5, trace_of):
-    results = {"offsets": align_all([trace_of(TEXT)], t5)}
+def test_numbers_are_the_tokens_with_a_digit_and_are_counted_apart(t5, traces):
+    results = {"offsets": align_all(traces[:1], t5)}
     shares = targets.number_shares(results, t5)
     num_tokens = shares.groupby("kind")["num_tokens"].sum()
     written = t5.tokenize(TEXT)
@@ -79,8 +67,8 @@ def test_numbers_are_the_tokens_with_a_digit_and_are_counted_apart(t5, trace_of)
 
 
 @pytest.mark.parametrize("method", ["offsets", "dtw"])
-def test_spans_of_both_sides_spell_the_text(t5, trace_of, method):
-    spans = targets.token_spans(trace_of(TEXT), t5, method=method)
+def test_spans_of_both_sides_spell_the_text(t5, traces, method):
+    spans = targets.token_spans(traces[0], t5, method=method)
     teacher = spans[spans["side"] == "teacher"]
     assert "".join(TEXT[s:e] for s, e in teacher[["start", "end"]].to_numpy()) == TEXT
     written = spans[spans["side"] == "student"]

@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -36,9 +35,12 @@ def test_there_are_exercises():
     assert len(OVERRIDES) >= 12
 
 
-@pytest.mark.parametrize(
+each_override = pytest.mark.parametrize(
     ("notebook", "text"), OVERRIDES, ids=lambda value: getattr(value, "name", None)
 )
+
+
+@each_override
 def test_a_printed_override_resolves_and_is_read_by_its_notebook(notebook, text):
     overrides = ast.literal_eval(text)
     profiles.resolve("micro", overrides)
@@ -66,21 +68,14 @@ def test_no_cell_hides_an_override_that_does_nothing_there():
 def finished(tmp_path_factory):
     """A smoke run of the whole series."""
     runs = tmp_path_factory.mktemp("runs")
-    before = os.environ.get("COTSPEC_RUNS")
-    os.environ["COTSPEC_RUNS"] = str(runs)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COTSPEC_RUNS", str(runs))
         assert run.main(["--profile", "smoke"]) == 0
-    finally:
-        os.environ.pop("COTSPEC_RUNS")
-        if before:
-            os.environ["COTSPEC_RUNS"] = before
     return runs
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("notebook", "text"), OVERRIDES, ids=lambda value: getattr(value, "name", None)
-)
+@each_override
 def test_a_printed_override_runs_through_what_it_affects(
     finished, tmp_path, monkeypatch, notebook, text
 ):
@@ -92,9 +87,6 @@ def test_a_printed_override_runs_through_what_it_affects(
     shutil.copytree(finished, tmp_path / "runs")
     monkeypatch.setenv("COTSPEC_RUNS", str(tmp_path / "runs"))
     number = notebook.name.split("_")[0]
-    sets = []
-    for name, value in overrides.items():
-        shown = ",".join(map(str, value)) if isinstance(value, list | tuple) else value
-        sets += ["--set", f"{name}={shown}"]
+    sets = [f"--set={name}={value}" for name, value in overrides.items()]
     only = THROUGH.get(number, number)
     assert run.main(["--profile", "smoke", "--only", only, *sets]) == 0

@@ -107,6 +107,15 @@ def test_an_override_leaves_the_named_profile_alone():
         ("experiments.students", "micro-smal,b", ["'micro-smal'", "micro-xl"]),
         ("student.model", "micro-teacher", ["'micro-teacher'", "micro-small"]),
         ("student.model", "", ["''", "at least 1 character"]),
+        # What would count twice, or reach no one.
+        ("experiments.seeds", "0,0", ["names 0 twice"]),
+        ("experiments.seeds", [2**32], ["less than or equal"]),
+        ("experiments.students", "b,micro-xl,b", ["names 'b' twice"]),
+        ("teacher.study_temperatures", "1,1.0", ["names 1.0 twice"]),
+        ("training.max_steps", 10**400, ["less than or equal"]),
+        ("evaluation.num_samples", 3, ["temperature'", "with num_samples 3. Allowed"]),
+        ("teacher.base_urls", "http://h:port/v1", ["Port"]),
+        ("teacher.base_urls", "http://a b/v1", ["not an address"]),
     ],
 )
 def test_a_wrong_override_names_field_value_and_what_is_allowed(dotted, given, words):
@@ -115,6 +124,18 @@ def test_a_wrong_override_names_field_value_and_what_is_allowed(dotted, given, w
     message = str(error.value)
     assert all(word in message for word in (str(dotted), *words)), message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "twice"),
+    [
+        ("data.generic_tasks", "bbh,bbh/snarks", "bbh/snarks"),
+        ("data.out_of_distribution_tasks", "micro/math", "micro/math"),
+    ],
+)
+def test_a_task_that_would_count_twice_is_named(field, value, twice):
+    with pytest.raises(ValueError, match=f"'data': .*names '{twice}' twice"):
+        profiles.resolve("micro", {field: value})
 
 
 def test_several_faults_are_all_named():
@@ -183,27 +204,3 @@ def test_sections_are_frozen_dataclasses_that_copy_pickle_and_hash():
     assert dataclasses.asdict(changed)["tail"] == "paper" != profile.loss.tail
     with pytest.raises(ValueError, match="tail"):
         dataclasses.replace(profile.loss, tail="head")
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "said"),
-    [
-        ("experiments.seeds", "0,0", "names 0 twice"),
-        ("experiments.seeds", [2**32], "less than or equal"),
-        (
-            "experiments.students",
-            "micro-small,micro-small",
-            "names 'micro-small' twice",
-        ),
-        ("teacher.study_temperatures", "1,1.0", "names 1.0 twice"),
-        ("data.generic_tasks", "bbh,bbh/snarks", "names 'bbh/snarks' twice"),
-        ("data.out_of_distribution_tasks", "micro/math", "names 'micro/math' twice"),
-        ("training.max_steps", 10**400, "less than or equal"),
-        ("evaluation.num_samples", 3, "temperature': 0.0: with num_samples 3. Allowed"),
-        ("teacher.base_urls", "http://h:port/v1", "Port"),
-        ("teacher.base_urls", "http://a b/v1", "not an address"),
-    ],
-)
-def test_what_would_count_twice_or_reach_no_one_is_refused(field, value, said):
-    with pytest.raises(ValueError, match=said):
-        profiles.resolve("micro", {field: value})

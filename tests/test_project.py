@@ -8,6 +8,8 @@ import nbformat
 import pandas as pd
 import pytest
 
+from cotspec import stages
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "cotspec"
 
@@ -21,7 +23,7 @@ _NAMES = (
     "micro.__main__ run commands",
 )
 LAYERS = {
-    f"cotspec.{name}": layer
+    name.replace(".", "/"): layer
     for layer, names in enumerate(_NAMES)
     for name in names.split()
 }
@@ -29,43 +31,21 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 
 
-def module_name(path):
-    parts = path.relative_to(REPOSITORY).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+def layer_of(file):
+    name = file.removeprefix("cotspec/").removesuffix(".py")
+    return LAYERS.get(name, LAYERS.get(name.split("/")[0]))
 
 
-def layer_of(module):
-    while module not in LAYERS:
-        module = module.rpartition(".")[0]
-        if module in ("", "cotspec"):
-            return None
-    return LAYERS[module]
-
-
-def imported_modules(path):
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def test_every_module_has_a_layer():
+def test_every_module_has_a_layer_and_imports_only_go_downwards():
     assert SOURCES and NOTEBOOKS
-    modules = [module_name(path) for path in SOURCES]
-    assert [m for m in modules if m != "cotspec" and layer_of(m) is None] == []
-
-
-def test_imports_only_go_downwards():
-    wrong = []
+    root, wrong = "cotspec/__init__.py", []
     for path in SOURCES:
-        module = module_name(path)
-        for name in imported_modules(path):
-            target = layer_of(name) if name.startswith("cotspec.") else None
+        file = path.relative_to(REPOSITORY).as_posix()
+        for target in stages._imported_files(ast.parse(path.read_text("utf-8"))):
             # The same layer is allowed; tasks may name the micro-world's generators.
-            if target is not None and target > layer_of(module):
-                wrong.append(f"{module} (layer {layer_of(module)}) imports {name}")
+            if target != root and layer_of(target) > layer_of(file):
+                wrong.append(f"{file} imports {target}")
+        assert file == root or layer_of(file) is not None, file
     assert wrong == []
 
 

@@ -75,6 +75,8 @@ def test_code_that_does_not_parse_is_named_and_jupyters_own_lines_are_none(root)
     magic = "%matplotlib inline\nif True:\n    !ls\n    stage.read('numbers')"
     path = write_notebook(root, "01_x", magic)
     assert stages.load_notebook(path).reads == ("numbers",)
+    path = write_notebook(root, "01_x", 'x = (\n    "%s"\n    % stage.read("a")\n)')
+    assert stages.load_notebook(path).reads == ("a",)
     path = write_notebook(root, "01_x", magic, "x = (")
     with pytest.raises(ValueError, match="01_x.ipynb: code cell 2 does not parse"):
         stages.load_notebook(path)
@@ -97,21 +99,44 @@ def test_a_folder_without_notebooks_is_no_series(tmp_path):
         stages.load_series(tmp_path)
 
 
-def keys(root, overrides=None, **inputs):
-    path = write_notebook(root, "01_x", "stage.profile.training", 'print("a")')
-    profile = profiles.resolve("smoke", overrides)
-    return stages.stage_key(stages.load_notebook(path), profile, 0, inputs)
+def key_of(root, *code, profile="smoke", overrides=None, **inputs):
+    notebook = stages.load_notebook(write_notebook(root, "01_x", *code))
+    return stages.stage_key(notebook, profiles.resolve(profile, overrides), 0, inputs)
 
 
 def test_a_used_setting_and_an_input_change_the_key_and_an_unused_setting_does_not(
     root,
 ):
-    base = keys(root, traces="1")
-    assert keys(root, {"teacher.temperature": 0.9}, traces="1") == base
-    changed = keys(root, {"training.learning_rate": 0.5}, traces="2")
+    def key(overrides=None, traces="1"):
+        cell = "stage.profile.training"
+        return key_of(root, cell, overrides=overrides, traces=traces)
+
+    assert key({"teacher.temperature": 0.9}) == key()
+    changed = key({"training.learning_rate": 0.5}, traces="2")
     rate = profiles.resolve("smoke").training.learning_rate
     said = [f"training.learning_rate {rate} -> 0.5", "traces changed"]
-    assert stages.explain(base, changed) == said
+    assert stages.explain(key(), changed) == said
+
+
+CELL = "%matplotlib inline\nif True:\n    !ls\nrate = 'a' * 3"
+
+
+@pytest.mark.parametrize(
+    ("edited", "counts"),
+    [
+        ([f"# why\n\n{CELL}  # a rate"], False),
+        ([CELL.replace("'a' * 3", '(\n    "a"\n    * 3\n)')], False),
+        (["# a cell of its own", CELL], False),
+        ([CELL.replace("3", "4")], True),
+        ([CELL.replace("inline", "agg")], True),
+        ([CELL.replace("!ls", "!pwd")], True),
+        ([CELL, "rate"], True),
+    ],
+)
+def test_of_a_cell_counts_what_it_does(root, edited, counts):
+    before, after = (key_of(root, *code) for code in ([CELL], edited))
+    said = ["the notebook's code changed"] if counts else []
+    assert stages.explain(before, after) == said
 
 
 def finish_first(numbers=1):
@@ -197,33 +222,23 @@ def test_an_unknown_notebook_lists_the_known_ones(root):
         stages.open_stage("99_x", "smoke", 0, {})
 
 
-def test_the_data_folder_matters_to_real_tasks_only(root, tmp_path, monkeypatch):
-    notebook = stages.load_notebook(
-        write_notebook(root, "01_x", "from cotspec import tasks")
-    )
-    (tmp_path / "data").mkdir()
-    monkeypatch.setenv("COTSPEC_DATA", str(tmp_path / "data"))
-
-    def keys_with(text):
-        (tmp_path / "data/file").write_text(text)
-        both = map(profiles.resolve, ("smoke", "smollm2"))
-        return [stages.stage_key(notebook, profile, 0, {}) for profile in both]
-
-    (smoke, real), (smoke_again, real_again) = keys_with("0"), keys_with("1")
-    assert smoke == smoke_again
-    assert real != real_again
+def test_the_data_folder_matters_to_real_tasks_only(root, monkeypatch):
+    (root / "data").mkdir()
+    monkeypatch.setenv("COTSPEC_DATA", str(root / "data"))
+    for profile in ("smoke", "smollm2"):
+        keys = []
+        for text in ("0", "1"):
+            (root / "data/file").write_text(text)
+            keys.append(key_of(root, "from cotspec import tasks", profile=profile))
+        assert (keys[0] == keys[1]) == (profile == "smoke")
 
 
-def test_a_teacher_without_a_model_is_no_folder(root, tmp_path, monkeypatch):
-    notebook = stages.load_notebook(
-        write_notebook(root, "01_x", "print(profile.teacher)")
-    )
-    profile = profiles.resolve("smollm2")
-    assert profile.teacher.model == ""
-    monkeypatch.chdir(tmp_path)
-    before = stages.stage_key(notebook, profile, 0, {})
-    (tmp_path / "config.json").touch()
-    assert stages.stage_key(notebook, profile, 0, {}) == before
+def test_a_teacher_without_a_model_is_no_folder(root, monkeypatch):
+    assert profiles.resolve("smollm2").teacher.model == ""
+    monkeypatch.chdir(root)
+    before = key_of(root, "print(profile.teacher)", profile="smollm2")
+    (root / "config.json").touch()
+    assert key_of(root, "print(profile.teacher)", profile="smollm2") == before
 
 
 def test_a_store_outlives_the_stage_and_follows_its_inputs(root):
@@ -285,22 +300,19 @@ def edit(path, text, old=""):
     path.write_text(content, "utf-8")
 
 
-@pytest.mark.parametrize(
-    ("file", "edited"),
-    [
-        ("losses.py", ["\n# a comment\n"]),
-        ("training.py", ["\n\n\n"]),
-        ("batching.py", ['"""Cut examples,', '"""Tokenise examples,']),
-        ("figures/style.py", ["\nBLACK = '#111111'\n"]),
-        ("display.py", ["\nWIDTH = 3\n"]),
-        ("run.py", ["\nX = 1\n"]),
-        ("pages.py", ["\nX = 1\n"]),
-        ("teacher/openai.py", ["\nMAX_DELAY = 3\n"]),
-    ],
-)
-def test_what_changes_no_result_makes_nothing_stale(package, file, edited):
+def test_what_changes_no_result_makes_nothing_stale(package):
     before = state()
-    edit(package / file, *edited)
+    for file, *edited in (
+        ("losses.py", "\n# a comment\n"),
+        ("training.py", "\n\n\n"),
+        ("batching.py", '"""Cut examples,', '"""Tokenise examples,'),
+        ("figures/style.py", "\nBLACK = '#111111'\n"),
+        ("display.py", "\nWIDTH = 3\n"),
+        ("run.py", "\nX = 1\n"),
+        ("pages.py", "\nX = 1\n"),
+        ("teacher/openai.py", "\nMAX_DELAY = 3\n"),
+    ):
+        edit(package / file, *edited)
     assert stale(before, state()) == set()
 
 
