@@ -80,9 +80,10 @@ def _once(values: tuple) -> tuple:
 
 def _not_greedy(temperature: float, info: ValidationInfo) -> float:
     """Refuse several samples without a temperature: all were the same."""
-    num_samples = info.data.get("num_samples", 1)
-    if num_samples > 1 and temperature == 0:
-        raise ValueError(f"with num_samples {num_samples}. Allowed: > 0, or one sample")
+    count = info.data.get("num_samples", 1)
+    if count > 1 and temperature == 0:
+        said = f"with evaluation.num_samples {count}. Allowed: above 0, or one sample"
+        raise ValueError(said)
     return temperature
 
 
