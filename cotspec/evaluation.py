@@ -22,9 +22,9 @@ import pandas as pd
 from accelerate import Accelerator
 from datasets import Dataset, Features, List, Value
 
-from cotspec import answers, artifacts, prompts, statistics
+from cotspec import answers, artifacts, prompts, stages, statistics
 from cotspec.decoding import FINISH_REASONS, Generation, decode
-from cotspec.models import Student, in_precision
+from cotspec.models import Student, in_precision, student_digest
 from cotspec.profiles import EvaluationConfig
 
 logger = logging.getLogger(__name__)
@@ -99,8 +99,7 @@ def evaluate(
         The sentence a generic prompt begins with.
     work_dir : Path, optional
         Keeps the predictions, `ROWS_AT_ONCE` at a time; a later call with the same
-        inputs takes them from there. The student's weights are known by name and
-        checkpoint only.
+        weights, inputs and sources takes them from there.
     accelerator : Accelerator, optional
         Shares the batches among its processes; every process returns all predictions.
 
@@ -139,8 +138,10 @@ def evaluate(
                 _Question(task, mode, *pair, seed=place)
                 for place, pair in enumerate(zip(problems, fitted, strict=True))
             ]
-    known = [student.name, student.start, student.size, checkpoint]
-    known.append(dataclasses.asdict(in_precision(config)))
+    known: list[object] = [checkpoint, dataclasses.asdict(in_precision(config))]
+    if work_dir is not None:
+        known.append(stages.sources_digest("cotspec.evaluation"))
+        known.append(student_digest(student))
     rows: list[dict] = []
     for start in range(0, len(asked), ROWS_AT_ONCE):
         part = asked[start : start + ROWS_AT_ONCE]

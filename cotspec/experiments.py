@@ -405,11 +405,7 @@ class Grid:
     def _loaded(self, student, seed) -> Base:
         """Digest and size of the student that cells start from."""
         base = models.load_student(student, seed=seed)
-        digest = hashlib.sha256(base.tokenizer.backend_tokenizer.to_str().encode())
-        for name, tensor in sorted(base.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-        return Base(digest.hexdigest(), base.size)
+        return Base(models.student_digest(base), base.size)
 
     # --- inputs -----------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -239,6 +240,16 @@ def load_student_tokenizer(config: StudentConfig) -> PreTrainedTokenizerBase:
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the SHA-256 of a vocabulary: which token each row of embeddings is."""
     return artifacts.digest_of(tokenizer.get_vocab())
+
+
+def student_digest(student: Student) -> str:
+    """Return the SHA-256 of a student's tokenizer and weights."""
+    digest = hashlib.sha256(student.tokenizer.backend_tokenizer.to_str().encode())
+    for name, tensor in sorted(student.model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        weights = tensor.cpu().contiguous().reshape(-1)
+        digest.update(weights.view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def end_ids(

@@ -484,7 +484,9 @@ def test_a_killed_evaluation_resumes_and_ends_with_the_same_bytes(
     assert files(tmp_path / "resumed") == files(tmp_path / "whole")
 
 
-def test_finished_cells_are_not_decoded_again_unless_their_inputs_change(tmp_path):
+def test_finished_cells_are_not_decoded_again_unless_their_inputs_change(
+    tmp_path, monkeypatch
+):
     student = scripted(answer_last_question)
     first = run(student, work_dir=tmp_path)
     decoded = len(student.model.scripts)
@@ -495,8 +497,13 @@ def test_finished_cells_are_not_decoded_again_unless_their_inputs_change(tmp_pat
         {"tasks": {"toy": problems(n=2)}},
         {"config": dataclasses.replace(CONFIG, max_new_tokens=50)},
         {"config": sampled(1.0)},
+        {"weights": 1.0},
+        {"code": "changed"},
     ]
     for options in changed:
+        student.model.shared.weight.data += options.pop("weights", 0.0)
+        if digest := options.pop("code", None):
+            monkeypatch.setattr(evaluation.stages, "sources_digest", lambda _: digest)
         before = len(student.model.scripts)
         run(student, work_dir=tmp_path, **options)
         assert len(student.model.scripts) > before, options
