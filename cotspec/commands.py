@@ -122,9 +122,7 @@ def _evaluate(given: argparse.Namespace, profile: profiles.Profile) -> None:
         target = run / "evaluation" / name
         results = evaluation.aggregate(
             predictions,
-            student=student.name,
-            start=student.start,
-            size=student.size,
+            student,
             step=int(name.split("-")[1]),
             seed=given.seed,
             confidence=profile.evaluation.confidence,

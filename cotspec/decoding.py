@@ -27,7 +27,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from cotspec.alignment.student import vocabulary_bytes
-from cotspec.models import Student, check_tokenizer, end_ids, in_precision
+from cotspec.models import Student, end_ids, in_precision
 from cotspec.profiles import EvaluationConfig
 from cotspec.prompts import find_end, separate
 
@@ -215,13 +215,7 @@ def decode(
     Returns
     -------
     list of Generation, in the order of `texts`
-
-    Raises
-    ------
-    ValueError
-        If model and tokenizer do not belong together.
     """
-    check_tokenizer(student)
     tokenizer, model = student.tokenizer, student.model
     if not model.config.is_encoder_decoder:
         texts = [separate(text)[0] for text in texts]

@@ -22,9 +22,9 @@ import pandas as pd
 from accelerate import Accelerator
 from datasets import Dataset, Features, List, Value
 
-from cotspec import answers, artifacts, prompts, statistics
+from cotspec import answers, artifacts, prompts, stages, statistics
 from cotspec.decoding import FINISH_REASONS, Generation, decode
-from cotspec.models import Student, check_tokenizer, in_precision
+from cotspec.models import Student, in_precision, student_digest
 from cotspec.profiles import EvaluationConfig
 
 logger = logging.getLogger(__name__)
@@ -66,15 +66,6 @@ class _Question(NamedTuple):
     seed: int
 
 
-def check_sampling(config: EvaluationConfig) -> None:
-    """Raise ValueError for several samples without a temperature: all were the same."""
-    if config.num_samples > 1 and config.temperature == 0:
-        raise ValueError(
-            f"temperature: {config.temperature} with num_samples {config.num_samples}. "
-            "Allowed: 0 with one sample (greedy), else > 0"
-        )
-
-
 def evaluate(
     student: Student,
     problems_by_task: Mapping[str, Dataset],
@@ -108,8 +99,7 @@ def evaluate(
         The sentence a generic prompt begins with.
     work_dir : Path, optional
         Keeps the predictions, `ROWS_AT_ONCE` at a time; a later call with the same
-        inputs takes them from there. The student's weights are known by name and
-        checkpoint only.
+        weights, inputs and sources takes them from there.
     accelerator : Accelerator, optional
         Shares the batches among its processes; every process returns all predictions.
 
@@ -121,12 +111,9 @@ def evaluate(
     Raises
     ------
     ValueError
-        Unknown mode, no problems, a task without demonstrations in a mode that shows
-        them, samples without a temperature, or a tokenizer of another checkpoint; all
-        before anything is decoded.
+        Unknown mode, no problems, or a task without demonstrations in a mode that shows
+        them; all before anything is decoded.
     """
-    check_tokenizer(student)
-    check_sampling(config)
     without = [task for task in problems_by_task if not prompt_modes.get(task)]
     if without or not problems_by_task:
         raise ValueError(
@@ -151,8 +138,10 @@ def evaluate(
                 _Question(task, mode, *pair, seed=place)
                 for place, pair in enumerate(zip(problems, fitted, strict=True))
             ]
-    known = [student.name, student.start, student.size, checkpoint]
-    known.append(dataclasses.asdict(in_precision(config)))
+    known: list[object] = [checkpoint, dataclasses.asdict(in_precision(config))]
+    if work_dir is not None:
+        known.append(stages.sources_digest("cotspec.evaluation"))
+        known.append(student_digest(student))
     rows: list[dict] = []
     for start in range(0, len(asked), ROWS_AT_ONCE):
         part = asked[start : start + ROWS_AT_ONCE]
@@ -326,10 +315,8 @@ def _score(task: str, mode: str, completion: str, gold: str) -> dict[str, object
 
 def aggregate(
     predictions: Dataset,
+    student: Student,
     *,
-    student: str,
-    start: str,
-    size: int,
     step: int,
     seed: int,
     confidence: float = 0.95,
@@ -340,8 +327,8 @@ def aggregate(
     ----------
     predictions : Dataset
         Columns ``task, prompt_mode, is_correct``.
-    student, start, size, step, seed
-        Describe the checkpoint; copied into every row.
+    student, step, seed
+        The checkpoint; described in every row.
     confidence : float
         Coverage of the interval.
 
@@ -360,7 +347,7 @@ def aggregate(
     for (task, mode), group in groups:
         n, num_correct = len(group), int(group["is_correct"].sum())
         interval = statistics.wilson_interval(num_correct, n, confidence=confidence)
-        facts = student, start, size, step, seed, task, mode, n
+        facts = student.name, student.start, student.size, step, seed, task, mode, n
         rows.append((*facts, num_correct / n, *interval))
     return pd.DataFrame(rows, columns=TIDY_COLUMNS)
 

@@ -161,11 +161,6 @@ class Grid:
         With ``split`` and ``task``.
     demonstrations : Dataset
         From `selection.select_demonstrations`.
-
-    Raises
-    ------
-    ValueError
-        Sampling that makes no sense.
     """
 
     folder: Path
@@ -180,9 +175,6 @@ class Grid:
     demonstrations: Dataset
     _known: dict = field(default_factory=dict, init=False, repr=False)
     _encoded: dict = field(default_factory=dict, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        evaluation.check_sampling(self.evaluation)  # before anything is trained
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_known": {}, "_encoded": {}}
@@ -263,10 +255,10 @@ class Grid:
         predictions.attrs = {name: len(some) for name, some in counted.items()}
         return predictions
 
-    def keep(self, cell: Cell, result: training.TrainResult) -> None:
+    def keep(self, cell: Cell, work_dir: Path) -> None:
         """Put a finished training into the store: the cell need not be trained again.
 
-        What the store has already, it keeps. The weights are those of `result` to the
+        What the store has already, it keeps. The weights are those of `work_dir` to the
         bit; a grid with several workers, one thread each, would have rounded otherwise.
         A training on other examples or targets than the grids ask for is not kept.
         """
@@ -277,7 +269,7 @@ class Grid:
             return
         with job.alone():
             if not job.is_done():
-                _export(job, result)
+                _export(job, work_dir)
 
     def trained(self, cell: Cell) -> models.Student:
         """Return a finished training's student, with its last checkpoint's weights."""
@@ -421,11 +413,7 @@ class Grid:
     def _loaded(self, student, seed) -> Base:
         """Digest and size of the student that cells start from."""
         base = models.load_student(student, seed=seed)
-        digest = hashlib.sha256(base.tokenizer.backend_tokenizer.to_str().encode())
-        for name, tensor in sorted(base.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-        return Base(digest.hexdigest(), base.size)
+        return Base(models.student_digest(base), base.size)
 
     # --- inputs -----------------------------------------------------------------------
 
@@ -626,13 +614,14 @@ def _train(job: Job, grid: Grid) -> None:
     student = models.load_student(cell.student, seed=cell.seed)
     encoded = grid.encoded_of(cell, student.tokenizer)
     options = {"work_dir": work_dir, "loss": cell.loss, "seed": cell.seed}
-    _export(job, training.train(student, encoded, grid.training, **options))
+    training.train(student, encoded, grid.training, **options)
+    _export(job, work_dir)
     shutil.rmtree(work_dir)
 
 
-def _export(job: Job, result: training.TrainResult) -> None:
-    training.export_weights(result, job.folder)
-    log = result.metrics_path.read_bytes()
+def _export(job: Job, work_dir: Path) -> None:
+    training.export_weights(work_dir, job.folder)
+    log = (work_dir / "metrics.csv").read_bytes()
     artifacts.write_bytes(job.folder / "metrics.csv", log)
     artifacts.write_json(job.folder / DONE, dataclasses.asdict(job.cell))
 

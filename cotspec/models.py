@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import importlib.util
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +20,7 @@ from typing import TypeVar
 import pandas as pd
 import torch
 from filelock import FileLock
+from huggingface_hub import constants
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -64,13 +65,30 @@ logging.disable_progress_bar()  # loading takes seconds; long steps have their o
 
 @dataclass(frozen=True)
 class Student:
-    """The model that is specialized; `size` counts its parameters."""
+    """The model that is specialized; `size` counts its parameters.
+
+    Raises
+    ------
+    ValueError
+        The tokenizer is not the one that the model was made with.
+    """
 
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     start: str
     size: int
+
+    def __post_init__(self) -> None:
+        rows = self.model.get_input_embeddings().num_embeddings
+        ends = end_ids(self.model, self.tokenizer)
+        if len(self.tokenizer) > rows or self.tokenizer.eos_token_id not in ends:
+            raise ValueError(
+                f"student {self.name!r}: model and tokenizer do not belong together: "
+                f"{rows} embeddings for {len(self.tokenizer)} entries, end token "
+                f"{sorted(ends)} for {self.tokenizer.eos_token_id}. Load the tokenizer "
+                "saved with this checkpoint"
+            )
 
 
 @dataclass(frozen=True)
@@ -163,13 +181,7 @@ def as_student(
     *,
     start: str = "instruction_tuned",
 ) -> Student:
-    """Wrap a loaded model; check that its embeddings cover the tokenizer."""
-    rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        raise ValueError(
-            f"student {name!r}: its tokenizer has {len(tokenizer)} entries but the "
-            f"model embeds {rows}; they do not belong together"
-        )
+    """Wrap a loaded model; let a T5 compute faster."""
     use_one_thread_if_tiny(model)
     if model.config.model_type == "t5":
         fuse_gelu(model)
@@ -210,21 +222,19 @@ def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokeni
     return _reach(AutoTokenizer, "student.tokenizer", source, revision)
 
 
-def load_t5_tokenizer(source: str | None = None) -> PreTrainedTokenizerBase:
-    """Return T5's tokenizer: `source`, else ``$COTSPEC_DATA/t5``, else the hub's."""
-    data = os.environ.get("COTSPEC_DATA")
-    if source is None and data and (Path(data) / "t5" / "spiece.model").exists():
-        source = str(Path(data) / "t5")
-    return load_tokenizer(source or "google/flan-t5-small")
-
-
 def load_student_tokenizer(config: StudentConfig) -> PreTrainedTokenizerBase:
-    """Load a student's tokenizer without its weights; see `load_student`."""
-    if config.model.startswith(RANDOM_PREFIX):
-        return load_t5_tokenizer(config.tokenizer)
+    """Load a student's tokenizer without its weights; see `load_student`.
+
+    That of random weights is T5's, from ``$COTSPEC_DATA/t5`` or the hub.
+    """
     if config.model.startswith(MICRO_PREFIX):
         return micro_tokenizers.load_student()
-    return load_tokenizer(config.tokenizer or _source(config), config.revision)
+    if not config.model.startswith(RANDOM_PREFIX):
+        return load_tokenizer(config.tokenizer or _source(config), config.revision)
+    source, data = "google/flan-t5-small", os.environ.get("COTSPEC_DATA")
+    if data and (Path(data) / "t5" / "spiece.model").exists():
+        source = str(Path(data) / "t5")
+    return load_tokenizer(config.tokenizer or source)
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -232,18 +242,14 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return artifacts.digest_of(tokenizer.get_vocab())
 
 
-def check_tokenizer(student: Student) -> None:
-    """Raise ValueError if the tokenizer is not the one the model was made with."""
-    tokenizer, model = student.tokenizer, student.model
-    rows = model.get_input_embeddings().num_embeddings
-    ends = end_ids(model, tokenizer)
-    if len(tokenizer) > rows or tokenizer.eos_token_id not in ends:
-        raise ValueError(
-            f"student {student.name!r}: model and tokenizer do not belong together: "
-            f"{rows} embeddings for {len(tokenizer)} entries, end token "
-            f"{sorted(ends)} for {tokenizer.eos_token_id}. Load the tokenizer saved "
-            "with this checkpoint"
-        )
+def student_digest(student: Student) -> str:
+    """Return the SHA-256 of a student's tokenizer and weights."""
+    digest = hashlib.sha256(student.tokenizer.backend_tokenizer.to_str().encode())
+    for name, tensor in sorted(student.model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        weights = tensor.cpu().contiguous().reshape(-1)
+        digest.update(weights.view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def end_ids(
@@ -296,7 +302,9 @@ def smollm2() -> str:
     """
     packed, file = smollm2_gguf()
     size = (Path(packed) / file).stat().st_size
-    folder = _cache() / f"{Path(file).stem}-{size}"
+    # Hugging Face's folder may be deleted at any time.
+    folder = Path(constants.HF_HOME) / "cotspec" / f"{Path(file).stem}-{size}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
             model = AutoModelForCausalLM.from_pretrained(packed, gguf_file=file)
@@ -310,17 +318,6 @@ def smollm2() -> str:
             AutoTokenizer.from_pretrained(packed, gguf_file=file).save_pretrained(part)
             part.rename(folder)
     return str(folder)
-
-
-def _cache() -> Path:
-    """Return a folder of this user that may be deleted at any time."""
-    try:
-        home = Path.home() / ".cache"
-    except RuntimeError:  # no home
-        home = Path(tempfile.gettempdir())
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or home) / "cotspec"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def smollm2_gguf() -> tuple[str, str]:

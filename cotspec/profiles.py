@@ -26,6 +26,7 @@ from pydantic import (
     PositiveFloat,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
 )
 from pydantic.dataclasses import dataclass
 
@@ -75,6 +76,15 @@ def _once(values: tuple) -> tuple:
     if twice := [value for value in values if values.count(value) > 1]:
         raise ValueError(f"names {twice[0]!r} twice")
     return values
+
+
+def _not_greedy(temperature: float, info: ValidationInfo) -> float:
+    """Refuse several samples without a temperature: all were the same."""
+    count = info.data.get("num_samples", 1)
+    if count > 1 and temperature == 0:
+        said = f"with evaluation.num_samples {count}. Allowed: above 0, or one sample"
+        raise ValueError(said)
+    return temperature
 
 
 def _plain_url(url: str) -> str:
@@ -250,7 +260,7 @@ class EvaluationConfig:
     precision: Precision = "auto"
     # Self-consistency: more samples than one, at a temperature above 0, and a vote.
     num_samples: PositiveInt = 1
-    temperature: Temperature = 0.0
+    temperature: Annotated[Temperature, AfterValidator(_not_greedy)] = 0.0
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
 

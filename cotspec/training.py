@@ -58,19 +58,6 @@ WEIGHTS, STATE, RESUME = "model.safetensors", "state.json", "resume"
 
 
 @dataclass(frozen=True)
-class TrainResult:
-    """What a run left behind.
-
-    `checkpoints` are ``(step, folder)`` in order, `metrics` the content of
-    ``metrics.csv``.
-    """
-
-    checkpoints: list[tuple[int, Path]]
-    metrics: pd.DataFrame
-    metrics_path: Path
-
-
-@dataclass(frozen=True)
 class Run:
     """What stays the same during one run."""
 
@@ -100,7 +87,7 @@ def train(
     work_dir: Path,
     loss: LossConfig | None = None,
     seed: int = 0,
-) -> TrainResult:
+) -> pd.DataFrame:
     """Train the student's weights in place, or finish a run that was interrupted.
 
     Parameters
@@ -118,6 +105,11 @@ def train(
     loss : LossConfig, optional
     seed : int
         Of batches and dropout.
+
+    Returns
+    -------
+    DataFrame
+        The content of ``metrics.csv``.
 
     Raises
     ------
@@ -181,11 +173,7 @@ def train(
         model.eval()
         accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         student.model.requires_grad_(True)
-    return TrainResult(
-        checkpoints=list_checkpoints(run.work_dir),
-        metrics=pd.read_csv(run.metrics_path),
-        metrics_path=run.metrics_path,
-    )
+    return pd.read_csv(run.metrics_path)
 
 
 def data_digest(encoded: EncodedExamples) -> str:
@@ -504,7 +492,7 @@ def list_checkpoints(work_dir: Path) -> list[tuple[int, Path]]:
     )
 
 
-def export_weights(result: TrainResult, folder: Path) -> Path:
+def export_weights(work_dir: Path, folder: Path) -> Path:
     """Link every checkpoint's weights and ``state.json`` into a new folder.
 
     What a resume needs is left out; ``state.json`` tells what was trained, and with
@@ -515,7 +503,7 @@ def export_weights(result: TrainResult, folder: Path) -> Path:
     Path
         `folder`, readable with `list_checkpoints`.
     """
-    for step, source in result.checkpoints:
+    for step, source in list_checkpoints(work_dir):
         target = Path(folder) / "checkpoints" / f"step-{step}"
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)

@@ -1,14 +1,11 @@
 """``python -m cotspec.commands``: a training, and one notebook's work, shared."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import save_model
-from test_training import encode, make_aligned, make_examples
+from test_training import encode, make_aligned, make_examples, run_on_two_processes
 
 from cotspec import (
     artifacts,
@@ -112,14 +109,14 @@ def test_what_train_leaves_notebook_05_takes_up(runs, monkeypatch, capsys):
     stage = stages.open_stage("05_distillation", "smoke", 0, sets)
     monkeypatch.setattr(training, "take_update", None)  # nothing is left to do
     student = models.load_student(profile.student)
-    result = training.train(
+    metrics = training.train(
         student,
         encode(student, stage.read("aligned"), stage.read("examples")),
         profile.training,
         loss=profile.loss,
         work_dir=stage.work / "training",
     )
-    assert len(result.metrics) == 2
+    assert len(metrics) == 2
 
 
 def test_a_checkpoint_gets_predictions_and_accuracies_once(
@@ -182,20 +179,6 @@ def test_a_checkpoint_of_another_tokenizer_is_refused_before_decoding(
     assert "tokenizer ffffffffffff (student 'other')" in capsys.readouterr().err
 
 
-def test_weights_that_are_not_finite_are_counted_and_do_not_stop_the_run(runs):
-    profile = profiles.resolve("smoke", OVERRIDES)
-    student = models.load_student(profile.student)
-    student.model.get_input_embeddings().weight.data.fill_(float("nan"))
-    folder = save_checkpoint(student, runs / "broken/checkpoints/step-9")
-    assert commands.main([*SMOKE, "--checkpoint", str(folder)]) == 0
-    (left,) = (runs / "smoke/evaluation").glob("step-*")
-    rows = artifacts.read_dataset(left / "predictions.parquet")
-    assert set(rows["finish_reason"]) == {"not_finite"}
-    assert all(rows["no_answer"]) and not any(rows["is_correct"])
-    lost = evaluation.outcomes(rows)
-    assert (lost["not_finite"] == lost["n"]).all()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -218,24 +201,9 @@ def test_a_wrong_profile_or_checkpoint_is_one_sentence(
 
 @pytest.mark.slow
 def test_two_processes_leave_the_predictions_of_one(runs, tmp_path):
-    environment = os.environ | {
-        "COTSPEC_RUNS": str(tmp_path / "two"),
-        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path]),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-    }
     shutil.copytree(runs, tmp_path / "two")
-    launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2".split()
-    launcher += ["--num_machines", "1", "--mixed_precision", "no"]
-    launcher += ["--dynamo_backend", "no", "--main_process_port", "0"]
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "cotspec.commands", *SMOKE],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("accuracy  ci_low  ci_high") == 1
+    two = {"COTSPEC_RUNS": str(tmp_path / "two")}
+    said = run_on_two_processes("-m", "cotspec.commands", *SMOKE, **two)
+    assert said.count("accuracy  ci_low  ci_high") == 1
     assert commands.main(SMOKE) == 0
     assert predicted(tmp_path / "two") == predicted(runs)

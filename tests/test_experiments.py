@@ -1,7 +1,6 @@
 """Grids on a tiny T5: what is trained once, kept, resumed, and named when it fails."""
 
 import dataclasses
-import json
 import multiprocessing
 import os
 import pickle
@@ -16,8 +15,6 @@ import pytest
 import torch
 from datasets import Dataset
 from test_training import encode, make_aligned, make_examples, tiny_student
-from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast
 
 from cotspec import artifacts, experiments, grids, models, profiles, training
 from cotspec.alignment import Rule
@@ -255,27 +252,6 @@ def test_the_store_keeps_weights_and_no_optimiser_state(predictions, store):
     assert not list(store.rglob("training"))
 
 
-def test_a_kept_checkpoint_is_loaded_with_its_own_tokenizer_only(
-    predictions, store, model
-):
-    path = next((store / "cells").glob("*/checkpoints/step-4"))
-    student = tiny_student()
-    training.load_checkpoint(student, path)
-    # The same sizes and end token, but two words have changed places.
-    backend = json.loads(student.tokenizer.backend_tokenizer.to_str())
-    words = backend["model"]["vocab"]
-    words["w1"], words["w2"] = words["w2"], words["w1"]
-    swapped = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(backend)),
-        **student.tokenizer.special_tokens_map,
-    )
-    other = dataclasses.replace(student, name="other", tokenizer=swapped)
-    own, given = (models.tokenizer_digest(s.tokenizer)[:12] for s in (student, other))
-    message = rf"tokenizer {own} \(student '{model}'\) .*{given} \(student 'other'\)"
-    with pytest.raises(ValueError, match=message):
-        training.load_checkpoint(other, path)
-
-
 def test_trained_is_the_last_checkpoint_and_says_where_there_is_none(
     cells, predictions, store
 ):
@@ -457,20 +433,6 @@ def test_a_training_on_what_no_grid_asks_for_is_not_kept(model, capsys):
     assert "not shared with notebooks 07 to 10: inputs" in capsys.readouterr().out
 
 
-def test_samples_without_a_temperature_are_refused_before_anything_is_trained():
-    with pytest.raises(ValueError, match="temperature: 0.0 with num_samples 3"):
-        grid_of("x", changed(SETTINGS, "evaluation", num_samples=3))
-
-
-def test_self_consistency_keeps_its_samples(cells, copied):
-    settings = changed(SETTINGS, "evaluation", num_samples=3, temperature=0.5)
-    known = set(contents(copied))
-    assert run(cells[:1], copied, settings).attrs["trained"] == 0
-    (path, *_) = sorted(set(contents(copied)) - known)
-    kept = artifacts.read_dataset(copied / path)
-    assert [len(samples) for samples in kept["samples"]] == [3, 3, 3]
-
-
 # --- Processes -------------------------------------------------------------------
 
 TWO_WORKERS = changed(SETTINGS, "experiments", num_workers=2)
@@ -565,15 +527,8 @@ def test_what_cells_share_is_encoded_once(model, tmp_path, monkeypatch):
         one = dataclasses.replace(cell, **change)
         found = grid.encoded_of(one, tokenizer)
         assert set(found.data_format) == set(one.data_formats)
-        alone = plain(
-            grid.examples_of(one.data_formats),
-            tokenizer,
-            aligned=grid.aligned_of(one.alignment),
-            max_input_tokens=SETTINGS["formats"].max_input_tokens,
-        )
-        assert np.array_equal(found.aligned.topk_probs, alone.aligned.topk_probs)
-        assert len(found) == len(alone)
-        assert all(map(np.array_equal, found.labels, alone.labels))
+        mass = {"offsets": 0.9, "dtw": 0.8}[one.alignment]
+        assert found.aligned.topk_probs[0, 0] == pytest.approx(mass)
     assert len(counted) == 3  # by offsets, by dtw, and by offsets again
     assert not pickle.loads(pickle.dumps(grid))._encoded
     hard = dataclasses.replace(cell, loss=LossConfig(name="sample_matching"))
@@ -596,7 +551,7 @@ def test_a_training_that_is_kept_is_the_one_a_grid_would_have_done(
     cells, store, predictions, tmp_path, monkeypatch
 ):
     cell = cells[0]
-    result = training.train(
+    training.train(
         models.load_student(cell.student, seed=cell.seed),
         encode(tiny_student(), INPUTS["aligned"]["offsets"], INPUTS["examples"]),
         SETTINGS["training"],
@@ -604,7 +559,7 @@ def test_a_training_that_is_kept_is_the_one_a_grid_would_have_done(
         work_dir=tmp_path / "elsewhere",
     )
     grid = grid_of(tmp_path / "store")
-    grid.keep(cell, result)
+    grid.keep(cell, tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / "elsewhere")
     grid.keep(cell, None)  # has it
     monkeypatch.setattr(experiments, "_train", None)  # nothing is left to train

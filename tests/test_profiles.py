@@ -113,6 +113,7 @@ def test_an_override_leaves_the_named_profile_alone():
         ("experiments.students", "b,micro-xl,b", ["names 'b' twice"]),
         ("teacher.study_temperatures", "1,1.0", ["names 1.0 twice"]),
         ("training.max_steps", 10**400, ["less than or equal"]),
+        ("evaluation.num_samples", 3, ["temperature': 0.0:", "Allowed: above 0"]),
         ("teacher.base_urls", "http://h:port/v1", ["Port"]),
         ("teacher.base_urls", "http://a b/v1", ["not an address"]),
     ],

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from cotspec import batching, losses, training
-from cotspec.models import as_student
+from cotspec.models import as_student, tokenizer_digest
 from cotspec.profiles import DATA_FORMATS, LossConfig, TrainingConfig
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -156,6 +156,11 @@ def run(work_dir, student=None, *, mass=0.9, loss=None, seed=3, **changes):
     return student, training.train(student, encoded, config, **options)
 
 
+def load_last(student, work_dir):
+    """The student with the weights of a run's newest checkpoint."""
+    return training.load_checkpoint(student, training.list_checkpoints(work_dir)[-1][1])
+
+
 def assert_same_run(first, second):
     """Bit for bit: all checkpoints' weights, the newest state, the log."""
     names = [folder.name for _, folder in training.list_checkpoints(first)]
@@ -170,14 +175,13 @@ def assert_same_run(first, second):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """One whole run: (work_dir, student, result)."""
+    """One whole run: (work_dir, student, metrics)."""
     work_dir = tmp_path_factory.mktemp("finished")
     return work_dir, *run(work_dir)
 
 
 def test_the_loss_falls_and_the_log_has_a_row_per_update(finished):
-    _, _, result = finished
-    metrics = result.metrics
+    _, _, metrics = finished
     assert metrics["step"].tolist() == list(range(1, 13))
     assert list(metrics.columns) == training.METRICS
     assert metrics["loss"][9:].mean() < 0.8 * metrics["loss"][:3].mean()
@@ -187,20 +191,18 @@ def test_the_loss_falls_and_the_log_has_a_row_per_update(finished):
 
 
 def test_checkpoints_are_named_by_step_and_only_the_newest_can_be_resumed(finished):
-    _, _, result = finished
-    assert [step for step, _ in result.checkpoints] == [4, 8, 12]
-    files = {
-        step: {f.name for f in path.iterdir()} for step, path in result.checkpoints
-    }
+    checkpoints = training.list_checkpoints(finished[0])
+    files = {step: {f.name for f in path.iterdir()} for step, path in checkpoints}
+    assert list(files) == [4, 8, 12]
     assert files[4] == files[8] == {"model.safetensors", "state.json"}
     assert files[12] == files[4] | {"resume"}
 
 
 def test_a_checkpoint_gives_back_the_student_as_it_was(finished):
-    _, student, result = finished
+    work_dir, student, _ = finished
     given = tiny_student()
     before = given.model.shared.weight.clone()
-    loaded = training.load_checkpoint(given, result.checkpoints[-1][1])
+    loaded = load_last(given, work_dir)
     assert not loaded.model.training
     for name, tensor in student.model.state_dict().items():
         assert torch.equal(tensor, loaded.model.state_dict()[name]), name
@@ -208,8 +210,8 @@ def test_a_checkpoint_gives_back_the_student_as_it_was(finished):
 
 
 def test_another_seed_gives_another_run(finished, tmp_path):
-    _, result = run(tmp_path, seed=4)
-    assert result.metrics["loss"].tolist() != finished[2].metrics["loss"].tolist()
+    _, metrics = run(tmp_path, seed=4)
+    assert metrics["loss"].tolist() != finished[2]["loss"].tolist()
 
 
 def test_training_leaves_the_global_random_state_alone(tmp_path):
@@ -248,8 +250,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 def test_a_finished_run_is_not_trained_again(finished, tmp_path, monkeypatch):
     work_dir, student, _ = finished
     monkeypatch.setattr(training, "take_update", None)
-    again, result = run(work_dir)
-    assert len(result.metrics) == 12
+    again, metrics = run(work_dir)
+    assert len(metrics) == 12
     assert torch.equal(again.model.shared.weight, student.model.shared.weight)
 
 
@@ -279,7 +281,7 @@ def test_a_folder_of_another_run_is_refused(finished, change, name):
 
 
 def test_weights_of_another_model_or_none_are_refused(finished, tmp_path):
-    folder = finished[2].checkpoints[-1][1]
+    folder = training.list_checkpoints(finished[0])[-1][1]
     student = tiny_student()
     student.model.resize_token_embeddings(56)
     with pytest.raises(ValueError, match="do not fit student 'tiny'.*size mismatch"):
@@ -291,20 +293,31 @@ def test_weights_of_another_model_or_none_are_refused(finished, tmp_path):
         training.load_checkpoint(tiny_student(), empty)
 
 
+def test_weights_are_loaded_with_the_tokenizer_they_were_trained_with_only(finished):
+    """Another of the same size and end token would read the words as others."""
+    student = tiny_student()
+    swapped = tiny_tokenizer(WORDS[::-1])
+    other = dataclasses.replace(student, name="other", tokenizer=swapped)
+    own, given = (tokenizer_digest(s.tokenizer)[:12] for s in (student, other))
+    message = rf"tokenizer {own} \(student 'tiny'\) .*{given} \(student 'other'\)"
+    with pytest.raises(ValueError, match=message):
+        load_last(other, finished[0])
+
+
 @pytest.mark.parametrize(
     ("max_steps", "num_checkpoints", "steps"), [(10, 3, [3, 7, 10]), (2, 8, [1, 2])]
 )
 def test_checkpoints_are_a_number_evenly_spaced(
     tmp_path, max_steps, num_checkpoints, steps
 ):
-    _, result = run(tmp_path, max_steps=max_steps, num_checkpoints=num_checkpoints)
-    assert [step for step, _ in result.checkpoints] == steps
+    run(tmp_path, max_steps=max_steps, num_checkpoints=num_checkpoints)
+    assert [step for step, _ in training.list_checkpoints(tmp_path)] == steps
 
 
 def test_loss_and_gradients_do_not_depend_on_how_an_update_is_cut(tmp_path):
     """Four micro-batches in one update: the mean over all their tokens."""
     student, fresh = tiny_student(dropout=0.0), tiny_student(dropout=0.0)
-    _, result = run(tmp_path, student, gradient_accumulation_steps=4, max_steps=1)
+    _, metrics = run(tmp_path, student, gradient_accumulation_steps=4, max_steps=1)
     encoded = encode(fresh, make_aligned())
     stream = batching.batch_stream(encoded.lengths(), 160, seed=3)
     indices = np.concatenate([next(stream)[1] for _ in range(4)])
@@ -312,7 +325,7 @@ def test_loss_and_gradients_do_not_depend_on_how_an_update_is_cut(tmp_path):
     loss = training.batch_loss(fresh, fresh.model, batch, LossConfig())
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in fresh.model.parameters()])
-    row = result.metrics.iloc[0]
+    row = metrics.iloc[0]
     assert row["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert row["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
     assert row["num_examples"] == len(indices)
@@ -322,10 +335,10 @@ def test_gradients_are_clipped(tmp_path, monkeypatch):
     """AdamW divides the scale away, so the moments show it."""
     kept = []
     monkeypatch.setattr(training, "save", lambda run, step: kept.append(run.optimizer))
-    _, result = run(tmp_path, max_grad_norm=1e-3, max_steps=1)
+    _, metrics = run(tmp_path, max_grad_norm=1e-3, max_steps=1)
     moments = [state["exp_avg"] for state in kept[-1].state_dict()["state"].values()]
     norm = math.sqrt(sum(float(t.double().pow(2).sum()) for t in moments))
-    assert result.metrics["grad_norm"][0] > 1e-2
+    assert metrics["grad_norm"][0] > 1e-2
     assert norm == pytest.approx(0.1 * 1e-3, rel=1e-2)  # (1 - beta1) times the clip
 
 
@@ -342,9 +355,9 @@ def test_the_rate_is_a_cosine_sized_in_updates_after_a_linear_warm_up():
 
 
 def test_epochs_size_the_run_when_max_steps_does_not(tmp_path):
-    _, result = run(tmp_path, max_steps=None, num_epochs=0.5)
-    assert result.metrics["num_examples"].sum() == pytest.approx(24, abs=6)
-    assert result.metrics["epoch"].max() < 0.5
+    _, metrics = run(tmp_path, max_steps=None, num_epochs=0.5)
+    assert metrics["num_examples"].sum() == pytest.approx(24, abs=6)
+    assert metrics["epoch"].max() < 0.5
 
 
 def test_dropout_is_on_in_training_and_the_student_comes_back_in_eval_mode(tmp_path):
@@ -359,20 +372,20 @@ def test_dropout_is_on_in_training_and_the_student_comes_back_in_eval_mode(tmp_p
 
 
 def test_bfloat16_trains_float32_weights_and_leaves_forward_as_it_was(tmp_path):
-    student, result = run(tmp_path, precision="bfloat16")
-    assert result.metrics["loss"][9:].mean() < 0.8 * result.metrics["loss"][:3].mean()
+    student, metrics = run(tmp_path, precision="bfloat16")
+    assert metrics["loss"][9:].mean() < 0.8 * metrics["loss"][:3].mean()
     assert student.model.shared.weight.dtype == torch.float32
     ids = torch.tensor([[3, 4, 1]])
     logits = student.model(input_ids=ids, decoder_input_ids=ids).logits
-    loaded = training.load_checkpoint(tiny_student(), result.checkpoints[-1][1]).model
+    loaded = load_last(tiny_student(), tmp_path).model
     assert torch.equal(logits, loaded(input_ids=ids, decoder_input_ids=ids).logits)
 
 
 def test_activation_checkpointing_changes_memory_but_no_bit_of_the_result(
     finished, tmp_path
 ):
-    student, result = run(tmp_path, activation_checkpointing=True)
-    assert result.metrics.equals(finished[2].metrics)
+    student, metrics = run(tmp_path, activation_checkpointing=True)
+    assert metrics.equals(finished[2])
     assert not student.model.is_gradient_checkpointing
 
 
@@ -386,14 +399,14 @@ def test_examples_must_be_encoded_for_the_loss_and_the_student(tmp_path):
         training.train(tiny_causal_student(), encoded, config, loss=loss, **options)
     without = training.train(student, encoded, config, loss=loss, **options)
     _, with_aligned = run(tmp_path / "b", loss=loss, max_steps=1)
-    assert with_aligned.metrics.equals(without.metrics)
+    assert with_aligned.equals(without)
 
 
 @pytest.mark.parametrize("name", ("distribution_matching", "sample_matching"))
 def test_a_decoder_only_student_takes_the_same_examples(tmp_path, name):
     loss, length = LossConfig(name=name), {"max_steps": 60, "num_checkpoints": 1}
-    _, result = run(tmp_path, tiny_causal_student(), loss=loss, **length)
-    losses_seen = result.metrics["loss"]
+    _, metrics = run(tmp_path, tiny_causal_student(), loss=loss, **length)
+    losses_seen = metrics["loss"]
     assert losses_seen[-10:].mean() < 0.8 * losses_seen[:10].mean()
 
 
@@ -485,30 +498,34 @@ def test_a_run_killed_ten_times_ends_with_the_same_bytes(tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("accumulation", (1, 2, 3))  # one is idle, even, uneven
-def test_two_processes_leave_the_loss_trace_of_one(tmp_path, accumulation):
+def run_on_two_processes(*command, **environment):
     """``accelerate launch`` starts two CPU processes only if told "multi_gpu"."""
-    _, one = run(tmp_path / "one", gradient_accumulation_steps=accumulation, **LONG)
-    paths = [str(Path(training.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-    }
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    environment |= {"ACCELERATE_USE_CPU": "true"}
     launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2".split()
     launcher += ["--num_machines", "1", "--mixed_precision", "no"]
     launcher += ["--dynamo_backend", "no", "--main_process_port", "0"]
-    subprocess.run(
-        [sys.executable, *launcher, __file__, str(tmp_path / "two"), str(accumulation)],
+    done = subprocess.run(
+        [sys.executable, *launcher, *command],
         env=os.environ | environment,
-        check=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", (1, 2, 3))  # one is idle, even, uneven
+def test_two_processes_leave_the_loss_trace_of_one(tmp_path, accumulation):
+    _, one = run(tmp_path / "one", gradient_accumulation_steps=accumulation, **LONG)
+    run_on_two_processes(__file__, str(tmp_path / "two"), str(accumulation))
     two = pd.read_csv(tmp_path / "two" / "metrics.csv")
     exact = ["step", "epoch", "learning_rate", "num_examples", "num_target_tokens"]
-    assert two[exact].equals(one.metrics[exact])
-    np.testing.assert_allclose(two["loss"], one.metrics["loss"], atol=1e-4)
-    np.testing.assert_allclose(two["grad_norm"], one.metrics["grad_norm"], rtol=1e-2)
+    assert two[exact].equals(one[exact])
+    np.testing.assert_allclose(two["loss"], one["loss"], atol=1e-4)
+    np.testing.assert_allclose(two["grad_norm"], one["grad_norm"], rtol=1e-2)
 
 
 if __name__ == "__main__":
