@@ -1,10 +1,10 @@
 """Extract, normalise and compare final answers.
 
-Enters: the text a model wrote and the gold answer. Leaves: a `MathScore` (exact
-rational numbers and the tier that matched) or a `BBHScore` (one typed parser per
-BigBench-Hard task). The teacher filter and the evaluation use the same functions. Two
-further scores, `reference_score` and `lm_eval_flexible_score`, repeat what others
-compute, faults and all, so that numbers can be put side by side.
+Enters: the text a model wrote and the gold answer. Leaves: a `Score`, of exact rational
+numbers or by one typed parser per BigBench-Hard task. The teacher filter and the
+evaluation use the same functions. Two further scores, `reference_score` and
+`lm_eval_flexible_score`, repeat what others compute, faults and all, so that numbers
+can be put side by side.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from cotspec.profiles import BBH_TASKS
+from cotspec.profiles import BBH_TASKS, GENERIC_PROMPT_MODES
 
-PROMPT_MODES = ("answer_only", "chain_of_thought")
 TIERS = ("answer_is", "hashes", "last_number", "none")
 
 # A next question ends the answer. T5 cannot write newlines: there the block begins
@@ -48,43 +47,35 @@ _CURRENCY = "$¢-¥\u20a0-\u20cf"
 
 
 @dataclass(frozen=True)
-class MathScore:
-    """One scored math completion.
+class Score:
+    """One scored completion.
 
     Attributes
     ----------
-    predicted : Fraction or None
-        The number read from the completion.
+    predicted : Fraction, str or None
+        What was read from the completion: a number, or a BBH task's canonical form.
     is_correct : bool
-        Whether it equals the gold number exactly.
+        Whether it equals the gold answer exactly.
     no_answer : bool
-        Whether the completion holds no number at all.
-    tier : str
-        Where it was found: one of `TIERS`.
+        Whether the completion states none.
+    tier : str or None
+        Where the number was found: one of `TIERS`; None for BBH.
     """
 
-    predicted: Fraction | None
+    predicted: Fraction | str | None
     is_correct: bool
     no_answer: bool
-    tier: str
+    tier: str | None = None
 
 
-@dataclass(frozen=True)
-class BBHScore:
-    """One scored BigBench-Hard completion; `predicted` in the task's canonical form."""
-
-    predicted: str | None
-    is_correct: bool
-    no_answer: bool
-
-
-def score_math(completion: str, gold: str) -> MathScore:
+def score_math(completion: str, gold: str) -> Score:
     """Compare a completion's final number with the gold number.
 
     The number is the first one after the last "answer is" (of an equation there, what
     follows its last ``=``), else the one behind the last ``####``, else the last one of
     the completion; whatever follows a next ``Q:`` or an end token is cut before. A
-    statement that leaves the number open ("18 or 19", "not 18", "5 + 3") has none.
+    statement that leaves the number open (`stated_number`) has none, nor has a text
+    that ends in a factor, a power or a ratio ("9*2", "10^6", "3:2") or in "not 18".
 
     Parameters
     ----------
@@ -106,7 +97,7 @@ def score_math(completion: str, gold: str) -> MathScore:
             "fraction a/b, each with currency or unit"
         )
     predicted, tier = final_number(completion)
-    return MathScore(predicted, predicted == expected, predicted is None, tier)
+    return Score(predicted, predicted == expected, predicted is None, tier)
 
 
 def parse_number(text: str) -> Fraction | None:
@@ -122,7 +113,11 @@ def parse_number(text: str) -> Fraction | None:
 
 
 def final_number(completion: str) -> tuple[Fraction | None, str]:
-    """Return the number that a completion ends with, and the tier that found it."""
+    """Return the number that a completion ends with, and the tier that found it.
+
+    Where it is the last number only, it is none that is a factor, a power, a part of a
+    ratio or denied ("9*2", "10^6", "3:2", "not 18").
+    """
     text = _normalise_number_text(cut_at_next_question(completion))
     statements = list(_ANSWER_IS.finditer(text))
     hashes = [match for match in _HASHES.finditer(text) if _is_final(match, text)]
@@ -135,10 +130,14 @@ def final_number(completion: str) -> tuple[Fraction | None, str]:
             return None, "none"
         if number is not None:
             return number, tier
-    numbers = [number for number, _ in _numbers(text)]
-    return (numbers[-1], "last_number") if numbers else (None, "none")
+    *_, (number, match) = [(None, None), *_numbers(text)]
+    starts = {part.end() for part in _PART_OF.finditer(text)}
+    is_answer = match is not None and match.start() not in starts
+    return (number, "last_number") if is_answer else (None, "none")
 
 
+# What makes the number behind it no answer: "9*2", "10^6", "3:2", "not 18".
+_PART_OF = re.compile(r"\d ?[*×·⋅∗x/÷^] ?|\b\d\d?:(?=\d\d?\b)|\bnot ", re.IGNORECASE)
 # GSM8K's "#### 18". A heading ("#### Step 2: Money") does not begin with a number; one
 # that does ("#### 2. Money") has text of its own and more below it.
 _HASHES = re.compile(r"####(?=[ \t(]*-?[ \t]*\.?\d)")
@@ -157,21 +156,31 @@ def _is_denial(statement: re.Match[str]) -> bool:
 def stated_number(statement: str) -> tuple[Fraction | None, bool]:
     """Return a statement's first number, and whether it leaves its number open.
 
-    Of an equation at its start ("4536 - 702 = 3834") the number is the result. A false
-    right would be trained on: what is denied, a choice, a range, a sum that is not
-    worked out or a text that may be one number or two is open.
+    Of an equation at its start ("4536 - 702 = 3834") the number is the result. A number
+    is whole where nothing but a unit stands between it and what ends its clause: the
+    end of the sentence or line, a bracket, an equals sign or a remark ("because …",
+    "after 3 days"). It is open where another number comes first ("18 or 19", "5 + 3",
+    "3 feet 2"), where something multiplies it ("18x", "18 tenths"), doubts it ("18?")
+    or takes it back, and where what stands before denies it or asks for more ("not
+    18", "half of 18"). In doubt it is open: a false right would be trained on.
     """
     left, *results = statement.partition("\n")[0].split("=")
-    if results and _is_expression(left):
-        result = next(_numbers(results[-1]), None)
-        statement = statement if result is None else results[-1]
-    number, end = next(_numbers(statement), (None, 0))
+    if results and _is_expression(left) and any(_numbers(results[-1])):
+        statement = results[-1]
+    number, match = next(_numbers(statement), (None, None))
     if number is None:
         return None, False
-    before = statement[: _NUMBER.search(statement).start()]
-    return number, bool(_GOES_ON.match(statement, end) or _DENIED.search(before))
+    is_whole = _WHOLE.match(statement, match.end())
+    is_refused = _TAKEN_BACK.match(statement, match.end())
+    is_refused = is_refused or _DENIED.search(statement[: match.start()])
+    return number, bool(is_refused or not is_whole)
 
 
+# What takes back the answer before it.
+_TAKEN_BACK = re.compile(
+    r"[^\w(]*(?:or\b|as (?:well|much) as\b|cannot\b"
+    r"|is (?:wrong|incorrect|false|not (?:right|correct))\b)"
+)
 # What stands before a number and leaves it open: "not 18", "at least 18", "half of 18".
 _DENIED = re.compile(
     r"""
@@ -184,36 +193,24 @@ _DENIED = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-_WORDS = (  # numbers in words
-    "(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half"
-    r"|(?:thir|four|fif|six|seven|eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh"
-    r"|nine)ty)\b"
+_WORD = (  # a number in words
+    "(?:half|third|quarter|fourth|one|two|three|four|five|six|seven|eight|nine|ten"
+    "|eleven|twelve|[a-z]+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty)"
 )
-_UNITS = (
-    "(?:hours?|hrs?|h|minutes?|mins?|days?|weeks?|months?|years?|feet|foot|ft|yards?"
-    "|miles?|km|m|meters?|metres?|pounds?|lbs?|kg|kilograms?|gallons?|dollars?|r"
-    "|remainder)"
-)
-# What follows a number and makes it a part of something else.
-_GOES_ON = re.compile(
+_WHOLE = re.compile(
     rf"""
-      (?:[ ][a-z]+)?[ ](?:or|to|until|through|vs\.?|versus)[ ](?:[a-z]+[ ])?-?\d
-    | (?:[ ][a-z]+)?[ ](?:or|to|and)[ ]                            # 18 or 19; 5 to 7
-        (?:-?\d|{_WORDS}|a[ ](?:half|third|quarter|fourth)\b)
-    | (?:[ ][a-z]+)?[ ]?(?:[-+*/×÷x·⋅∗∕±~&]|\*\*)[ ]?\d | [ ]\d   # 5 + 3; 5-7; 29 18
-    | (?:[ ][a-z]+)?[ ](?:plus|minus|times|mod|choose|less|(?:less|more|fewer)[ ]than
-        |(?:divided|multiplied)[ ]by)[ ]-?\d
-    | (?:[ ][a-z]+)?,[ ]or[ ](?:[a-z]+[ ])?-?[\d.]+\s*\Z         # 18, or 19.
-    | (?:%|[ ]percent)[ ](?:of|off)[ ]\d                         # 20% of 50
-    | [ ]?{_UNITS},?[ ]\d | [a-z'’′]-?\d                         # 5 feet 3 inches; 3h30
-    | [ ]?[,;、]+[ ]?[.-]?\d | [ ]?\.+\d | \.?\(\d | e[-+]?\d    # 1, 8; 1.5.2; 0.(3)
-    | \^\W?\d | [ ](?:over[ ]\d|squared\b|cubed\b)               # 2^3; 1 over 2
-    | :(?!00\b)\d | [ ]:[ ]\d                                    # 3:2, not 5:00
-    | (?-i:[xynikKMB]\b) | [ ]?(?:pi\b|[π百千万萬億亿])
-    | [ ](?:halves|thirds|fourths|fifths|sixths|sevenths|eighths|ninths|tenths)\b
-    | (?:,|[ ]and)[ ][a-z][ ]?=                                  # x = 5, y = 7
-    | ~~ | [ ]is[ ](?:not|wrong|incorrect)\b                     # taken back
-    | \?[ ]*no\b | [,.]?[ ](?:no|wait)(?:,|[ ]wait)
+    (?: :00\b )?                                            # o'clock
+    (?! (?-i:[^\W\d_ghlms])(?![a-z]) | [^\W\x00-\x7f]       # 18x, 18M, 18万; not 18m
+      | [ ]?(?:pi|π|halves|thirds|(?:four|fif|six|seven|eigh|nin|ten)ths|squared|cubed
+          |hundred|thousand|million|billion|dozen)\b
+      | [ a-z]*[,.!]?[ ](?:(?:no|wait)(?:,|[ ]wait)|is[ ]not\b) )
+    (?: (?! \b(?:and|or|to|plus|minus|times|by|over)[ ](?:an?[ ])?{_WORD}\b
+          | (?:,|[ ]and)[ ]\w[ ]?= )                        # x = 5, y = 7
+        [^\d?] )*?
+    (?: \Z | \n | [.!](?!\d) | = | >> | [ ]\( | (?<=[a-z]):  # <<9*2=18>>18
+      | (?<=[a-z]),[ ]or[ ](?=\d+[ ][a-z])                  # 15 dollars, or 3 bills
+      | [ ](?:after|as|because|before|each|for|if|in|instead|not|out|per|rather|since|so
+          |that|when|which|with)\b )
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -308,8 +305,8 @@ _NUMBER = re.compile(
 )
 
 
-def _numbers(text: str) -> Iterator[tuple[Fraction, int]]:
-    """Yield the numbers of normalised text, left to right, and where each ends."""
+def _numbers(text: str) -> Iterator[tuple[Fraction, re.Match[str]]]:
+    """Yield the numbers of normalised text, left to right, each with its match."""
     for match in _NUMBER.finditer(text):
         whole, over, under = match.group("whole", "over", "under")
         if len(match[0]) > _MAX_DIGITS or (under and not int(under)):
@@ -318,13 +315,13 @@ def _numbers(text: str) -> Iterator[tuple[Fraction, int]]:
             number = int(whole or 0) + Fraction(int(over), int(under))
         else:
             number = Fraction(match["decimal"].replace(",", ""))
-        yield -number if match["sign"] else number, match.end()
+        yield -number if match["sign"] else number, match
 
 
 # --- BigBench-Hard -------------------------------------------------------------------
 
 
-def score_bbh(task: str, completion: str, target: str, *, prompt_mode: str) -> BBHScore:
+def score_bbh(task: str, completion: str, target: str, *, prompt_mode: str) -> Score:
     """Compare a completion's final answer with the target, by the task's type.
 
     The answer is what follows the last "answer is" on its line. Without such a
@@ -342,21 +339,23 @@ def score_bbh(task: str, completion: str, target: str, *, prompt_mode: str) -> B
     target : str
         The gold answer as published.
     prompt_mode : str
-        One of `PROMPT_MODES`.
+        One of `profiles.GENERIC_PROMPT_MODES`.
 
     Raises
     ------
     ValueError
         Unknown `prompt_mode`, or a `target` that the task's type does not allow.
     """
-    if prompt_mode not in PROMPT_MODES:
-        raise ValueError(f"prompt_mode: {prompt_mode!r}. Allowed: {PROMPT_MODES}")
+    if prompt_mode not in GENERIC_PROMPT_MODES:
+        raise ValueError(
+            f"prompt_mode: {prompt_mode!r}. Allowed: {GENERIC_PROMPT_MODES}"
+        )
     parse = _parser_for(task, target)
     expected = parse(_plain(target))
     if expected is None:
         raise ValueError(f"target: {target!r} is no answer of task {task!r}")
     predicted = _final_answer(completion, parse, prompt_mode)
-    return BBHScore(predicted, predicted == expected, predicted is None)
+    return Score(predicted, predicted == expected, predicted is None)
 
 
 Parser = Callable[[str], "str | None"]
@@ -403,11 +402,6 @@ def _text(line: str) -> str | None:
 _MARKS = " \"'`*_[{“”‘’\\"
 # What names an option: "(B)", or a bare letter that is no word ("A dog", "I").
 _OPTION = re.compile(r"\(([A-Za-z])\)|\b([A-Z])(?=[.):,;\"'`’”*_\]}]|$| or\b| and\b)")
-
-_TAKEN_BACK = re.compile(
-    r"[^\w(]*(?:or\b|as (?:well|much) as\b|cannot\b"
-    r"|is (?:wrong|incorrect|false|not (?:right|correct))\b)"
-)
 
 
 def _letter(line: str) -> str | None:

@@ -279,6 +279,14 @@ class Grid:
             if not job.is_done():
                 _export(job, result)
 
+    def trained(self, cell: Cell) -> models.Student:
+        """Return a finished training's student, with its last checkpoint's weights."""
+        student = models.load_student(cell.student, seed=cell.seed)
+        checkpoints = training.list_checkpoints(self._folder(cell))
+        if not checkpoints:
+            raise ValueError(f"cell {cell}: not trained. Allowed: one that was run")
+        return training.load_checkpoint(student, checkpoints[-1][1])
+
     def loss_logs(self, cells: Sequence[Cell], temperature: float) -> pd.DataFrame:
         """Return the loss of finished trainings above its floor, update by update.
 

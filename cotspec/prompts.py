@@ -131,7 +131,8 @@ def build_inputs(
     ValueError
         Unknown mode.
     """
-    _check_mode(mode)
+    if mode not in PROMPT_MODES:
+        raise ValueError(f"prompt mode: {mode!r}. Allowed: {', '.join(PROMPT_MODES)}")
     chain_of_thought = mode.endswith("chain_of_thought")
     shown = [] if mode.startswith("zero_shot") else _others(question, demonstrations)
     blocks = [
@@ -156,7 +157,6 @@ def build_target(mode: str, *, completion: str, answer: str) -> str:
 
     CoT: the teacher's completion verbatim, stripped. Answer-only: the answer sentence.
     """
-    _check_mode(mode)
     if mode.endswith("chain_of_thought"):
         return completion.strip()
     return answer_sentence(answer)
@@ -315,11 +315,6 @@ def count_unspellable(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) 
     return sum(not spellable(text, tokenizer) for text in texts)
 
 
-def _check_mode(mode: str) -> None:
-    if mode not in PROMPT_MODES:
-        raise ValueError(f"prompt mode: {mode!r}. Allowed: {', '.join(PROMPT_MODES)}")
-
-
 def _fold(text: str) -> str:
     return " ".join(text.split()).casefold()
 
@@ -370,12 +365,12 @@ def _example(row: dict, data_format: str, fitted: FittedPrompt) -> dict:
 
 
 # The sentence has said something before it ends: a colon may put its answer on the next
-# line, "what the answer is." answers nothing, "approx." is no end. "3." may go on as
-# "3.50": only white space behind the period, or the end of the line, decides.
+# line, "what the answer is." answers nothing, "approx." and "U.S." are no end. "3." may
+# go on as "3.50": only white space behind the period, or the end of the line, decides.
 _ANSWER_SENTENCE = re.compile(
     rf"{re.escape(ANSWER_PREFIX)}(?::\s*|[ \t]+)[^\w\n]*[\w\x80-\xff][^\n]*?"
-    r"(?:(?<!\bapprox)(?<!\bca)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)\.(?=\s)"
-    r"|(?=\n))".encode(),
+    r"(?:(?<!\bapprox)(?<!\bca)(?<!\bMr)(?<!\bMrs)(?<!\bMs)(?<!\bDr)(?<!\.[a-z])"
+    r"\.(?=\s)|(?=\n))".encode(),
     re.IGNORECASE,
 )
 _STOP_STRING = re.compile("|".join(map(re.escape, STOP_STRINGS)).encode())

@@ -152,5 +152,5 @@ def published_golds(data_dir):
         "gsm8k": [solution.rsplit("####", 1)[1].strip() for solution in solutions],
         "multiarith": [str(problem["lSolutions"][0]) for problem in multiarith],
         "svamp": [str(problem["Answer"]) for problem in svamp],
-        "asdiv": list(tasks.load("asdiv", source=data_dir)["answer"]),
+        "asdiv": list(tasks.load("asdiv")["answer"]),
     }

@@ -20,13 +20,16 @@ from cotspec.answers import (
     score_bbh,
     score_math,
 )
-from cotspec.profiles import BBH_TASKS
+from cotspec.profiles import BBH_TASKS, GENERIC_PROMPT_MODES
 
 DISAGREEMENTS = Path(__file__).with_name("disagreements.csv")
 BBH_STEMS = [task.removeprefix("bbh/") for task in BBH_TASKS]
 
 
 # --- math: which number, how it is read ----------------------------------------------
+
+NO_ANSWERS = ("", "I do not know.", "so 9*2", "9 × 2 eggs", "3:2", "10^6", "10²")
+NO_ANSWERS += ("at 7:30", "It is not 18", "2*3*4", "He buys 6 / 2")
 
 
 @pytest.mark.parametrize(
@@ -41,8 +44,10 @@ BBH_STEMS = [task.removeprefix("bbh/") for task in BBH_TASKS]
         ("#### 3\nThe answer is 4.", 4, "answer_is"),
         ("She has 5, eats 2 and keeps 3", 3, "last_number"),
         ("He has 5. The answer is unknown.", 5, "last_number"),
-        ("I do not know.", None, "none"),
-        ("", None, "none"),
+        ("He pays 3 x 2 = 6 for the eggs, and 6 + 1 = 7", 7, "last_number"),
+        ("mixed 3:2, that is 6", 6, "last_number"),
+        ("Week 3:210", 210, "last_number"),
+        *((text, None, "none") for text in NO_ANSWERS),
     ],
 )
 def test_the_tier_says_where_the_number_was_found(completion, predicted, tier):
@@ -76,13 +81,16 @@ def test_the_tier_says_where_the_number_was_found(completion, predicted, tier):
         ("½", Fraction(1, 2)),
         ("\uff11\uff18", 18),
         ("25 m²", 25),
+        *((f"{sign}3", -3) for sign in ("negative ", "minus ", "Negative ", "- ")),
         ("9 (apples)", 9),
+        *((f"-{mark}", -18) for mark in r"\$18 `18` US$18 ₩18".split()),
         ("007", 7),
     ],
 )
 def test_a_number_is_read_exactly(written, number):
-    assert parse_number(written) == number
     assert score_math(f"The answer is {written}.", str(number)).is_correct
+    if not written.startswith("- "):  # alone it may be an item of a list
+        assert parse_number(written) == number
 
 
 @pytest.mark.parametrize(
@@ -157,6 +165,7 @@ WRITTEN = [
     ("The answer is (4 + 5) * 2 = 18.", 18),
     ("The answer is 2 * 3 = 6 + 1 = 7.", 7),
     ("The answer is 18 = 9 * 2.", 18),
+    ("The answer is 9 eggs * $2 = $<<9*2=18>>18 a day", 18),
     ("The answer is 12, because 3 * 5 = 15.", 12),
     ("The answer is 12 apples, that is 3 * 4 = 12 for 2 kids.", 12),
     ("the answer (arabic numerals) is 3,834.", 3834),
@@ -175,6 +184,7 @@ WRITTEN = [
     ("The answer is −3 degrees.", -3),
     ("The answer is - 3.", -3),
     ("The answer is: -$3", -3),
+    (r"The answer is - \boxed{18}", -18),
     ("7 - 3", 3),
     ("5–7", 7),
     ("- 4 eggs\n- 3 eggs", 3),
@@ -205,7 +215,8 @@ OPEN = (
     "| 18 kg 300 g. | 18 hours, 30 minutes. | 18h30. | 18'3\". | 18 and one half. "
     "| 18 tenths. | 18 less than 20. | 18% of 50. | 18 mod 5. | 18 squared. | 18x + 3. "
     "| 18\u03c0. | 18\u4e07. | x=18, y=7. | 18 is wrong. | 18? No. | 18, no wait, 20. "
-    "| -(-18)."
+    "| -(-18). | 18 million. | 18 dozen. | 18 minus two. | 18 is not it. | 18. No, 20. "
+    "| 18, and 2 more. | 18 from 20. | 18?"
 )
 
 
@@ -215,13 +226,6 @@ def test_a_statement_that_leaves_its_number_open_is_no_answer(statement):
         text = f"{before}The answer is {statement}"
         assert answers.final_number(text) == (None, "none")
         assert not answers.score_math(text, "18").is_correct
-
-
-@pytest.mark.parametrize(
-    "mark", r"- \boxed{%s} | -\$%s | -`%s` | -US$%s | -₩%s".split(" | ")
-)
-def test_a_sign_before_a_mark_is_a_sign(mark):
-    assert answers.final_number(f"The answer is {mark % 18}.")[0] == -18
 
 
 TAKEN_BACK = {
@@ -237,23 +241,13 @@ TAKEN_BACK = {
 def test_a_choice_that_is_taken_back_is_no_answer(task):
     target, said = TAKEN_BACK[task]
     for text in said.split(" | "):
-        text = f"So the answer is {text}"
-        score = answers.score_bbh(task, text, target, prompt_mode="chain_of_thought")
-        assert score.no_answer, text
+        assert bbh(task, f"So the answer is {text}", target).no_answer, text
 
 
 def test_a_denial_is_no_answer():
     assert answers.final_number("The answer isn't 18.") == (None, "none")
     for task, said in (("navigate", "Yes"), ("snarks", "(B)"), ("word_sorting", "a b")):
-        text = f"So the answer isn't {said}."
-        score = answers.score_bbh(task, text, said, prompt_mode="chain_of_thought")
-        assert score.no_answer
-
-
-@pytest.mark.parametrize("sign", ["negative ", "minus ", "Negative ", "- "])
-def test_a_sign_in_words_is_read(sign):
-    assert answers.final_number(f"The answer is {sign}3.")[0] == -3
-    assert answers.final_number("The answer is 9 minus 3.") == (None, "none")
+        assert bbh(task, f"So the answer isn't {said}.", said).no_answer
 
 
 @pytest.mark.parametrize(
@@ -270,16 +264,7 @@ def test_a_sign_in_words_is_read(sign):
 )
 def test_bbh_numbers_are_read_as_math_is(said, number):
     for task in ("multistep_arithmetic_two", "object_counting"):
-        text = f"So the answer is {said}."
-        score = answers.score_bbh(task, text, "9", prompt_mode="chain_of_thought")
-        assert score.predicted == number
-
-
-@pytest.mark.parametrize("other", [", not (A)", " rather than (A)", " instead of (A)"])
-def test_an_option_that_is_ruled_out_is_no_second_answer(other):
-    text = f"So the answer is (B){other}."
-    score = answers.score_bbh("snarks", text, "(B)", prompt_mode="chain_of_thought")
-    assert score.is_correct
+        assert bbh(task, f"So the answer is {said}.", "9").predicted == number
 
 
 CLOSED = (
@@ -399,7 +384,7 @@ def test_lm_eval_strips_the_gold_before_it_drops_the_dollar_not_after():
 def test_every_bbh_target_scores_itself_right_and_others_wrong(data_dir, stem):
     published = json.loads((data_dir / "bbh" / "tasks" / f"{stem}.json").read_text())
     targets = sorted({item["target"] for item in published["examples"]})
-    for mode in answers.PROMPT_MODES:
+    for mode in GENERIC_PROMPT_MODES:
         for target in targets:
             sentence = f"We think. So the answer is {target}."
             assert score_bbh(stem, sentence, target, prompt_mode=mode).is_correct
@@ -413,18 +398,6 @@ def test_every_bbh_target_scores_itself_right_and_others_wrong(data_dir, stem):
         assert score_bbh(stem, target, target, prompt_mode="answer_only").is_correct
 
 
-@pytest.mark.parametrize("stem", BBH_STEMS)
-def test_every_published_demonstration_scores_its_own_answer_right(data_dir, stem):
-    text = (data_dir / "bbh" / "cot-prompts" / f"{stem}.txt").read_text()
-    blocks = text.split("\nA: ")[1:]
-    chains = [re.split(r"\n\nQ: ", block)[0] for block in blocks]
-    assert len(chains) == 3
-    for chain in chains:
-        stated = re.findall(r"answer is (.*)\.\s*$", chain.strip())[-1]
-        score = score_bbh(stem, chain, stated, prompt_mode="chain_of_thought")
-        assert score.is_correct, (stated, score)
-
-
 # --- BigBench-Hard: typed answers ----------------------------------------------------
 
 
@@ -432,13 +405,6 @@ def bbh(task, completion, target, mode="chain_of_thought"):
     score = score_bbh(task, completion, target, prompt_mode=mode)
     assert score.no_answer == (score.predicted is None)
     return score
-
-
-def test_invalid_is_never_valid():
-    for mode in answers.PROMPT_MODES:
-        for completion in ("invalid", "The answer is invalid.", "answer is: Invalid"):
-            assert not bbh("formal_fallacies", completion, "valid", mode).is_correct
-            assert bbh("formal_fallacies", completion, "invalid", mode).is_correct
 
 
 @pytest.mark.parametrize(
@@ -475,6 +441,9 @@ def test_invalid_is_never_valid():
         ("snarks", "The correct answer is (B). Here's why: option (A) is kind.", "(B)"),
         ("snarks", "So the answer is B, because it is ironic.", "(B)"),
         ("snarks", "So the answer is (B), since (A) is not.", "(B)"),
+        ("snarks", "So the answer is (B), not (A).", "(B)"),
+        ("snarks", "So the answer is (B) rather than (A).", "(B)"),
+        ("snarks", "So the answer is (B) instead of (A).", "(B)"),
         ("snarks", "So the answer is A or B.", None),
         ("snarks", "So the answer is A, B.", None),
         ("snarks", "So the answer is (B), (A).", None),
@@ -493,43 +462,56 @@ def test_invalid_is_never_valid():
         ("dyck_languages", "So the answer is ] ] and then }.", None),
         ("word_sorting", "So the answer is Apple,  bee, cat.", "apple bee cat"),
         ("word_sorting", 'The answer is ["apple", "bee"]', "apple bee"),
+        ("word_sorting", "The answer is a c b.", "a c b"),
+        # Without an answer sentence a chain has an answer only if its last line is one.
+        ("navigate", "Yes, we turn left and then right", None),
+        ("word_sorting", "a b c", None),
+        ("snarks", "(A)\n(B)", "(B)"),
+        ("snarks", "It is ironic.\nFinal answer: (B)", "(B)"),
+        # Of an unknown task the text is compared.
+        ("last_letters", 'The answer is "ABC".', "abc"),
+        ("last_letters", "The answer is .", None),
+        *(
+            ("formal_fallacies", said, "invalid")
+            for said in ("invalid", "The answer is invalid.", "answer is: Invalid")
+        ),
     ],
 )
 def test_answers_are_read_by_the_type_of_the_task(task, completion, predicted):
-    target = {
-        "object_counting": "6",
-        "multistep_arithmetic_two": "5",
-        "dyck_languages": "]",
-        "boolean_expressions": "True",
-        "navigate": "Yes",
-        "sports_understanding": "yes",
-        "word_sorting": "a b",
-        "formal_fallacies": "valid",
-    }.get(task, "(A)")
+    target = TARGETS.get(task, "(A)")
     assert bbh(task, completion, target).predicted == predicted
 
 
-def test_a_missing_or_swapped_word_is_wrong():
-    assert not bbh("word_sorting", "The answer is a c b.", "a b c").is_correct
-    assert not bbh("word_sorting", "The answer is a b.", "a b c").is_correct
+TARGETS = {
+    "object_counting": "6",
+    "multistep_arithmetic_two": "5",
+    "dyck_languages": "]",
+    "boolean_expressions": "True",
+    "navigate": "Yes",
+    "sports_understanding": "yes",
+    "word_sorting": "a b",
+    "formal_fallacies": "valid",
+    "causal_judgement": "Yes",
+    "web_of_lies": "Yes",
+}
 
 
-def test_a_chain_without_an_answer_sentence_has_no_answer():
-    assert bbh("navigate", "Yes, we turn left and then right", "Yes").no_answer
-    assert bbh("word_sorting", "a b c", "a b c").no_answer
-    assert bbh("word_sorting", "a b c", "a b c", "answer_only").is_correct
-
-
-def test_answer_only_reads_the_first_line_and_a_chain_its_last():
-    completion = "(A)\n(B)"
-    assert bbh("snarks", completion, "(A)", "answer_only").is_correct
-    assert bbh("snarks", completion, "(B)", "chain_of_thought").is_correct
-
-
-def test_a_label_before_the_answer_does_not_count():
-    assert bbh("snarks", "Answer: (B)", "(B)", "answer_only").is_correct
-    assert bbh("snarks", "It is ironic.\nFinal answer: (B)", "(B)").is_correct
-    assert bbh("word_sorting", "apple\nbee", "apple bee", "answer_only").is_correct
+@pytest.mark.parametrize(
+    ("task", "completion", "predicted"),
+    [
+        ("formal_fallacies", "invalid", "invalid"),
+        ("word_sorting", "a b c", "a b c"),
+        ("word_sorting", "apple\nbee", "apple bee"),
+        ("snarks", "(A)\n(B)", "(A)"),
+        ("snarks", "Answer: (B)", "(B)"),
+        ("last_letters", "abc", "abc"),
+    ],
+)
+def test_answer_only_reads_the_first_line_without_its_label(
+    task, completion, predicted
+):
+    score = bbh(task, completion, TARGETS.get(task, "(A)"), "answer_only")
+    assert score.predicted == predicted
 
 
 def test_targets_that_are_an_options_text_compare_as_text():
@@ -538,13 +520,6 @@ def test_targets_that_are_an_options_text_compare_as_text():
     assert not bbh(
         "movie_recommendation", "The answer is (A).", "Monsters, Inc"
     ).is_correct
-
-
-def test_an_unknown_task_compares_normalised_text():
-    assert bbh("last_letters", 'The answer is "ABC".', "abc").is_correct
-    assert bbh("last_letters", "abc", "abc", "answer_only").is_correct
-    assert not bbh("last_letters", "The answer is abcd.", "abc").is_correct
-    assert bbh("last_letters", "The answer is .", "abc").no_answer
 
 
 def test_bbh_errors_name_the_field_and_the_value():
@@ -558,15 +533,7 @@ def test_bbh_errors_name_the_field_and_the_value():
 
 @given(st.sampled_from([*BBH_STEMS, "last_letters"]), st.text(max_size=120))
 def test_any_text_scores_as_bbh_without_an_error(stem, completion):
-    target = {"word_sorting": "a b", "dyck_languages": "]"}.get(stem, "(A)")
-    if stem in ("multistep_arithmetic_two", "object_counting"):
-        target = "3"
-    elif answers._PARSERS.get(stem, answers._letter)("yes"):
-        target = "yes"
-    elif stem == "boolean_expressions":
-        target = "True"
-    elif stem == "formal_fallacies":
-        target = "valid"
-    for mode in answers.PROMPT_MODES:
+    target = TARGETS.get(stem, "(A)")
+    for mode in GENERIC_PROMPT_MODES:
         bbh(stem, completion, target, mode)
         assert bbh(stem, f"The answer is {target}.", target, mode).is_correct

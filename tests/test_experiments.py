@@ -276,6 +276,20 @@ def test_a_kept_checkpoint_is_loaded_with_its_own_tokenizer_only(
         training.load_checkpoint(other, path)
 
 
+def test_trained_is_the_last_checkpoint_and_says_where_there_is_none(
+    cells, predictions, store
+):
+    student = grid_of(store).trained(cells[1])
+    _, last = training.list_checkpoints(grid_of(store)._folder(cells[1]))[-1]
+    base = models.load_student(cells[1].student, seed=1)
+    weights = training.load_checkpoint(base, last).model.state_dict()
+    for name, tensor in student.model.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+    assert not student.model.training
+    with pytest.raises(ValueError, match="seed 9.*not trained. Allowed: one that was"):
+        grid_of(store).trained(dataclasses.replace(cells[1], seed=9))
+
+
 def test_the_base_is_decoded_once_for_all_seeds(predictions, store):
     assert len(list((store / "bases").iterdir())) == 1
     before = predictions[predictions["step"] == 0]

@@ -23,7 +23,15 @@ TRACE = {
     "topk_bytes": [[b"If", b"Nat"], [b" $5", b" 5"], [b".", b".\n"]],
     "topk_logprobs": np.log([[0.1, 0.5], [0.75, 0.2], [0.05, 0.9]]).tolist(),
 }
-SPANS = pd.DataFrame(
+
+
+def frame(columns, rows):
+    return pd.DataFrame(rows, columns=columns.split())
+
+
+SPAN = "side token start end rule"
+SPANS = frame(
+    SPAN,
     [
         ("teacher", "48", 0, 2, ""),
         ("teacher", "/", 2, 3, ""),
@@ -31,100 +39,98 @@ SPANS = pd.DataFrame(
         ("student", "▁48", 0, 2, "identical"),
         ("student", "/2", 2, 4, "starts_together"),
     ],
-    columns=["side", "token", "start", "end", "rule"],
 )
-RESULTS = pd.DataFrame(
+ALL_RULES = frame(
+    SPAN,
+    [
+        (side, "word", 4 * i, 4 * i + 4, rule if side == "student" else "")
+        for i, rule in enumerate(style.RULE_STYLES)
+        for side in ("teacher", "student")
+    ],
+)
+ASKED = {
+    "gsm8k": "zero_shot_answer_only",
+    "svamp": "zero_shot_answer_only",
+    "bbh/navigate": "answer_only",
+}
+RESULTS = frame(
+    "task prompt_mode step accuracy ci_low ci_high",
     [
         (task, mode, step, accuracy, accuracy - 0.05, accuracy + 0.05)
-        for task, mode in (
-            ("gsm8k", "zero_shot_answer_only"),
-            ("svamp", "zero_shot_answer_only"),
-            ("bbh/navigate", "answer_only"),
-        )
+        for task, mode in ASKED.items()
         for step, accuracy in ((0, 0.1), (60, 0.3))
     ],
-    columns=["task", "prompt_mode", "step", "accuracy", "ci_low", "ci_high"],
 )
 GROUPS = {"in-distribution": ["gsm8k"], "generic": ["bbh/navigate", "bbh/snarks"]}
-METRICS = pd.DataFrame({"step": [1, 2, 3], "loss": [3.0, 2.0, 1.5]})
-RATES = [1e-4, 5e-4, 2e-4]
-METRICS = METRICS.assign(batch="with reasoning", learning_rate=RATES)
-METRICS.insert(1, "epoch", METRICS["step"] / 10)
-PARTS = figures.example_parts(
+METRICS = frame(
+    "step epoch loss batch learning_rate",
     [
-        {
-            "data_format": name,
-            "inputs": "Q: 1+1?\nA: The answer is 2.\n\nQ: 2+2?\nA:",
-            "targets": "It costs $2 and $2. The answer is 4.",
-        }
-        for name in profiles.DATA_FORMATS
-    ]
+        (1, 0.1, 3.0, "with reasoning", 1e-4),
+        (2, 0.2, 2.0, "with reasoning", 5e-4),
+        (3, 0.3, 1.5, "with reasoning", 2e-4),
+    ],
 )
-STAGES = pd.DataFrame(
-    {"stage": ["sampled", "right"], "count": [10, 4], "reason": ["", "wrong"]}
-)
-SHARES = pd.DataFrame(
-    {"method": ["a", "a"], "rule": ["identical", "inside"], "share": [0.75, 0.25]}
-)
-CURVES = pd.DataFrame(
-    {"series": "t", "k": [1, 2, 4], "accuracy": [0.2, 0.3, 0.5]}
-).assign(ci_low=lambda f: f["accuracy"] - 0.1, ci_high=lambda f: f["accuracy"] + 0.1)
-CONDITIONS = pd.DataFrame(
+PARTS = figures.example_parts(
     {
-        "claim": ["C1", "C3", "C7"],
-        "condition": ["small", "falls", "a long condition " * 9],
-        "effect": [0.2, -0.3, 0.012],
-        "ci_low": [0.1, -0.4, 0.01],
-        "ci_high": [0.3, -0.2, 0.014],
-        "unit": ["points", "points", "nats"],
-        "status": ["met", "opposite", "open"],
+        "data_format": name,
+        "inputs": "Q: 1+1?\nA: The answer is 2.\n\nQ: 2+2?\nA:",
+        "targets": "It costs $2 and $2. The answer is 4.",
     }
+    for name in profiles.DATA_FORMATS
 )
-PANELS = pd.DataFrame(
+STAGES = frame("stage count reason", [("sampled", 10, ""), ("right", 4, "wrong")])
+SHARES = frame("method rule share", [("a", "identical", 0.75), ("a", "inside", 0.25)])
+CURVES = frame(
+    "series k accuracy ci_low ci_high",
+    [("t", 1, 0.2, 0.1, 0.3), ("t", 2, 0.3, 0.2, 0.4), ("t", 4, 0.5, 0.4, 0.6)],
+)
+CONDITIONS = frame(
+    "claim condition effect ci_low ci_high unit status",
+    [
+        ("C1", "small", 0.2, 0.1, 0.3, "points", "met"),
+        ("C3", "falls", -0.3, -0.4, -0.2, "points", "opposite"),
+        ("C7", "a long condition " * 9, 0.012, 0.01, 0.014, "nats", "open"),
+    ],
+)
+PANELS = frame(
+    "panel series x value low high",
     [
         (panel, series, x, 0.1 * x, 0.1 * x - 0.05, 0.1 * x + 0.05)
         for panel in ("left", "right")
         for series in ("raw", "after", "my own")
         for x in (1, 2, 3)
     ],
-    columns=["panel", "series", "x", "value", "low", "high"],
 )
-LENGTHS = pd.DataFrame({"kind": ["right", "right", "wrong"], "length": [4, 9, 30]})
-ALL_RULES = pd.DataFrame(
+LENGTHS = frame("kind length", [("right", 4), ("right", 9), ("wrong", 30)])
+MEASURES = {
+    ("accuracy", "one sample"): (0.7, 0.4),
+    ("accuracy", "majority of 8"): (0.75, 0.6),
+    ("accuracy", "any of 8"): (0.8, 0.9),
+    ("diversity", "different texts"): (0.3, 0.9),
+    ("diversity", "different answers"): (0.2, 0.6),
+}
+STUDY = frame(
+    "temperature group measure value ci_low ci_high",
     [
-        (side, "word", 4 * i, 4 * i + 4, rule if side == "student" else "")
-        for i, rule in enumerate(style.RULE_STYLES)
-        for side in ("teacher", "student")
-    ],
-    columns=SPANS.columns,
-)
-STUDY = pd.DataFrame(
-    [
-        (t, group, measure, value, value - 0.1, value + 0.1)
-        for group, measure, values in (
-            ("accuracy", "one sample", (0.7, 0.4)),
-            ("accuracy", "majority of 8", (0.75, 0.6)),
-            ("accuracy", "any of 8", (0.8, 0.9)),
-            ("diversity", "different texts", (0.3, 0.9)),
-            ("diversity", "different answers", (0.2, 0.6)),
-        )
+        (t, *named, value, value - 0.1, value + 0.1)
+        for named, values in MEASURES.items()
         for t, value in zip((0.2, 1.0), values, strict=True)
     ],
-    columns=["temperature", "group", "measure", "value", "ci_low", "ci_high"],
 )
-FAILURES = pd.DataFrame(
+FAILURES = frame(
+    "steps kind count share num_questions",
     [(n, kind, 2, 1 / len(KINDS), 7) for n in ("1", "2", "6+", "?") for kind in KINDS],
-    columns=["steps", "kind", "count", "share", "num_questions"],
 )
-PUSHES = pd.DataFrame(
+PUSHES = frame(
+    "loss token push",
     [(n, t, p) for n in style.OBJECTIVE_STYLES for t, p in (("a", 0.4), ("b", -1))],
-    columns=["loss", "token", "push"],
 )
-SHAPES = pd.DataFrame(
+SHAPES = frame(
+    "loss probability nats",
     [("bucket", 0.2, 0.5), ("bucket", 0.6, 0.0), ("bucket", 0.9, 0.3)],
-    columns=["loss", "probability", "nats"],
 )
-STEPS = pd.DataFrame(
+STEPS = frame(
+    "level width notebook step leaves",
     [
         (0, 1.0, "00", "problems", "questions | answers"),
         (1, 0.5, "03", "texts", "pairs"),
@@ -134,7 +140,6 @@ STEPS = pd.DataFrame(
         (3, 0.4, "06", "test", ""),
         (3, 0.6, "07–10", "price", "effects"),
     ],
-    columns=["level", "width", "notebook", "step", "leaves"],
 )
 ALTERNATIVES = figures.top_alternatives(TRACE)
 
@@ -220,7 +225,6 @@ def test_every_format_rule_and_kind_has_a_look_of_its_own(styles, names):
 
 def test_each_data_format_has_its_own_okabe_ito_colour_and_marker():
     looks = style.FORMAT_STYLES.values()
-    assert len({look.colour for look in looks}) == 4
     assert len({look.marker for look in looks}) == 4
     assert {look.colour for look in looks} <= set(style.OKABE_ITO)
 
@@ -258,12 +262,13 @@ def test_a_student_token_is_joined_to_every_teacher_token_under_it():
 def test_pairs_are_joined_where_they_are_given_and_no_row_cuts_one():
     (axes,) = figures.token_alignment(SPANS, pairs=[(0, 0), (2, 1)]).axes
     assert len(axes.lines) == 2
-    words = [(side, "word", 4 * i, 4 * i + 4, "") for side in "ab" for i in range(40)]
-    long = pd.DataFrame(words, columns=SPANS.columns)
-    long["side"] = long["side"].map({"a": "teacher", "b": "student"})
-    long.loc[long["side"] == "student", "rule"] = "not_one_to_one"
+    long = [
+        (side, "word", 4 * i, 4 * i + 4, rule)
+        for side, rule in (("teacher", ""), ("student", "not_one_to_one"))
+        for i in range(40)
+    ]
     across = [(i, min(i + 1, 39)) for i in range(0, 40, 2)]
-    (axes,) = figures.token_alignment(long, pairs=across).axes
+    (axes,) = figures.token_alignment(frame(SPAN, long), pairs=across).axes
     assert len(axes.lines) == 20
     assert all(max(line.get_xdata()) <= style.FULL_WIDTH for line in axes.lines)
 
@@ -273,18 +278,19 @@ def test_each_cell_of_a_cost_matrix_holds_its_distance():
     assert texts(figures.cost_matrix(matrix, [(0, 0), (1, 1)]))[:4] == list("0432")
 
 
-def test_a_kind_that_no_bar_shows_is_not_in_the_legend():
-    shares = {"right": 0.9995, "no answer": 0.0005}
-    rows = [("1", kind, 1, share, 7) for kind, share in shares.items()]
-    chart = figures.failures_by_steps(pd.DataFrame(rows, columns=FAILURES.columns))
+@pytest.mark.parametrize("share", [0.0005, 0.0])
+def test_a_kind_that_no_bar_shows_is_not_in_the_legend(share):
+    shares = FAILURES.assign(share=share)
+    shares.loc[shares["kind"] == "right", "share"] = 1 - share
+    chart = figures.failures_by_steps(shares)
     assert [text.get_text() for text in chart.legends[0].get_texts()] == ["right"]
 
 
 @pytest.mark.parametrize(("num", "ticks"), [(5, "12345"), (10, "1248")])
 def test_few_samples_are_marked_one_by_one_many_by_powers_of_two(num, ticks):
-    ks = range(1, num + 1)
-    curve = pd.DataFrame({"series": "t", "k": ks, "accuracy": 0.5}, index=ks)
-    curve = curve.assign(ci_low=0.4, ci_high=0.6)
+    curve = frame(
+        " ".join(CURVES), [("t", k, 0.5, 0.4, 0.6) for k in range(1, num + 1)]
+    )
     (axes,) = figures.pass_at_k(curve).axes
     assert [tick.get_text() for tick in axes.get_xticklabels()] == list(ticks)
 
@@ -293,8 +299,7 @@ def test_a_long_alignment_wraps_only_where_both_sides_have_a_boundary():
     starts = range(0, 200, 4)
     tokens = [("teacher", "ab", 2 * i, 2 * i + 2, "") for i in range(100)]
     tokens += [("student", "abab", i, i + 4, "starts_together") for i in starts]
-    spans = pd.DataFrame(tokens, columns=SPANS.columns)
-    chart = figures.token_alignment(spans)
+    chart = figures.token_alignment(frame(SPAN, tokens))
     (axes,) = chart.axes
     assert len(axes.lines) == 100  # no pair was torn apart
     right = max(p.get_x() + p.get_width() for p in axes.patches)
@@ -302,15 +307,12 @@ def test_a_long_alignment_wraps_only_where_both_sides_have_a_boundary():
 
 
 def test_a_student_token_on_folded_whitespace_is_joined_to_the_word_alone():
-    spans = pd.DataFrame(
-        [
-            ("teacher", "\n", 0, 1, ""),
-            ("teacher", "In", 1, 3, ""),
-            ("student", "▁In", 1, 3, "same_span"),
-        ],
-        columns=SPANS.columns,
-    )
-    (axes,) = figures.token_alignment(spans).axes
+    spans = [
+        ("teacher", "\n", 0, 1, ""),
+        ("teacher", "In", 1, 3, ""),
+        ("student", "▁In", 1, 3, "same_span"),
+    ]
+    (axes,) = figures.token_alignment(frame(SPAN, spans)).axes
     assert len(axes.lines) == 1
 
 
@@ -373,9 +375,9 @@ def with_generic_tasks(count):
     tasks = profiles.BBH_TASKS[:count]
     generic = RESULTS[RESULTS["task"] == "bbh/navigate"]
     rows = [RESULTS[RESULTS["task"] == "gsm8k"]]
-    frame = pd.concat([*rows, *(generic.assign(task=task) for task in tasks)])
+    rows += [generic.assign(task=task) for task in tasks]
     groups = {"in-distribution": ["gsm8k"], "generic": tasks}
-    return figures.accuracy_bars(frame, groups)
+    return figures.accuracy_bars(pd.concat(rows), groups)
 
 
 @pytest.mark.parametrize(
@@ -446,20 +448,6 @@ def test_a_figure_name_with_a_folder_or_no_caption_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_write_leaves_the_old_figure_and_no_rubbish(tmp_path, monkeypatch):
-    picture = save(tmp_path, caption="old")["png"]
-    before = picture.read_bytes()
-
-    def refuse(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", refuse)
-    with pytest.raises(OSError, match="disk full"):
-        save(tmp_path, caption="new")
-    assert picture.read_bytes() == before
-    assert len(list(tmp_path.iterdir())) == 4
-
-
 def test_curves_of_temperatures_pass_through_the_values_beside_the_runs_own():
     chart = figures.temperature_study(STUDY, used=0.5)
     accuracy, diversity = chart.axes
@@ -476,12 +464,6 @@ def test_parts_of_a_bar_add_up_to_the_whole_and_its_label_says_of_how_many():
     widths = [bar.get_width() for bar in chart.axes[0].patches if bar.get_y() < 0]
     assert len(widths) == len(KINDS) and sum(widths) == pytest.approx(1)
     assert "6+  (7 q., 14 sol.)" in texts(chart)
-
-
-def test_a_kind_that_never_occurs_is_not_in_the_legend():
-    shares = FAILURES.assign(share=(FAILURES["kind"] == "right").astype(float))
-    shown = texts(figures.failures_by_steps(shares))
-    assert "right" in shown and "no answer" not in shown
 
 
 def test_a_loss_has_a_panel_with_a_bar_per_token():
@@ -540,9 +522,9 @@ def test_a_curve_is_marked_at_its_lowest_point():
 def test_a_real_codex_solution_is_drawn_whole(data_dir):
     steps = json.loads((data_dir / "codex/per_step_probs_question0.json").read_text())
     trace = alignment.TeacherTrace.from_token_strings(steps[0][2:])
-    frame = figures.top_alternatives(vars(trace))
-    shown = texts(figures.probability_strip(frame))
-    assert frame.groupby("position")["is_sampled"].sum().eq(1).all()
+    alternatives = figures.top_alternatives(vars(trace))
+    shown = texts(figures.probability_strip(alternatives))
+    assert alternatives.groupby("position")["is_sampled"].sum().eq(1).all()
     assert "␣answer" in shown and "␣72" in shown
 
 

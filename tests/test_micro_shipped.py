@@ -1,7 +1,5 @@
 """The shipped models: whole, checked, small, and made again by one command."""
 
-import hashlib
-import json
 import shutil
 
 import pytest
@@ -77,16 +75,6 @@ def test_one_changed_byte_is_refused(weights):
     with pytest.raises(ValueError, match="small-raw.*changed or damaged"):
         shipped.load_student("small", "raw")
     shipped.load_student("small", "instruction_tuned")
-
-
-def test_weights_of_another_shape_are_refused(weights):
-    data = (weights / "base-raw-0.safetensors").read_bytes()
-    (weights / "small-raw-0.safetensors").write_bytes(data)
-    manifest = json.loads((weights / "manifest.json").read_text())
-    manifest["small-raw-0"]["sha256"] = hashlib.sha256(data).hexdigest()
-    (weights / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="small-raw.*architecture .52 differences"):
-        shipped.load_student("small", "raw")
 
 
 def test_missing_weights_say_how_to_get_them(weights):

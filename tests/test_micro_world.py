@@ -168,19 +168,6 @@ def test_demonstrations_are_from_no_split_that_is_trained_or_tested_on(family):
     assert {world.split_of(one.question) for one in shown} == {"demonstrations"}
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (("maths", "train", 1), "family: 'maths'. Allowed: math,"),
-        (("math", "dev", 1), "split: 'dev'. Allowed: train,"),
-        (("math", "train", -1), "n: -1"),
-    ],
-)
-def test_what_is_unknown_is_named(arguments, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        world.generate(*arguments, seed=0)
-
-
 def test_an_empty_split_is_an_error_and_not_an_endless_search(monkeypatch):
     always = generic.Problem("always", "", "1", 1, "1")
     monkeypatch.setitem(generic.FAMILIES, "navigate", (lambda rng: always, ()))

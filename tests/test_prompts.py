@@ -279,7 +279,7 @@ def test_t5_cannot_spell_seven_printable_ascii_characters(t5):
 def test_t5_loses_99_dyck_answers_and_no_other_bbh_answer(t5, data_dir):
     lost = {}
     for name in tasks.BBH_TASKS:
-        answers = tasks.load(name, source=data_dir)["answer"]
+        answers = tasks.load(name)["answer"]
         lost[name] = prompts.count_unspellable(answers, t5)
     assert {name: n for name, n in lost.items() if n} == {"bbh/dyck_languages": 99}
 
@@ -292,7 +292,7 @@ def test_every_published_bbh_prompt_is_rebuilt_word_for_word(data_dir):
         rebuilt = prompts.build_inputs(
             "Next?",
             "chain_of_thought",
-            tasks.demonstrations(name, source=data_dir),
+            tasks.demonstrations(name),
             description=tasks.task_description(name),
         )
         expected = f"{published} Q: Next? A: Let's think step by step."

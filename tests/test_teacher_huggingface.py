@@ -222,19 +222,6 @@ def test_a_model_without_shared_prefix_says_so(caplog):
     assert "tiny-mistral: demonstrations are computed per question" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("token_ids", "length"),
-    [
-        ([[1, 2, 3], [1, 2, 4, 5]], 2),
-        ([[1, 2], [1, 2, 4]], 1),
-        ([[7, 8, 9]], 2),
-        ([[1], [2]], 0),
-    ],
-)
-def test_common_prefix_leaves_one_token_of_every_prompt(token_ids, length):
-    assert huggingface.common_prefix_length(token_ids) == length
-
-
 def test_prompts_without_a_common_token_are_sampled_too(llama):
     backend = HuggingFaceBackend(llama, 4, max_new_tokens=4)
     texts = {"x": "x: ", "y": "y is longer: "}
@@ -259,16 +246,6 @@ def test_problem_ids_must_be_unique():
     twice = PROBLEMS.select([0, 0])
     with pytest.raises(ValueError, match="problem_id: 'p/0' occurs more than once"):
         teacher.build_requests(twice)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("num_samples", 0), ("temperature", -1.0), ("top_k", 0)]
-)
-def test_options_out_of_range_are_named(name, value):
-    good = {"num_samples": 1, "temperature": 1.0, "seed": 0}
-    good |= {"max_new_tokens": 5, "top_k": 5}
-    with pytest.raises(ValueError, match=f"{name}: {value}"):
-        teacher.SamplingOptions(**(good | {name: value}))
 
 
 def test_a_question_beyond_the_window_is_named_before_anything_is_sampled(llama):

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import logging
 import os
 import pickle
 from collections import Counter
@@ -189,7 +190,7 @@ def test_a_question_listed_twice_shifts_nothing_and_duplicates_are_counted(tmp_p
     questions = ["Question 0: a?\n", "Question 1: b?\n", "Question 1: b?\n"]
     write_release(tmp_path, [*questions, "Question 2: c?\n"], num_solutions=3)
     target = tmp_path / "traces.parquet"
-    num_solutions, repairs = import_release(tmp_path, target)
+    repairs = import_release(tmp_path, target)
     rows = release.read_traces(target)
     assert list(
         zip(rows["question"], rows["answer"], rows["sample_id"], strict=True)
@@ -198,29 +199,18 @@ def test_a_question_listed_twice_shifts_nothing_and_duplicates_are_counted(tmp_p
         for question, answer in (("a?", "0,000"), ("b?", "1,000"), ("c?", "2,000"))
         for sample_id in range(3)
     ]
-    assert num_solutions == 9
     assert repairs["question listed twice"] == 1
     assert repairs["duplicate solutions (kept)"] == 6
     assert repairs["text differs from codex_predictions"] == 0
 
 
-def test_the_command_names_what_is_missing_or_says_what_it_repaired(tmp_path, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        release.main([str(tmp_path)])
-    assert "codex_questions.pkl: not there" in capsys.readouterr().err
-    write_release(tmp_path, ["Question 0: a?\n", "Question 1: b?\n"], 2)
-    release.main([str(tmp_path)])
-    printed = capsys.readouterr().out
-    assert "4  leading ' step'" in printed and "4  solutions in" in printed
-    file = release.read_traces(tmp_path / "codex_traces.parquet")
-    assert file["completion"][2:] == ["2.", "2."] and len(file) == 4
-
-
-def test_the_release_is_a_backend(tmp_path):
+def test_the_release_is_a_backend_and_what_was_repaired_is_said(tmp_path, caplog):
     write_release(tmp_path, ["Question 0: a?\n", "Question 1: b?\n"])
     config = TeacherConfig(backend="release", path=str(tmp_path))
     for _ in range(2):  # imported, then found
-        backend = teacher.load_backend(config)
+        with caplog.at_level(logging.INFO):
+            backend = teacher.load_backend(config)
+        assert caplog.text.count("\"leading ' step'\": 2") == 1
         options = {"num_samples": 1, "temperature": 0.5, "seed": 0}
         [row] = teacher.sample(problems(["b?"]), backend, **options)
         assert (row["completion"], row["problem_id"]) == ("2.", "p/0")

@@ -15,6 +15,8 @@ from cotspec.teacher.traces import cut_tokens, valid_length
         (b"The answer is 7\nQ: More", b"The answer is 7"),
         (b"The answer is:\n\n**18**\nSo", b"The answer is:\n\n**18**"),
         (b"The answer is approx. 18 eggs. So", b"The answer is approx. 18 eggs."),
+        (b"The answer is 18 U.S. dollars. So", b"The answer is 18 U.S. dollars."),
+        (b"The answer is B. So", b"The answer is B."),
         (
             b"See what the answer is. The answer is 18.\n",
             b"See what the answer is. The answer is 18.",
@@ -39,6 +41,7 @@ def test_a_solution_ends_behind_its_answer_or_before_the_next_question(text, end
         b"FAQ: no\n",
         b"The answer is:\n\n",
         b"The answer is approx. ",
+        b"The answer is the U.S. ",
         b"what the answer is. 9\n",
     ],
 )

@@ -192,12 +192,5 @@ def load(name: str) -> ModelAndTokenizer:
             f"{wanted[:12]}…). Reinstall cotspec"
         )
     model, tokenizer = new_model(recipe_of(name))
-    try:
-        load_model(model, path)
-    except RuntimeError as error:
-        _, *differing = str(error).splitlines()
-        raise ValueError(
-            f"{path}: weights of another architecture ({len(differing)} differences, "
-            f"the first: {differing[0].strip()})"
-        ) from error
+    load_model(model, path)
     return model.eval(), tokenizer

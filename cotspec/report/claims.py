@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -173,18 +173,14 @@ def former_verdict(claim: Claim, finding: Finding) -> str:
     """
     if finding.reason or not claim.judged_formerly:
         return ""
-    statuses = [
-        replace(
-            one,
-            ci_low=2 * one.ci_low - one.estimate,
-            ci_high=2 * one.ci_high - one.estimate,
-        ).status
-        for one in finding.conditions
-        if re.search(claim.judged_formerly, one.label)
-    ]
+    asked = [c for c in finding.conditions if re.search(claim.judged_formerly, c.label)]
+    statuses = {
+        str(c.statuses(2 * c.ci_low - c.estimate, 2 * c.ci_high - c.estimate))
+        for c in asked
+    }
     if not statuses:
         return ""
-    if all(status == "met" for status in statuses):
+    if statuses == {"met"}:
         return REPRODUCED
     return OPPOSITE if "opposite" in statuses else NOT_REPRODUCED
 

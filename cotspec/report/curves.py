@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from cotspec import statistics
@@ -131,18 +130,15 @@ def chosen_checkpoints(predictions: pd.DataFrame, data: DataConfig) -> pd.DataFr
     Returns
     -------
     DataFrame
-        ``model, chosen_by`` (an ability), ``seed, step, accuracy`` (of validation).
+        ``model, chosen_by`` (an ability), ``seed, step``.
     """
     rows = []
     for model, group in by_size(predictions):
         for ability in (IN, OUT):
             tasks, mode, split = abilities(data)[ability]
-            steps, accuracies = best_steps(pick(group, tasks, mode, split=split))
-            rows += [
-                (model, ability, seed, step, accuracies[seed])
-                for seed, step in steps.items()
-            ]
-    return pd.DataFrame(rows, columns="model chosen_by seed step accuracy".split())
+            steps = best_steps(pick(group, tasks, mode, split=split))
+            rows += [(model, ability, *choice) for choice in steps.items()]
+    return pd.DataFrame(rows, columns="model chosen_by seed step".split())
 
 
 def abilities_of_choices(predictions: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
@@ -192,7 +188,7 @@ def _curve(panel: str, series: str, rows: pd.DataFrame, by: str) -> list[tuple]:
     for x, group in rows.groupby(by):
         table = right_answers(group)
         repeats = independent(table, group["model"].iloc[0]).to_numpy().T
-        found = statistics.paired_difference(np.zeros_like(repeats), repeats)
-        low, high = np.clip([found.ci_low, found.ci_high], 0, 1)
-        points.append((panel, series, x, found.estimate, low, high, *table.shape))
+        found = statistics.mean_interval(repeats)
+        values = found.estimate, found.ci_low, found.ci_high
+        points.append((panel, series, x, *values, *table.shape))
     return points

@@ -25,15 +25,7 @@ TRAINING = (
 def pick(
     predictions: pd.DataFrame, tasks: Sequence[str], mode: str, *, split: str = "test"
 ) -> pd.DataFrame:
-    """Return the rows of some tasks in one prompt mode and split.
-
-    Raises
-    ------
-    ValueError
-        No predictions at all.
-    """
-    if predictions.empty:
-        raise ValueError("predictions: empty; the notebook that measures them must run")
+    """Return the rows of some tasks in one prompt mode and split."""
     return predictions[
         predictions["task"].isin(tasks)
         & (predictions["prompt_mode"] == mode)
@@ -146,14 +138,14 @@ def before_and_after(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return pair(at_start(rows), at_last_step(rows))
 
 
-def best_steps(validation: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """Return each seed's step of highest accuracy, the earliest of equals, and that.
+def best_steps(validation: pd.DataFrame) -> pd.Series:
+    """Return each seed's step of highest accuracy, the earliest of equals.
 
     The start is no choice.
     """
     rows = validation[validation["step"] > 0]
     means = rows.pivot_table(index="step", columns="seed", values="is_correct")
-    return means.idxmax(), means.max()
+    return means.idxmax()
 
 
 def at_chosen(rows: pd.DataFrame, steps: pd.Series) -> pd.DataFrame:

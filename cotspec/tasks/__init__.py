@@ -1,10 +1,10 @@
 """Problems of every task in one schema, from a local folder or the Hugging Face hub.
 
-Enters: a task name and, optionally, a split and a folder. Leaves: a `Dataset` with
+Enters: a task name and, optionally, a split. Leaves: a `Dataset` with
 ``problem_id, task, split, question, rationale, answer``; the demonstrations of a task;
 what cannot be scored, what is missing, and which training questions a test set repeats.
 
-A folder is laid out as ``$COTSPEC_DATA``: ``gsm8k/{train,test}.jsonl``,
+``$COTSPEC_DATA`` names a folder with ``gsm8k/{train,test}.jsonl``,
 ``multiarith/MultiArith.json``, ``svamp/SVAMP.json``, ``asdiv/ASDiv.xml`` and
 ``bbh/tasks/*.json``. Without one the same sets are fetched from the hub at pinned
 revisions. Numbers of problems are checked against the published ones. BBH's prompts and
@@ -17,7 +17,6 @@ import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import pandas as pd
 from datasets import Dataset, Features, Value
@@ -26,7 +25,6 @@ from cotspec.micro import world
 from cotspec.profiles import BBH_TASKS
 from cotspec.prompts import Demonstration
 from cotspec.tasks import readers
-from cotspec.tasks.sources import data_folder
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +38,7 @@ COLUMNS = ("problem_id", "task", "split", "question", "rationale", "answer")
 _WORD = re.compile(r"[a-z]+|\d+(?:[.,]\d+)*")
 
 
-def load(
-    name: str,
-    split: str | None = None,
-    *,
-    source: Path | str | None = None,
-    num: int | None = None,
-) -> Dataset:
+def load(name: str, split: str | None = None, *, num: int | None = None) -> Dataset:
     """Load the problems of one task.
 
     Parameters
@@ -58,8 +50,6 @@ def load(
         ``train`` (GSM8K: the 7,473 less the 200 held out), ``validation`` (GSM8K: those
         200; MultiArith: 200) or ``test``; None gives all. ASDiv, SVAMP and BBH are test
         sets throughout. The micro-world has every split.
-    source : Path or str, optional
-        Folder with the data; default ``$COTSPEC_DATA``, else the hub.
     num : int, optional
         The first `num` problems of each split only (no problem depends on it).
 
@@ -84,7 +74,7 @@ def load(
             count = NUM_MICRO[one] if num is None else min(num, NUM_MICRO[one])
             rows += world.generate(family, one, count, seed=MICRO_SEED)
     else:
-        published = readers.problems(name, data_folder(source))
+        published = readers.problems(name)
         scored = [row for row in published if not row["reason"]]
         if num_left_out := len(published) - len(scored):
             log.info("%s: %d left out, see tasks.unscorable", name, num_left_out)
@@ -97,7 +87,7 @@ def load(
     return _table(rows, COLUMNS)
 
 
-def unscorable(name: str, *, source: Path | str | None = None) -> Dataset:
+def unscorable(name: str) -> Dataset:
     """List the problems whose gold is not one number, with the reason.
 
     Of ASDiv's 2,305 these are 212: 90 ``several numbers``, 61 ``ratio or time`` and 61
@@ -109,7 +99,7 @@ def unscorable(name: str, *, source: Path | str | None = None) -> Dataset:
         ``problem_id, question, answer, reason``; empty for every task but ASDiv.
     """
     _check_name(name)
-    rows = readers.problems(name, data_folder(source)) if name == "asdiv" else []
+    rows = readers.problems(name) if name == "asdiv" else []
     columns = ("problem_id", "question", "answer", "reason")
     return _table([row for row in rows if row["reason"]], columns)
 
@@ -120,9 +110,7 @@ def _table(rows: list[dict], columns: Sequence[str]) -> Dataset:
     return Dataset.from_dict(table, features=features)
 
 
-def demonstrations(
-    name: str, *, source: Path | str | None = None
-) -> list[Demonstration]:
+def demonstrations(name: str) -> list[Demonstration]:
     """Return the worked problems shown before a question of this task.
 
     BBH: the three published ones, chains as they are. Math tasks, GSM8K's and all
@@ -137,7 +125,7 @@ def demonstrations(
     _check_name(name)
     if name in MICRO_TASKS:
         return world.demonstrations(name.removeprefix("micro/"))
-    return readers.demonstrations(name, data_folder(source))
+    return readers.demonstrations(name)
 
 
 def task_description(name: str) -> str:
@@ -163,9 +151,8 @@ def missing(names: Iterable[str]) -> list[str]:
     found = {}
     for name in names:
         try:
-            folder = data_folder(None)
-            readers.problems(name, folder)
-            readers.demonstrations(name, folder)
+            readers.problems(name)
+            readers.demonstrations(name)
         except ValueError as error:
             found[str(error)] = name
     return list(found)

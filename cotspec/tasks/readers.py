@@ -1,8 +1,8 @@
 """GSM8K, MultiArith, SVAMP, ASDiv and BIG-Bench Hard as they were published.
 
-Enters: a task name and a folder, None for the hub. Leaves: its rows, counted against
-the published number, each with its id; the worked problems its prompts show, and of BBH
-also the sentence a prompt begins with.
+Enters: a task name. Leaves: its rows, counted against the published number, each with
+its id; the worked problems its prompts show, and of BBH also the sentence a prompt
+begins with.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 from cotspec import answers
 from cotspec.profiles import BBH_TASKS
 from cotspec.prompts import COT_TRIGGER, Demonstration
-from cotspec.tasks.sources import SHIPPED, read_json, read_rows, read_text
+from cotspec.tasks.sources import SHIPPED, data_folder, read_json, read_rows, read_text
 
 NUM_GSM8K = {"train": 7_473, "test": 1_319}  # 200 of train are held out
 NUM_MULTIARITH_TEST = 400
@@ -36,7 +35,7 @@ NUM_PUBLISHED |= {
     "bbh/snarks": 178,
 }
 
-_CALCULATOR = re.compile(r"<<[^<>]*>>")
+_CALCULATOR = re.compile(r"<<[^<>]*>>")  # notes that no student shall learn
 _UNIT = re.compile(r"\s*\([^()]*[^\d()/][^()]*\)\s*\Z")  # "9 (apples)", not "-(1/3)"
 
 
@@ -51,12 +50,12 @@ class Row(NamedTuple):
     reason: str = ""  # why the gold cannot be scored
 
 
-def problems(name: str, folder: Path | None) -> list[dict]:
+def problems(name: str) -> list[dict]:
     """Read a task, count it, and give every row its task and id."""
-    rows = list(_READERS[name.split("/")[0]](name, folder))
-    _check_count(name, rows, NUM_PUBLISHED[name], folder)
+    rows = list(_READERS[name.split("/")[0]](name))
+    _check_count(name, rows, NUM_PUBLISHED[name])
     if len({(row.split, row.index) for row in rows}) < len(rows):
-        raise ValueError(f"{name}: a problem stands twice in {folder or 'the hub'}")
+        raise ValueError(f"{name}: a problem stands twice in {_origin()}")
     width = len(str(max(row.index for row in rows)))
     return [
         {"problem_id": f"{name}/{row.split}/{row.index:0{width}d}", "task": name}
@@ -65,25 +64,28 @@ def problems(name: str, folder: Path | None) -> list[dict]:
     ]
 
 
-def demonstrations(name: str, folder: Path | None) -> list[Demonstration]:
+def demonstrations(name: str) -> list[Demonstration]:
     """Return what a prompt shows; math shows GSM8K's, whose test set is not read."""
     if name.startswith("bbh/"):
         return list(bbh_prompt(name)[1])
     # PAPER: 4 demonstrations "from the training set", which ones is not known here.
     # HERE: the first four training rows, because that needs no choice.
-    train = (row for row in _gsm8k_file("train", folder) if row.split == "train")
+    train = (row for row in _gsm8k_file("train") if row.split == "train")
     return [
         Demonstration(row.question, row.rationale, row.answer)
         for row in islice(train, NUM_MATH_DEMONSTRATIONS)
     ]
 
 
-def _check_count(what: str, rows: list, published: int, folder: Path | None) -> None:
+def _check_count(what: str, rows: list, published: int) -> None:
     if len(rows) != published:
         raise ValueError(
-            f"{what}: {len(rows)} problems in {folder or 'the hub'}, {published} were "
-            "published"
+            f"{what}: {len(rows)} problems in {_origin()}, {published} were published"
         )
+
+
+def _origin() -> str:
+    return str(data_folder() or "the hub")
 
 
 def _plain_number(published: str, where: str) -> str:
@@ -96,35 +98,25 @@ def _plain_number(published: str, where: str) -> str:
     return published.strip().replace(",", "")
 
 
-def _gsm8k(name: str, folder: Path | None) -> Iterator[Row]:
+def _gsm8k(name: str) -> Iterator[Row]:
     """Yield train, validation and test."""
     for published in NUM_GSM8K:
-        yield from _gsm8k_file(published, folder)
+        yield from _gsm8k_file(published)
 
 
-def _gsm8k_file(published: str, folder: Path | None) -> Iterator[Row]:
+def _gsm8k_file(published: str) -> Iterator[Row]:
     """Yield the problems of one published file, 200 of train as validation."""
     where, keys = f"gsm8k/{published}", ("question", "answer")
-    rows = read_rows(folder, f"{where}.jsonl", keys, [published], "main")
-    _check_count(where, rows, NUM_GSM8K[published], folder)
+    rows = read_rows(f"{where}.jsonl", keys, [published], "main")
+    _check_count(where, rows, NUM_GSM8K[published])
     held_out = set(validation_index()) if published == "train" else set()
     for index, row in enumerate(rows):
         split = "validation" if index in held_out else published
         rationale, _, gold = row["answer"].rpartition("####")
         answer = _plain_number(gold, f"{where} row {index}")
         question = row["question"].strip()
-        yield Row(split, index, question, answer, clean_rationale(rationale))
-
-
-def clean_rationale(published: str) -> str:
-    """Return a GSM8K solution without calculator notes, which no student shall learn.
-
-    Examples
-    --------
-    >>> clean_rationale("Half of 48 is 48/2 = <<48/2=24>>24 clips.")
-    'Half of 48 is 48/2 = 24 clips.'
-    """
-    return _CALCULATOR.sub("", published).strip()
+        rationale = _CALCULATOR.sub("", rationale).strip()
+        yield Row(split, index, question, answer, rationale)
 
 
 def validation_index() -> list[int]:
@@ -132,12 +124,12 @@ def validation_index() -> list[int]:
     return read_json(SHIPPED / "gsm8k_validation_index.json")
 
 
-def _multiarith(name: str, folder: Path | None) -> Iterator[Row]:
+def _multiarith(name: str) -> Iterator[Row]:
     """Yield 400 test and 200 validation problems, split by their texts."""
     file, keys = "multiarith/MultiArith.json", ("sQuestion", "lSolutions")
     pairs = []
-    for index, row in enumerate(read_rows(folder, file, keys, ["train", "test"])):
-        if folder is None:
+    for index, row in enumerate(read_rows(file, keys, ["train", "test"])):
+        if data_folder() is None:
             question, gold = row["question"], row["final_ans"]
         else:
             question, gold = row["sQuestion"], ", ".join(map(str, row["lSolutions"]))
@@ -151,10 +143,10 @@ def _multiarith(name: str, folder: Path | None) -> Iterator[Row]:
         yield Row("test" if index < NUM_MULTIARITH_TEST else "validation", index, *pair)
 
 
-def _svamp(name: str, folder: Path | None) -> Iterator[Row]:
+def _svamp(name: str) -> Iterator[Row]:
     """Yield the 1,000 problems; ids are the published numbers."""
     keys = ("ID", "Body", "Question", "Answer")
-    rows = read_rows(folder, "svamp/SVAMP.json", keys, ["train", "test"])
+    rows = read_rows("svamp/SVAMP.json", keys, ["train", "test"])
     if odd := [row["ID"] for row in rows if not re.fullmatch(r"chal-\d+", row["ID"])]:
         raise ValueError(f"svamp: ID {odd[0]!r}. Allowed: chal-1, chal-2 and so on")
     for row in sorted(rows, key=lambda row: int(row["ID"].removeprefix("chal-"))):
@@ -163,10 +155,10 @@ def _svamp(name: str, folder: Path | None) -> Iterator[Row]:
         yield Row("test", int(row["ID"].removeprefix("chal-")), question, answer)
 
 
-def _asdiv(name: str, folder: Path | None) -> Iterator[Row]:
+def _asdiv(name: str) -> Iterator[Row]:
     """Yield the 2,305 problems, `reason` saying why a gold cannot be scored."""
     keys = ("body", "question", "answer")
-    rows = read_rows(folder, "asdiv/ASDiv.xml", keys, ["validation"])
+    rows = read_rows("asdiv/ASDiv.xml", keys, ["validation"])
     for index, row in enumerate(rows, start=1):  # as in the published "nluds-0001"
         question = f"{row['body'].strip()} {row['question'].strip()}"
         answer, reason = _asdiv_gold(row["answer"])
@@ -186,10 +178,10 @@ def _asdiv_gold(published: str) -> tuple[str, str]:
     return str(value) if "/" in gold else gold, ""
 
 
-def _bbh(name: str, folder: Path | None) -> Iterator[Row]:
+def _bbh(name: str) -> Iterator[Row]:
     """Yield the problems of one of the 27 tasks in published order."""
     stem, keys = name.removeprefix("bbh/"), ("input", "target")
-    rows = read_rows(folder, f"bbh/tasks/{stem}.json", keys, ["test"], stem)
+    rows = read_rows(f"bbh/tasks/{stem}.json", keys, ["test"], stem)
     for index, row in enumerate(rows):
         yield Row("test", index, row["input"].strip(), row["target"].strip())
 

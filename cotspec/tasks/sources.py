@@ -37,30 +37,23 @@ _FORMS = {
 _TIMEOUT = 4  # seconds in which the hub must answer
 
 
-def data_folder(source: Path | str | None) -> Path | None:
-    """Return the data folder, or None for the hub."""
-    chosen = source or os.environ.get("COTSPEC_DATA")
-    if not chosen:
-        return None
-    if not Path(chosen).is_dir():
-        origin = "source" if source else "COTSPEC_DATA"
-        raise ValueError(f"{origin}: no folder {chosen}; see README.md for its layout")
-    return Path(chosen)
+def data_folder() -> Path | None:
+    """Return the folder that ``COTSPEC_DATA`` names, or None for the hub."""
+    chosen = os.environ.get("COTSPEC_DATA")
+    if chosen and not Path(chosen).is_dir():
+        raise ValueError(
+            f"COTSPEC_DATA: no folder {chosen}; see README.md for its layout"
+        )
+    return Path(chosen) if chosen else None
 
 
 def read_rows(
-    folder: Path | None,
-    file: str,
-    keys: Sequence[str],
-    splits: Sequence[str],
-    config: str | None = None,
+    file: str, keys: Sequence[str], splits: Sequence[str], config: str | None = None
 ) -> list[dict]:
     """Return the rows of a published set, from its file or from the hub.
 
     Parameters
     ----------
-    folder : Path or None
-        None for the hub.
     file : str
         Its path in the folder; the first part is the set's name in `HUB`.
     keys : sequence of str
@@ -73,6 +66,7 @@ def read_rows(
     ValueError
         Missing or damaged file, or the hub does not answer or has no such rows.
     """
+    folder = data_folder()
     if folder is None:
         name = file.split("/")[0]
         return [row for split in splits for row in _from_hub(name, split, config)]

@@ -93,7 +93,7 @@ def sample(
     Raises
     ------
     ValueError
-        Problem ids that are not unique, or an option out of range.
+        Problem ids that are not unique.
     """
     options = SamplingOptions(
         num_samples, temperature, seed, backend.max_new_tokens, backend.top_k

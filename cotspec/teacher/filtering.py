@@ -52,19 +52,20 @@ def filter_traces(traces: Dataset, config: FilterConfig) -> Dataset:
     earlier: dict[str, list[frozenset]] = defaultdict(list)
     verdicts = []
     for row in traces.select_columns(columns):
-        predicted, is_correct, no_answer = _answer(row)
+        score = _score(row)
         if row["finish_reason"] != "stop":
             reason = "truncated"
-        elif no_answer:
+        elif score.no_answer:
             reason = "no_answer"
-        elif not is_correct:
+        elif not score.is_correct:
             reason = "wrong"
         elif b"".join(row["token_bytes"]) != row["completion"].encode():
             reason = "unaligned"
         else:
             solutions = earlier[row["problem_id"]]
             reason = _redundancy(row["completion"], solutions, config)
-        verdicts.append((predicted, is_correct, reason))
+        predicted = None if score.no_answer else str(score.predicted)
+        verdicts.append((predicted, score.is_correct, reason))
     added = {
         "predicted_answer": Value("string"),
         "is_correct": Value("bool"),
@@ -82,16 +83,12 @@ def kept(marked: Dataset) -> Dataset:
     return marked.select([i for i, reason in enumerate(reasons) if reason == KEPT])
 
 
-def _answer(row: Mapping[str, str]) -> tuple[str | None, bool, bool]:
-    """Return predicted answer, whether it is right, and whether there is none."""
+def _score(row: Mapping[str, str]) -> answers.Score:
     completion, gold = row["completion"], row["answer"]
     if row["task"].startswith("bbh/"):
         mode, stem = "chain_of_thought", row["task"].removeprefix("bbh/")
-        score = answers.score_bbh(stem, completion, gold, prompt_mode=mode)
-    else:
-        score = answers.score_math(completion, gold)
-    predicted = None if score.predicted is None else str(score.predicted)
-    return predicted, score.is_correct, score.no_answer
+        return answers.score_bbh(stem, completion, gold, prompt_mode=mode)
+    return answers.score_math(completion, gold)
 
 
 def _redundancy(

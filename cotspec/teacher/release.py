@@ -13,7 +13,6 @@ them. Probabilities are rounded to four decimals there.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
@@ -88,20 +87,15 @@ def load_restricted(path: Path | str) -> object:
             ) from None
 
 
-def import_release(folder: Path | str, target: Path) -> tuple[int, Counter]:
-    """Write the release as a Parquet file of traces.
-
-    Returns
-    -------
-    num_solutions : int
-    repairs : Counter of repaired faults
+def import_release(folder: Path | str, target: Path) -> Counter:
+    """Write the release as a Parquet file of traces; return the repaired faults.
 
     Raises
     ------
     ValueError
         A missing file, a pickle with code in it, or lists that do not fit together.
     """
-    repairs, num_solutions = Counter(), 0
+    repairs = Counter()
     rows = tqdm(_rows(Path(folder), repairs), desc="importing", unit="solution")
     with (
         artifacts.replacing(target) as part,
@@ -110,10 +104,9 @@ def import_release(folder: Path | str, target: Path) -> tuple[int, Counter]:
         try:
             for table in as_tables(rows):
                 writer.write_table(table)
-                num_solutions += len(table)
         except (TypeError, LookupError, AttributeError) as error:
             raise ValueError(f"{folder}: not in the authors' form ({error})") from None
-    return num_solutions, repairs
+    return repairs
 
 
 def _rows(folder: Path, repairs: Counter) -> Iterator[dict]:
@@ -214,10 +207,12 @@ def _alternatives(step: Step, repairs: Counter) -> list[tuple[bytes, float]]:
 
 def _read(folder: Path, name: str) -> list:
     pickled, plain = folder / f"{name}.pkl", folder / f"{name}.json"
-    if not pickled.exists() and not plain.exists():
+    if pickled.exists():
+        found = load_restricted(pickled)
+    elif plain.exists():
+        found = artifacts.read_json(plain)
+    else:
         raise ValueError(f"{pickled}: not there. Needed: the authors' released files")
-    is_pickled = pickled.exists()
-    found = load_restricted(pickled) if is_pickled else artifacts.read_json(plain)
     if not isinstance(found, (list, tuple)):
         raise ValueError(f"{folder}: {name} is a {type(found).__name__}, no list")
     return found
@@ -225,24 +220,6 @@ def _read(folder: Path, name: str) -> list:
 
 def _unnumbered(text: str) -> str:
     return _NUMBERED.sub("", text).strip()
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Turn the authors' pickles into traces, safely; print what was repaired."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cotspec.teacher.release", description=main.__doc__
-    )
-    parser.add_argument("folder", type=Path, help="the authors' released files")
-    parser.add_argument("--output", type=Path, help="default: in the folder")
-    given = parser.parse_args(argv)
-    target = given.output or given.folder / RELEASE_FILE
-    try:
-        num_solutions, repairs = import_release(given.folder, target)
-    except ValueError as error:
-        parser.error(str(error))
-    for fault, count in sorted(repairs.items()):
-        print(f"{count:>9,}  {fault}")
-    print(f"{num_solutions:>9,}  solutions in {target}")
 
 
 # --- backends -------------------------------------------------------------------------
@@ -271,8 +248,8 @@ def load(config: TeacherConfig) -> RecordedBackend:
     if config.backend == "release":
         path = path / RELEASE_FILE
         if not path.exists():
-            _, repairs = import_release(config.path, path)
-            logger.info("%s: repaired %s", config.path, dict(repairs))
+            repairs = dict(import_release(config.path, path))
+            logger.info("%s: repaired %s", config.path, repairs)
     return RecordedBackend(path, *limits)
 
 
@@ -348,21 +325,14 @@ def _recorded(traces: Dataset, top_k: int) -> Find:
 
 def _is_sound(done: Completion) -> bool:
     """Whether the lists fit together and hold log-probabilities."""
-    lists = [getattr(done, name) for name in (*_LISTS, *_TOPS)]
-    shapes = zip(done.topk_ids, done.topk_bytes, done.topk_logprobs, strict=False)
-    fit = [
-        len(set(map(len, lists))) == 1,
-        *(len(set(map(len, s))) == 1 for s in shapes),
-    ]
+    tops = [getattr(done, name) for name in _TOPS]
+    lists = [getattr(done, name) for name in _LISTS] + tops
+    alike = [lists, *zip(*tops, strict=False)]
+    if done.text is None or any(len(set(map(len, some))) > 1 for some in alike):
+        return False
     steps = [done.token_logprobs, *done.topk_logprobs]
     known = all(p is not None and p <= 1e-3 for step in steps for p in step)  # no NaN
-    if done.text is None or not known:
-        return False
-    return all(fit) and max(map(_mass, done.topk_logprobs), default=0) <= 1.01
-
-
-def _mass(logprobs: Sequence[float]) -> float:
-    return sum(map(math.exp, logprobs))
+    return known and all(sum(map(math.exp, top)) <= 1.01 for top in done.topk_logprobs)
 
 
 def _written(requests: Sequence[Request]) -> Find:
@@ -383,7 +353,7 @@ def _written(requests: Sequence[Request]) -> Find:
     return find
 
 
-_UNREADABLE = (ValueError, TypeError, AttributeError, OverflowError)
+_UNREADABLE = (ValueError, TypeError, AttributeError, OverflowError, DatasetsError)
 
 
 def read_traces(path: Path | str) -> Dataset:
@@ -403,7 +373,7 @@ def read_traces(path: Path | str) -> Dataset:
         table = Dataset.from_parquet(str(path), keep_in_memory=False)
         _check_columns(path, table.column_names)
         return table.select_columns(list(FEATURES)).cast(FEATURES)
-    except (*_UNREADABLE, DatasetsError) as error:
+    except _UNREADABLE as error:
         if str(path) in str(error):
             raise
         raise ValueError(
@@ -445,7 +415,3 @@ def as_completion(row: Mapping[str, object], top_k: int) -> Completion:
     found = {name: row[name] for name in (*_LISTS, "finish_reason")}
     found |= {name: [step[:top_k] for step in row[name]] for name in _TOPS}
     return Completion(row["completion"], **found)
-
-
-if __name__ == "__main__":
-    main()

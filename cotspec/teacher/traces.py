@@ -72,15 +72,6 @@ class SamplingOptions:
     max_new_tokens: int
     top_k: int
 
-    def __post_init__(self):
-        for name in ("num_samples", "max_new_tokens", "top_k"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)!r} must be >= 1")
-        if not 0 <= self.temperature <= 10:
-            raise ValueError(
-                f"temperature: {self.temperature!r}. Allowed: 0 (greedy) to 10"
-            )
-
 
 @dataclass(frozen=True)
 class Completion:
