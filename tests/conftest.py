@@ -46,7 +46,7 @@ def rationales(data_dir):
     """GSM8K training rationales as a teacher would write them."""
     from cotspec import tasks
 
-    rows = tasks.load("gsm8k", "train", source=data_dir)
+    rows = tasks.load("gsm8k", "train")
     return [f"{row['rationale']}\nThe answer is {row['answer']}." for row in rows]
 
 

@@ -29,7 +29,7 @@ def lifelike(data_dir, random_flan_t5):
     as usual. A row is recognised by its encoder states, whatever its batch.
     """
     model, tokenizer = random_flan_t5.model, random_flan_t5.tokenizer
-    rows = tasks.load("gsm8k", "test", source=data_dir).shuffle(seed=0)
+    rows = tasks.load("gsm8k", "test").shuffle(seed=0)
     rows = rows.select(range(NUM_QUESTIONS))
     texts = [
         prompts.build_inputs(question, "zero_shot_chain_of_thought")

@@ -67,8 +67,8 @@ def generate(source, prompt: str) -> torch.Tensor:
 def test_bench_local_model_against_generate(benchmark, data_dir):
     pytest.importorskip("gguf")
     smollm2 = models.load_teacher(TeacherConfig(backend="huggingface", model="smollm2"))
-    questions = tasks.load("gsm8k", "test", source=data_dir, num=NUM_QUESTIONS)
-    demonstrations = tasks.demonstrations("gsm8k", source=data_dir)
+    questions = tasks.load("gsm8k", "test", num=NUM_QUESTIONS)
+    demonstrations = tasks.demonstrations("gsm8k")
     backend = HuggingFaceBackend(
         smollm2, NUM_SAMPLES * NUM_QUESTIONS, max_new_tokens=MAX_NEW_TOKENS
     )
