@@ -12,18 +12,12 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def real_data_dir() -> Path | None:
-    """`COTSPEC_DATA`, or `../shared/data` beside the checkout, or None."""
-    configured = os.environ.get("COTSPEC_DATA")
-    folder = Path(configured) if configured else REPOSITORY.parent / "shared" / "data"
-    return folder if (folder / "gsm8k" / "train.jsonl").exists() else None
-
-
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    """The folder with the real data; the test is skipped where there is none."""
-    folder = real_data_dir()
-    if folder is None:
+    """`COTSPEC_DATA`, or `../shared/data` beside the checkout; without, a skip."""
+    configured = os.environ.get("COTSPEC_DATA")
+    folder = Path(configured) if configured else REPOSITORY.parent / "shared" / "data"
+    if not (folder / "gsm8k" / "train.jsonl").exists():
         pytest.skip(
             "no real data: set COTSPEC_DATA to a folder laid out as README says"
         )

@@ -82,7 +82,9 @@ def byte_fallback():
     return wrapped(tokenizer, unk_token="<unk>")
 
 
-@pytest.fixture(scope="session", params=["byte_level", "folding_unigram"])
+@pytest.fixture(
+    scope="session", params=["byte_level", "folding_unigram", "byte_fallback"]
+)
 def any_student(request):
     return request.getfixturevalue(request.param)
 
@@ -343,10 +345,7 @@ def test_a_sampled_token_outside_the_top_k_takes_the_last_slot(t5):
 
 
 def test_a_teachers_special_tokens_spell_nothing(byte_level):
-    names = [b"A", b"<|endoftext|>", b"</s>", b" <pad>"]
-    trace = TeacherTrace(
-        "A", (b"A",), np.log([0.4]), (tuple(names),), np.log([[0.4, 0.3, 0.2, 0.1]])
-    )
+    trace = steps({"A": 0.4, "<|endoftext|>": 0.3, "</s>": 0.2, " <pad>": 0.1})
     targets = align(trace, byte_level)
     assert candidates(byte_level, targets, 0) == {"A": 0.4}
     assert np.allclose(targets.tail_mass, 0.6)
@@ -435,23 +434,28 @@ def test_several_processes_give_what_one_gives(folding_unigram, method):
 
 
 @pytest.mark.parametrize("method", ["offsets", "dtw"])
-@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback", "gpt2"])
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback", "gpt2", "t5"])
 def test_with_the_teachers_own_tokenizer_nothing_changes(kind, method, request):
     tokenizer = request.getfixturevalue(kind)
     rng = np.random.default_rng(0)
     exact = text_tokens(tokenizer)
+    if kind == "t5":  # which reads some of its tokens' texts as others
+        exact = {name: exact[name] for name in (b" the", b"s")}
     for text in [f"Anna {sentence}" for sentence in SENTENCES]:
-        pieces = spelled(tokenizer, tokenizer(text, add_special_tokens=False).input_ids)
-        if b"".join(pieces) != text.encode():  # the dummy prefix
-            pieces[0] = pieces[0].removeprefix(b" ")
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        pieces = spelled(tokenizer, ids)
+        if pieces[0][:1] == b" ":  # the dummy prefix
+            pieces[0] = pieces[0][1:]
+        text = b"".join(pieces).decode()  # T5 folds spaces and newlines
         trace = random_trace(text, pieces, list(exact), rng)
         targets = align(trace, tokenizer, method=method)
         if method == "offsets":
             assert set(targets.rule[1:].tolist()) == {Rule.IDENTICAL}
             assert targets.rule[0] <= Rule.SAME_SPAN
+        names = exact | dict(zip(pieces, ids, strict=True))
         # The first token's alternatives may be spelled with or without a mark.
         for t in np.flatnonzero(is_soft(targets))[1:]:
-            assert slots(targets, t) == pytest.approx(teachers_slots(trace, t, exact))
+            assert slots(targets, t) == pytest.approx(teachers_slots(trace, t, names))
 
 
 def teachers_slots(trace, step, exact):
@@ -461,36 +465,6 @@ def teachers_slots(trace, step, exact):
         if name in exact:
             sums[exact[name]] = sums.get(exact[name], 0) + prob
     return sums
-
-
-def test_a_sentencepiece_teacher_of_a_sentencepiece_student_is_the_identity(t5):
-    text = "Anna has 12 apples.\nSo she was able to read 5 x 8 pages."
-    ids = t5(text, add_special_tokens=False).input_ids
-    pieces = spelled(t5, ids)
-    pieces[0] = pieces[0].lstrip()
-    text = b"".join(pieces).decode()
-    trace = random_trace(text, pieces, [b" the", b"s"], np.random.default_rng(0))
-    targets = align(trace, t5)
-    assert set(targets.rule[1:].tolist()) == {Rule.IDENTICAL}
-    sampled = np.exp(trace.token_logprobs)
-    assert (targets.topk_probs[:, 0] >= sampled.astype(np.float32) - 1e-6).all()
-
-
-@pytest.mark.parametrize("teacher", ["folding_unigram", "byte_level", "byte_fallback"])
-@pytest.mark.parametrize("student", ["folding_unigram", "byte_level", "byte_fallback"])
-def test_every_pair_of_kinds_aligns(teacher, student, request):
-    teacher, student = map(request.getfixturevalue, (teacher, student))
-    vocabulary = list(text_tokens(teacher))
-    rng = np.random.default_rng(0)
-    softened = 0
-    for text in SENTENCES[:2]:
-        spans = teacher(text, return_offsets_mapping=True, add_special_tokens=False)
-        ends = sorted({b for _, b in spans.offset_mapping} | {len(text)})
-        pieces = [text[a:b].encode() for a, b in zip([0, *ends], ends, strict=False)]
-        targets = align(random_trace(text, pieces, vocabulary, rng), student)
-        validate(targets)
-        softened += is_soft(targets).mean() / 2
-    assert softened > 0.3
 
 
 # Real data ----------------------------------------------------------------------------

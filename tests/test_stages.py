@@ -65,12 +65,6 @@ def test_the_parameters_cell_holds_literals_only(root, line, words):
         stages.load_notebook(path)
 
 
-def test_an_artifact_name_must_be_literal(root):
-    path = write_notebook(root, "01_x", 'name = "numbers"\nstage.read(name)')
-    with pytest.raises(ValueError, match="stage.read needs a literal"):
-        stages.load_notebook(path)
-
-
 def test_code_that_does_not_parse_is_named_and_jupyters_own_lines_are_none(root):
     magic = "%matplotlib inline\nif True:\n    !ls\n    stage.read('numbers')"
     path = write_notebook(root, "01_x", magic)
@@ -82,15 +76,17 @@ def test_code_that_does_not_parse_is_named_and_jupyters_own_lines_are_none(root)
         stages.load_notebook(path)
 
 
-def test_reading_what_nobody_writes_is_an_error(root):
-    write_notebook(root, "01_x", 'stage.read("letters")')
-    with pytest.raises(ValueError, match="01_x reads 'letters'.*numbers"):
-        stages.load_series(root)
-
-
-def test_an_artifact_has_one_writer(root):
-    write_notebook(root, "01_x", 'stage.write("numbers", {})')
-    with pytest.raises(ValueError, match="01_x writes 'numbers', as an earlier"):
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ('name = "numbers"\nstage.read(name)', "stage.read needs a literal"),
+        ('stage.read("letters")', "01_x reads 'letters'.*numbers"),
+        ('stage.write("numbers", {})', "01_x writes 'numbers', as an earlier"),
+    ],
+)
+def test_an_artifact_has_a_literal_name_and_one_writer(root, code, words):
+    write_notebook(root, "01_x", code)
+    with pytest.raises(ValueError, match=words):
         stages.load_series(root)
 
 
