@@ -130,3 +130,20 @@ def test_the_readme_has_verdicts_and_power_of_the_committed_report():
     assert len(power) == len(claims)
     for claim, share in power:
         assert re.search(rf"\b{share}( of runs)? for {claim}\b", said), (claim, share)
+
+
+def test_the_readme_has_the_gains_without_twins_and_the_distances_to_the_teacher():
+    said = (REPOSITORY / "README.md").read_text("utf-8").replace("−", "-")
+    gains = pd.read_csv(REPOSITORY / "figures/11_without_twins.csv")
+    first, *others = gains.itertuples(index=False)
+    shown = f"it gains {first.gain:+.1f} [{first.ci_low:+.1f}, {first.ci_high:+.1f}]"
+    assert shown in said
+    others = [f"{row.gain:+.1f}" for row in others]
+    assert f"the others {', '.join(others[:-1])} and {others[-1]}" in said
+    inside = pd.read_csv(
+        REPOSITORY / "figures/09_trained_students.csv", index_col="who"
+    )
+    soft, hard = inside["KL from the teacher"].loc[
+        ["distribution matching", "sample matching"]
+    ]
+    assert f"is {soft:.2f} nats from it, one of sample matching {hard:.2f}" in said
