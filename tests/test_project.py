@@ -146,4 +146,4 @@ def test_the_readme_has_the_gains_without_twins_and_the_distances_to_the_teacher
     soft, hard = inside["KL from the teacher"].loc[
         ["distribution matching", "sample matching"]
     ]
-    assert f"is {soft:.2f} nats from it, one of sample matching {hard:.2f}" in said
+    assert f"is {soft:.3f} nats from it, one of sample matching {hard:.3f}" in said
