@@ -17,8 +17,9 @@ from pathlib import Path
 from cotspec import artifacts, stages
 
 WORDS_A_MINUTE, CODE_LINES_A_MINUTE = 200, 20
-# The idea, both losses on six tokens, what is gained and lost, when, and the verdicts.
-SHORT_PATH = ("00", "05", "06", "07", "11")
+# The idea, both losses on six tokens, what is gained and lost, when, what matching
+# changes inside, and the verdicts.
+SHORT_PATH = ("00", "05", "06", "07", "09", "11")
 _FIGURE = re.compile(r"""stage\.figure\(\s*["']([A-Za-z0-9_-]+)["']""")
 _QUESTION = re.compile(r"\*\*Question\.\*\*\s*(.+?)(?:\n\n|\Z)", re.DOTALL)
 _PNG = "data:image/png;base64,"
@@ -252,8 +253,10 @@ def _verdicts(run: Path) -> str:
         return ""
     with table.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    claims = [f"{html.escape(r['statement'])}: <b>{r['verdict']}</b>" for r in rows]
-    items = "".join(f"<li>{claim}</li>" for claim in claims)
+    items = "".join(
+        f"<li>{r['claim']}, {html.escape(r['statement'])}: <b>{r['verdict']}</b></li>"
+        for r in rows
+    )
     return f"<h2>What came of the paper's claims</h2><ul>{items}</ul>"
 
 
