@@ -197,6 +197,8 @@ _WORD = (  # a number in words
     "(?:half|third|quarter|fourth|one|two|three|four|five|six|seven|eight|nine|ten"
     "|eleven|twelve|[a-z]+teen|(?:twen|thir|for|fif|six|seven|eigh|nine)ty)"
 )
+# "m^2", "ft3", "in^2"
+_POWER = r"(?<=m|t|n)\^?[23](?![\d.,]*\d|\w)"
 _WHOLE = re.compile(
     rf"""
     (?: :00\b )?                                            # o'clock
@@ -206,11 +208,13 @@ _WHOLE = re.compile(
       | [ a-z]*[,.!]?[ ](?:(?:no|wait)(?:,|[ ]wait)|is[ ]not\b) )
     (?: (?! \b(?:and|or|to|plus|minus|times|by|over)[ ](?:an?[ ])?{_WORD}\b
           | (?:,|[ ]and)[ ]\w[ ]?= )                        # x = 5, y = 7
-        [^\d?] )*?
-    (?: \Z | \n | [.!](?!\d) | = | >> | [ ]\( | (?<=[a-z]):  # <<9*2=18>>18
+        (?: [^\d?] | {_POWER} ) )*?
+    (?: \Z | \n | (?<!\bvs)[.!](?![.!\d]) | = | >> | [ ]\(
+      | (?<=[a-z]): | [ ]\#\#\#\#                           # 18 #### 18
       | (?<=[a-z]),[ ]or[ ](?=\d+[ ][a-z])                  # 15 dollars, or 3 bills
-      | [ ](?:after|as|at|because|before|during|each|every|for|if|in|instead|not|on|out
-          |per|rather|since|so|that|when|which|with)\b )
+      | [ ](?:after|as|at|because|before|during|each|every|for|if|in|instead|leaving|not
+          |on|out|per|rather|since|so|that|when|where|which|who|with|(?:by|over)[ ]the)
+        \b (?![ ]?(?:[-+*/×÷]|(?:x|and|by)\b)[ ]?\d) )
     """,
     re.VERBOSE | re.IGNORECASE,
 )

@@ -140,8 +140,7 @@ def evaluate(
             ]
     known: list[object] = [checkpoint, dataclasses.asdict(in_precision(config))]
     if work_dir is not None:
-        known.append(stages.sources_digest("cotspec.evaluation"))
-        known.append(student_digest(student))
+        known += [stages.code_of("cotspec.evaluation"), student_digest(student)]
     rows: list[dict] = []
     for start in range(0, len(asked), ROWS_AT_ONCE):
         part = asked[start : start + ROWS_AT_ONCE]

@@ -19,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import itertools
 import logging
 import multiprocessing
@@ -385,7 +384,7 @@ class Grid:
             "max_input_tokens": self.formats.max_input_tokens,
             "examples": dataset_digest(self.examples_of(cell.data_formats)),
             "aligned": cell.targets and dataset_digest(self.aligned_of(cell.targets)),
-            "code": _code("cotspec.training"),
+            "code": stages.code_of("cotspec.training"),
         }
         return self.folder / "cells" / _name(cell, artifacts.digest_of(parts))
 
@@ -400,7 +399,7 @@ class Grid:
             "demonstrations": [vars(d) for d in shown[task]],
             "description": said.get(task, ""),
             "evaluation": self._decoding(),
-            "code": _code("cotspec.evaluation"),
+            "code": stages.code_of("cotspec.evaluation"),
         }
         name = f"{split}.{task.replace('/', '-')}.{prompt_mode}"
         digest = artifacts.digest_of(parts)[:16]
@@ -664,14 +663,6 @@ def dataset_digest(dataset: Dataset) -> str:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
     return hashlib.sha256(sink.getvalue()).hexdigest()
-
-
-@functools.cache
-def _code(module: str) -> list[object]:
-    """The sources and the packages that compute what a module does."""
-    names = ("torch", "transformers", "accelerate")
-    versions = {name: importlib.metadata.version(name) for name in names}
-    return [stages.sources_digest(module), versions]
 
 
 def _name(cell: Cell, digest: str) -> str:

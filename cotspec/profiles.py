@@ -260,7 +260,10 @@ class EvaluationConfig:
     precision: Precision = "auto"
     # Self-consistency: more samples than one, at a temperature above 0, and a vote.
     num_samples: PositiveInt = 1
-    temperature: Annotated[Temperature, AfterValidator(_not_greedy)] = 0.0
+    # Without a word pydantic does not look at a default.
+    temperature: Annotated[
+        Temperature, AfterValidator(_not_greedy), Field(validate_default=True)
+    ] = 0.0
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import importlib.metadata
 import logging
 import os
 import re
@@ -113,12 +114,14 @@ def load_notebook(path: Path) -> Notebook:
     if len(tagged) != 1:
         raise ValueError(f"{path.name}: needs one cell tagged 'parameters'")
     body = tuple(c.text for c in code if c is not tagged[0])
-    statements = [
-        statement
-        for number, source in enumerate(body, 1)
-        for statement in _parse(f"{path.name}: code cell {number}", source)
+    parsed = [_parse(f"{path.name}: code cell {n}", c) for n, c in enumerate(body, 1)]
+    tree = ast.Module(body=[one for cell in parsed for one in cell], type_ignores=[])
+    # A cell shows its last value, unless a semicolon ends it.
+    done = [
+        [*map(ast.dump, cell), source.rstrip().endswith(";")]
+        for cell, source in zip(parsed, body, strict=True)
+        if cell
     ]
-    tree = ast.Module(body=statements, type_ignores=[])
     heads = [c.text for c in cells if c.cell_type == "markdown" and c.text[:2] == "# "]
     modules = _source_closure(_imported_files(tree))
     reads, writes, sections = _uses(path.name, _reached(tree, modules))
@@ -128,7 +131,7 @@ def load_notebook(path: Path) -> Notebook:
         title=heads[0].splitlines()[0][2:].strip() if heads else path.stem,
         parameters=_literals(f"{path.name}: the parameters cell", tagged[0].text),
         code=body,
-        code_hash=hashlib.sha256(ast.dump(tree).encode()).hexdigest(),
+        code_hash=artifacts.digest_of(done),
         reads=tuple(reads),
         writes=tuple(writes),
         sections=tuple(s for s in profiles.SECTIONS if s in sections),
@@ -277,6 +280,14 @@ def sources_digest(module: str) -> str:
     """Return the SHA-256 of the code reachable from ``"cotspec.training"``, say."""
     files = _source_closure(filter(None, [_module_file(module)]))
     return artifacts.digest_of({file: _examined(file)[0] for file in files})
+
+
+@functools.cache
+def code_of(module: str) -> list[object]:
+    """Return what computes a module's results: sources and versions of packages."""
+    names = ("torch", "transformers", "accelerate")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return [sources_digest(module), versions]
 
 
 @functools.cache

@@ -97,15 +97,16 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> Difference:
     Raises
     ------
     ValueError
-        If there is no second problem, or numpy cannot subtract the two.
+        If there is no second problem, or the shapes differ.
 
     Source: Satterthwaite 1946; Searle, Casella & McCulloch 1992, chapter 4.
     """
     a, b = np.atleast_2d(first).astype(float), np.atleast_2d(second).astype(float)
+    s, p = a.shape
+    if p < 2 or a.shape != b.shape:
+        shapes = f"shapes {a.shape} and {b.shape}"
+        raise ValueError(f"first, second: {shapes}. Allowed: equal, 2 problems or more")
     difference = b - a  # (seeds, problems)
-    s, p = difference.shape
-    if p < 2:
-        raise ValueError(f"first: shape {a.shape}. Allowed: at least two problems")
     by_seed, by_problem = difference.mean(1), difference.mean(0)
     rest = difference - by_seed[:, None] - by_problem + difference.mean()
     squares = MeanSquares(

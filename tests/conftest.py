@@ -21,7 +21,7 @@ def data_dir() -> Path:
         pytest.skip(
             "no real data: set COTSPEC_DATA to a folder laid out as README says"
         )
-    os.environ["COTSPEC_DATA"] = str(folder)
+    os.environ["COTSPEC_DATA"] = str(folder.resolve())
     return folder
 
 

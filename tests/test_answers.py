@@ -216,7 +216,8 @@ OPEN = (
     "| 18 tenths. | 18 less than 20. | 18% of 50. | 18 mod 5. | 18 squared. | 18x + 3. "
     "| 18\u03c0. | 18\u4e07. | x=18, y=7. | 18 is wrong. | 18? No. | 18, no wait, 20. "
     "| -(-18). | 18 million. | 18 dozen. | 18 minus two. | 18 is not it. | 18. No, 20. "
-    "| 18, and 2 more. | 18 from 20. | 18?"
+    "| 18, and 2 more. | 18 from 20. | 18? | 18 in x 4 in. | 18 in and 4 in. "
+    "| 18 in + 3. | 18...20. | 18 vs. 20. | 18 eggs each + 3 eggs."
 )
 
 
@@ -273,6 +274,9 @@ CLOSED = (
     "| 36/2. | 17 1/1. | 18 cm\u00b2. | 18 eggs and a hen. | 18 after 3 days. "
     "| 18 times as many. | \\boxed{18}. | \\frac{36}{2}. | 2 \\times 9 = 18. "
     "| \u0661\u0668. | 18 dollars to buy two. | 9 x 2 = $18. "
+    "| 18 #### 18 | 18 dollars #### 18 | 18 m^2. | 18 ft2. | 18 by the end of day 2. "
+    "| 18 dollars, leaving 2 dollars. | 18 people who are 5 years old. "
+    "| 18 dollars left at the end of week 2. | 18 at 5 pm. | 18 eggs every 2 days. "
     "| 18\n\nExample 2:\nThe answer is 4."
 )
 

@@ -503,7 +503,7 @@ def test_finished_cells_are_not_decoded_again_unless_their_inputs_change(
     for options in changed:
         student.model.shared.weight.data += options.pop("weights", 0.0)
         if digest := options.pop("code", None):
-            monkeypatch.setattr(evaluation.stages, "sources_digest", lambda _: digest)
+            monkeypatch.setattr(evaluation.stages, "code_of", lambda _: digest)
         before = len(student.model.scripts)
         run(student, work_dir=tmp_path, **options)
         assert len(student.model.scripts) > before, options

@@ -195,3 +195,9 @@ def test_sections_are_frozen_dataclasses_that_copy_pickle_and_hash():
     assert dataclasses.asdict(changed)["tail"] == "paper" != profile.loss.tail
     with pytest.raises(ValueError, match="tail"):
         dataclasses.replace(profile.loss, tail="head")
+
+
+def test_several_greedy_samples_are_refused_in_code_too():
+    with pytest.raises(ValueError, match=r"num_samples 5\. Allowed: above 0"):
+        profiles.EvaluationConfig(num_samples=5)
+    assert profiles.EvaluationConfig(num_samples=5, temperature=0.5).num_samples == 5

@@ -127,12 +127,21 @@ CELL = "%matplotlib inline\nif True:\n    !ls\nrate = 'a' * 3"
         ([CELL.replace("inline", "agg")], True),
         ([CELL.replace("!ls", "!pwd")], True),
         ([CELL, "rate"], True),
+        (CELL.rsplit("\n", 1), True),  # the first part shows its value
+        ([f"{CELL};"], True),
     ],
 )
 def test_of_a_cell_counts_what_it_does(root, edited, counts):
     before, after = (key_of(root, *code) for code in ([CELL], edited))
     said = ["the notebook's code changed"] if counts else []
     assert stages.explain(before, after) == said
+
+
+def test_the_code_of_a_module_is_that_of_its_packages_too(monkeypatch):
+    code_of = stages.code_of.__wrapped__  # without what it remembers
+    before = code_of("cotspec.evaluation")
+    monkeypatch.setattr(stages.importlib.metadata, "version", lambda name: "9")
+    assert code_of("cotspec.evaluation") != before
 
 
 def finish_first(numbers=1):

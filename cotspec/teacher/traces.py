@@ -72,6 +72,13 @@ class SamplingOptions:
     max_new_tokens: int
     top_k: int
 
+    def __post_init__(self) -> None:
+        if self.num_samples < 1 or not self.temperature >= 0:
+            given = f"{self.num_samples}, {self.temperature}"
+            raise ValueError(
+                f"num_samples, temperature: {given}. Allowed: 1 or more, 0 or more"
+            )
+
 
 @dataclass(frozen=True)
 class Completion:
