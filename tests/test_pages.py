@@ -181,7 +181,7 @@ def test_index_begins_with_the_verdicts_once_there_are_some(run):
     table.write_text('claim,statement,verdict\nC1,"a < b, at every size",undecided\n')
     pages.write_pages(run, stages.load_series(run.parents[1]))
     index = read(run, "index")
-    assert "<li>a &lt; b, at every size: <b>undecided</b></li>" in index
+    assert "<li>C1, a &lt; b, at every size: <b>undecided</b></li>" in index
 
 
 PROBE = """<!doctype html><body><script>
