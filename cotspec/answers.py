@@ -199,6 +199,7 @@ _WORD = (  # a number in words
 )
 # "m^2", "ft3", "in^2"
 _POWER = r"(?<=m|t|n)\^?[23](?![\d.,]*\d|\w)"
+# What may stand behind a number that is whole, up to the end of its clause.
 _WHOLE = re.compile(
     rf"""
     (?: :00\b )?                                            # o'clock

@@ -217,7 +217,7 @@ OPEN = (
     "| 18\u03c0. | 18\u4e07. | x=18, y=7. | 18 is wrong. | 18? No. | 18, no wait, 20. "
     "| -(-18). | 18 million. | 18 dozen. | 18 minus two. | 18 is not it. | 18. No, 20. "
     "| 18, and 2 more. | 18 from 20. | 18? | 18 in x 4 in. | 18 in and 4 in. "
-    "| 18 in + 3. | 18...20. | 18 vs. 20. | 18 eggs each + 3 eggs."
+    "| 18 in + 3. | 18...20. | 18 vs. 20. | 18 eggs each + 3 eggs. | 18 minus 3."
 )
 
 
@@ -400,6 +400,18 @@ def test_every_bbh_target_scores_itself_right_and_others_wrong(data_dir, stem):
             assert right == [target]
     for target in targets:
         assert score_bbh(stem, target, target, prompt_mode="answer_only").is_correct
+
+
+@pytest.mark.parametrize("stem", BBH_STEMS)
+def test_every_published_demonstration_scores_its_own_answer_right(data_dir, stem):
+    text = (data_dir / "bbh" / "cot-prompts" / f"{stem}.txt").read_text()
+    blocks = text.split("\nA: ")[1:]
+    chains = [re.split(r"\n\nQ: ", block)[0] for block in blocks]
+    assert len(chains) == 3
+    for chain in chains:
+        stated = re.findall(r"answer is (.*)\.\s*$", chain.strip())[-1]
+        score = score_bbh(stem, chain, stated, prompt_mode="chain_of_thought")
+        assert score.is_correct, (stated, score)
 
 
 # --- BigBench-Hard: typed answers ----------------------------------------------------

@@ -179,6 +179,20 @@ def test_a_checkpoint_of_another_tokenizer_is_refused_before_decoding(
     assert "tokenizer ffffffffffff (student 'other')" in capsys.readouterr().err
 
 
+def test_weights_that_are_not_finite_are_counted_and_do_not_stop_the_run(runs):
+    profile = profiles.resolve("smoke", OVERRIDES)
+    student = models.load_student(profile.student)
+    student.model.get_input_embeddings().weight.data.fill_(float("nan"))
+    folder = save_checkpoint(student, runs / "broken/checkpoints/step-9")
+    assert commands.main([*SMOKE, "--checkpoint", str(folder)]) == 0
+    (left,) = (runs / "smoke/evaluation").glob("step-*")
+    rows = artifacts.read_dataset(left / "predictions.parquet")
+    assert set(rows["finish_reason"]) == {"not_finite"}
+    assert all(rows["no_answer"]) and not any(rows["is_correct"])
+    lost = evaluation.outcomes(rows)
+    assert (lost["not_finite"] == lost["n"]).all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -433,6 +433,15 @@ def test_a_training_on_what_no_grid_asks_for_is_not_kept(model, capsys):
     assert "not shared with notebooks 07 to 10: inputs" in capsys.readouterr().out
 
 
+def test_self_consistency_keeps_its_samples(cells, copied):
+    settings = changed(SETTINGS, "evaluation", num_samples=3, temperature=0.5)
+    known = set(contents(copied))
+    assert run(cells[:1], copied, settings).attrs["trained"] == 0
+    (path, *_) = sorted(set(contents(copied)) - known)
+    kept = artifacts.read_dataset(copied / path)
+    assert [len(samples) for samples in kept["samples"]] == [3, 3, 3]
+
+
 # --- Processes -------------------------------------------------------------------
 
 TWO_WORKERS = changed(SETTINGS, "experiments", num_workers=2)

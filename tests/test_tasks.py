@@ -200,6 +200,12 @@ def test_the_hubs_rows_give_the_same_problems_as_the_folder(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize("name", sources.HUB)
+def test_every_revision_is_a_full_commit(name):
+    revision = sources.HUB[name][1]
+    assert len(revision) == 40 and int(revision, 16)
+
+
+@pytest.mark.parametrize("name", sources.HUB)
 def test_the_hub_has_the_sets_at_their_revisions_with_the_published_counts(
     name, monkeypatch
 ):
