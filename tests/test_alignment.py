@@ -467,6 +467,23 @@ def teachers_slots(trace, step, exact):
     return sums
 
 
+@pytest.mark.parametrize("teacher", ["folding_unigram", "byte_level", "byte_fallback"])
+@pytest.mark.parametrize("student", ["folding_unigram", "byte_level", "byte_fallback"])
+def test_every_pair_of_kinds_aligns(teacher, student, request):
+    teacher, student = map(request.getfixturevalue, (teacher, student))
+    vocabulary = list(text_tokens(teacher))
+    rng = np.random.default_rng(0)
+    softened = 0
+    for text in SENTENCES[:2]:
+        spans = teacher(text, return_offsets_mapping=True, add_special_tokens=False)
+        ends = sorted({b for _, b in spans.offset_mapping} | {len(text)})
+        pieces = [text[a:b].encode() for a, b in zip([0, *ends], ends, strict=False)]
+        targets = align(random_trace(text, pieces, vocabulary, rng), student)
+        validate(targets)
+        softened += is_soft(targets).mean() / 2
+    assert softened > 0.3
+
+
 # Real data ----------------------------------------------------------------------------
 
 
