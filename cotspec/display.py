@@ -18,13 +18,6 @@ from cotspec.figures.style import SKY_BLUE, printable
 
 _MONO = "font-family:'DejaVu Sans Mono',monospace;font-size:12px;line-height:1.45"
 _PLAIN = {"index": False, "border": 0, "na_rep": ""}  # for `DataFrame.to_html`
-_VERDICT_MARKS = {
-    "reproduced": "✔",
-    "not reproduced": "○",
-    "opposite": "✘",
-    "undecided": "?",
-    "not testable here": "–",
-}
 
 
 def table(frame: pd.DataFrame) -> HTML:
@@ -73,18 +66,3 @@ def _shaded(token: bytes | str, probability: float) -> str:
     title = html.escape(f"{printable(text)} {probability:.3f}", quote=True)
     look = f"background:{colour};color:#000{underline}"
     return f'<span style="{look}" title="{title}">{html.escape(text)}</span>'
-
-
-def claims_table(ledger: pd.DataFrame) -> HTML:
-    """Show the claims ledger, the verdict marked by a sign.
-
-    Parameters
-    ----------
-    ledger : DataFrame
-        From `report.ledger_columns`.
-    """
-    marked = [f"{_VERDICT_MARKS.get(v, '')} {v}".strip() for v in ledger["verdict"]]
-    shown = ledger.assign(verdict=marked)
-    markup = shown.to_html(justify="left", **_PLAIN)
-    left = '<td style="text-align:left;vertical-align:top">'
-    return HTML(markup.replace("<td>", left))

@@ -247,16 +247,24 @@ def _report(report: Path) -> str:
 
 
 def _verdicts(run: Path) -> str:
-    """Return the claims with what became of them, once notebook 11 has judged."""
+    """Return the claims with what became of them, once notebook 11 has judged.
+
+    Each claim leads to the notebook that measured it.
+    """
+    from cotspec.report import CLAIMS
+
     table = run / "report" / "claims.csv"
     if not table.exists():
         return ""
     with table.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    items = "".join(
-        f"<li>{r['claim']}, {html.escape(r['statement'])}: <b>{r['verdict']}</b></li>"
-        for r in rows
-    )
+        found = {row["claim"]: row for row in csv.DictReader(file)}
+    items = ""
+    for claim in (claim for claim in CLAIMS if claim.id in found):
+        name, row = claim.id, found[claim.id]
+        if (run / "notebooks" / f"{claim.notebook}.ipynb").exists():
+            name = f'<a href="{claim.notebook}.html">{name}</a>'
+        said = html.escape(row["statement"])
+        items += f"<li>{name}, {said}: <b>{row['verdict']}</b></li>"
     return f"<h2>What came of the paper's claims</h2><ul>{items}</ul>"
 
 

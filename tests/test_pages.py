@@ -182,6 +182,10 @@ def test_index_begins_with_the_verdicts_once_there_are_some(run):
     pages.write_pages(run, stages.load_series(run.parents[1]))
     index = read(run, "index")
     assert "<li>C1, a &lt; b, at every size: <b>undecided</b></li>" in index
+    made = run / "notebooks" / f"{report.CLAIMS[0].notebook}.ipynb"
+    shutil.copy(run / "notebooks/01_second.ipynb", made)
+    pages.write_pages(run, stages.load_series(run.parents[1]))
+    assert f'<li><a href="{made.stem}.html">C1</a>, a' in read(run, "index")
 
 
 PROBE = """<!doctype html><body><script>

@@ -109,6 +109,9 @@ CURVE_STYLES = {
     "raw": Style("", PURPLE, "s", "--"),
     "before": Style("", GREY, "v", ":"),
     "after": Style("", GREEN, "o"),
+    "measured": Style("", BLACK, "o", "none"),
+    "straight": Style("", BLUE, "", "--"),
+    "with a bend": Style("", VERMILLION),
 }
 # For series without a fixed look of their own (tasks, samplers), in order.
 SERIES_STYLES = (
