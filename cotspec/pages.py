@@ -17,9 +17,8 @@ from pathlib import Path
 from cotspec import artifacts, stages
 
 WORDS_A_MINUTE, CODE_LINES_A_MINUTE = 200, 20
-# The idea, both losses on six tokens, what is gained and lost, when, what matching
-# changes inside, and the verdicts.
-SHORT_PATH = ("00", "05", "06", "07", "09", "11")
+# The idea, both losses on six tokens, what is gained and lost, when, and the verdicts.
+SHORT_PATH = ("00", "05", "06", "07", "11")  # notebook 00 lists them too
 _FIGURE = re.compile(r"""stage\.figure\(\s*["']([A-Za-z0-9_-]+)["']""")
 _QUESTION = re.compile(r"\*\*Question\.\*\*\s*(.+?)(?:\n\n|\Z)", re.DOTALL)
 _PNG = "data:image/png;base64,"
@@ -58,7 +57,7 @@ def write_pages(run: Path, series: list[stages.Notebook]) -> Path:
         link = '<a href="REPORT.html">The report of this run</a>'
     texts = {notebook.name: _texts(notebook) for notebook in series}
     cards = "".join(_card(run, notebook, texts[notebook.name]) for notebook in series)
-    times = _times({name: _minutes(own) for name, own in texts.items()}, done)
+    times = _times(texts, done)
     title = "Chain-of-thought specialization"
     body = (
         f"<h1>{title}</h1><p class=lead>What a small language "
@@ -268,12 +267,13 @@ def _verdicts(run: Path) -> str:
     return f"<h2>What came of the paper's claims</h2><ul>{items}</ul>"
 
 
-def _times(minutes: dict[str, int], done: list[stages.Notebook]) -> str:
-    """Return the reading time of all notebooks, and the short path with its own."""
-    said = f"{sum(minutes.values())} min to read in all."
+def _times(texts: dict[str, dict[str, str]], done: list[stages.Notebook]) -> str:
+    """Return the reading time of all notebooks, and of the short path without code."""
+    said = f"{sum(map(_minutes, texts.values()))} min to read in all."
     short = [n.name for n in done if n.name[:2] in SHORT_PATH]
     path = " → ".join(f'<a href="{name}.html">{name[:2]}</a>' for name in short)
-    return f"{said} In {sum(minutes[n] for n in short)}: {path}." if path else said
+    minutes = sum(_minutes(texts[name] | {"code": ""}) for name in short)
+    return f"{said} Text and pictures of {path}: {minutes} min." if path else said
 
 
 def _texts(notebook: stages.Notebook) -> dict[str, str]:

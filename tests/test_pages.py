@@ -168,7 +168,8 @@ def test_index_shows_question_time_and_state_and_pages_lead_on_and_back(run):
     assert index.count("not finished") == 3
     assert "02_missing.html" not in index
     first, second, missing = map(int, re.findall(r"(\d+) min to read ·", index))
-    assert f"{first + second + missing} min to read in all. In {first}: " in index
+    assert f"{first + second + missing} min to read in all." in index
+    assert re.search(r'pictures of <a href="00_first.html">00</a>: \d+ min', index)
     assert 'rel="next" href="01_second.html"' in read(run, "00_first")
     assert 'rel="prev" href="00_first.html"' in read(run, "01_second")
     assert 'rel="next"' not in read(run, "01_second")

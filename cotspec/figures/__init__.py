@@ -5,6 +5,7 @@ pyplot's global state, and with `save_figure` its PNG, SVG, CSV and caption.
 """
 
 from cotspec.figures.pipeline import (
+    SERIES,
     failures_by_steps,
     funnel,
     length_histogram,

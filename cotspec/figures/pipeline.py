@@ -22,6 +22,22 @@ _BOX, _ARROW, _EDGE = 0.3, 0.34, 0.05  # inches
 _HEAD = {"arrowstyle": "-|>", "color": style.BLACK, "shrinkA": 0, "shrinkB": 0}
 _LINE = {"color": style.BLACK, "lw": 1}
 
+SERIES = pd.DataFrame(
+    [  # boxes of one level stand side by side
+        (0, 1, "00", "problems", "training questions"),
+        (1, 1, "01", "the TEACHER solves them, many times", "solutions, probabilities"),
+        (2, 1, "02", "is the answer right?", "right solutions | top-5 probabilities"),
+        (3, 0.5, "03", "four data formats", "text pairs"),
+        (3, 0.5, "04", "align the tokens", "targets"),
+        (4, 0.88, "05", "the STUDENT learns them", "checkpoints | one training"),
+        (4, 0.12, "", "", ""),  # the way past notebook 05
+        (5, 0.34, "06", "test it", "form"),
+        (5, 0.66, "07–10", "price, formats, loss, size", "effects with intervals"),
+        (6, 1, "11", "the verdicts", ""),
+    ],
+    columns="level width notebook step leaves".split(),
+)
+
 
 @style.draws("level width notebook step leaves")
 def pipeline_map(steps: pd.DataFrame) -> Chart:
