@@ -27,8 +27,8 @@ def next_token_probs(
 ) -> pd.DataFrame:
     """Ask students for the next token of solutions that their training did not reach.
 
-    At the third of the places at which the teacher is least sure. A training that
-    reached all solutions is asked about those it knows.
+    At all places at which the teacher names several tokens. A training that reached
+    all solutions is asked about those it knows.
 
     Parameters
     ----------
@@ -47,18 +47,16 @@ def next_token_probs(
         have no encoder, or the teacher no probabilities.
     """
     names = [cell.loss.name.replace("_", " ") for cell in cells]
+    columns = list(dict.fromkeys(["the teacher", *names]))
     index = pd.MultiIndex.from_arrays([[]] * len(LEVELS), names=LEVELS)
-    tables = [pd.DataFrame(columns=["the teacher", *dict.fromkeys(names)], index=index)]
+    tables = [pd.DataFrame(columns=columns, index=index, dtype=float)]
     for cell in cells:
         if not cell.targets or models.is_causal(cell.student):
             continue
         tokenizer = models.load_student_tokenizer(cell.student)
         encoded = grid.encoded_of(cell, tokenizer)
-        rows = _unreached(encoded, grid, num_updates, seed=cell.seed)
-        batch = batching.collate(encoded, rows)
-        places = _unsure(batch["teacher_probs"])
-        if not places.any():
-            continue
+        batch = batching.collate(encoded, _unreached(encoded, grid, num_updates, cell))
+        places = (batch["teacher_probs"] > 0).sum(-1) > 1
         p, order = batch["teacher_probs"][places].double().sort(descending=True)
         ids = batch["teacher_ids"][places].gather(-1, order)
         asked = {n: batch[n] for n in ("input_ids", "attention_mask", "labels")}
@@ -68,41 +66,28 @@ def next_token_probs(
                 with torch.inference_mode():
                     logits = grid.trained(one).model(**asked).logits[places].double()
                 known[name] = logits.softmax(-1).gather(-1, ids) * (p > 0)
+        named = torch.stack([known[name] for name in columns], -1)
+        rest = (1 - named.sum(1, keepdim=True)).clamp_min(1e-9)
         labels = [
             (cell.seed, place, tokenizer.decode(batch["labels"][row, :end]), token)
             for place, (row, end) in enumerate(places.nonzero().tolist())
             for token in [*tokenizer.convert_ids_to_tokens(ids[place]), OTHERS]
         ]
+        probs = torch.cat([named, rest], 1).flatten(0, 1).numpy()
         index = pd.MultiIndex.from_tuples(labels, names=LEVELS)
-        table = pd.DataFrame(
-            {who: _with_rest(probs).flatten() for who, probs in known.items()}, index
-        )
+        table = pd.DataFrame(probs, index, columns)
         tables.append(table[table["the teacher"] > 0])
     return pd.concat(tables[1:] or tables)
 
 
 def _unreached(
-    encoded: batching.EncodedExamples, grid: Grid, num_updates: int, *, seed: int
+    encoded: batching.EncodedExamples, grid: Grid, num_updates: int, cell: Cell
 ) -> np.ndarray:
     """Examples with targets whose solution was in no batch, in whatever format."""
-    settings = grid.training
-    count = num_updates * settings.gradient_accumulation_steps
-    stream = batching.batch_stream(encoded.lengths(), settings.batch_tokens, seed=seed)
-    came = np.concatenate([rows for _, rows in islice(stream, count)])
+    budget, lengths = grid.training.batch_tokens, encoded.lengths()
+    stream = batching.batch_stream(lengths, budget, seed=cell.seed)
+    batches = islice(stream, num_updates * grid.training.gradient_accumulation_steps)
+    came = np.concatenate([rows for _, rows in batches])
     has_teacher = encoded.teacher_row >= 0
-    is_old = np.isin(encoded.teacher_row, encoded.teacher_row[came])
-    is_new = has_teacher & ~is_old
+    is_new = has_teacher & ~np.isin(encoded.teacher_row, encoded.teacher_row[came])
     return np.flatnonzero(is_new if is_new.any() else has_teacher)[:NUM_SOLUTIONS]
-
-
-def _unsure(probs: torch.Tensor) -> torch.Tensor:
-    """Where the teacher names several tokens, the third with the lowest first."""
-    is_soft = (probs > 0).sum(-1) > 1
-    top = probs.max(-1).values
-    return is_soft & (top <= top[is_soft].quantile(1 / 3)) if is_soft.any() else is_soft
-
-
-def _with_rest(probs: torch.Tensor) -> torch.Tensor:
-    """Append what all other tokens have together."""
-    rest = (1 - probs.sum(-1, keepdim=True)).clamp_min(1e-9)
-    return torch.cat([probs, rest], -1)
