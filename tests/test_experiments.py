@@ -27,6 +27,7 @@ from cotspec.profiles import (
     LossConfig,
     TrainingConfig,
 )
+from cotspec.report import next_tokens
 
 TASK = "micro/math"
 MODE = "zero_shot_chain_of_thought"
@@ -264,6 +265,41 @@ def test_trained_is_the_last_checkpoint_and_says_where_there_is_none(
     assert not student.model.training
     with pytest.raises(ValueError, match="seed 9.*not trained. Allowed: one that was"):
         grid_of(store).trained(dataclasses.replace(cells[1], seed=9))
+
+
+def test_next_tokens_are_the_teachers_candidates_with_a_students_probabilities(
+    cells, predictions, store
+):
+    grid = grid_of(store)
+    table = next_tokens.next_token_probs(grid, cells, num_updates=1)
+    assert set(table.index.unique("seed")) == {0, 1}
+    assert list(table) == ["the teacher", "distribution matching"]
+    sums = table.groupby(["seed", "place"]).sum()
+    np.testing.assert_allclose(sums, 1, atol=1e-6)
+    place = table.loc[(1, 3)]  # the fourth of its solution's ten places
+    np.testing.assert_allclose(place["the teacher"], [0.9, 0.05, 0.05], atol=1e-6)
+    texts, tokens = (place.index.get_level_values(n) for n in ("text", "token"))
+    student = grid.trained(cells[1])
+    ids = student.tokenizer(texts[0], add_special_tokens=False).input_ids
+    assert len(ids) == 3 and tokens[-1] == next_tokens.OTHERS
+    question = next(
+        row["inputs"]
+        for row in INPUTS["examples"]
+        if f"{row['targets']} ".startswith(f"{texts[0]} ")
+    )
+    asked = student.tokenizer(question, return_tensors="pt").input_ids
+    first = student.tokenizer.convert_tokens_to_ids(tokens[0])
+    labels = torch.tensor([[*ids, first]])
+    with torch.inference_mode():
+        probs = student.model(input_ids=asked, labels=labels).logits[0, 3].softmax(-1)
+    assert place["distribution matching"].iloc[0] == pytest.approx(probs[first].item())
+
+
+def test_where_no_teacher_has_probabilities_no_next_tokens_are_asked(cells, store):
+    hard = [dataclasses.replace(cells[0], loss=LossConfig(name="sample_matching"))]
+    table = next_tokens.next_token_probs(grid_of(store), hard, num_updates=1)
+    assert table.empty and list(table) == ["the teacher", "sample matching"]
+    assert list(table.index.names) == next_tokens.LEVELS
 
 
 def test_the_base_is_decoded_once_for_all_seeds(predictions, store):

@@ -1,0 +1,93 @@
+"""What trained students hold likely where their teacher hesitates.
+
+Enters: the `experiments.Grid` of notebook 09, its trainings done. Leaves: probabilities
+of the teacher's candidates, side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cotspec import batching, models
+from cotspec.experiments import Grid
+from cotspec.grids import Cell
+
+NUM_SOLUTIONS = 64
+OTHERS = "(all others)"
+LEVELS = ["seed", "place", "text", "token"]
+
+
+def next_token_probs(
+    grid: Grid, cells: Sequence[Cell], num_updates: int
+) -> pd.DataFrame:
+    """Ask students for the next token of solutions that their training did not reach.
+
+    At all places at which the teacher names several tokens. A training that reached
+    all solutions is asked about those it knows.
+
+    Parameters
+    ----------
+    grid : Grid
+    cells : sequence of Cell
+        Finished trainings, for each seed one with the teacher's targets and others.
+    num_updates : int
+        How many each took.
+
+    Returns
+    -------
+    DataFrame
+        A column of probabilities for ``the teacher`` and each loss. A row for each of
+        the teacher's candidates, the likeliest first, and last for `OTHERS` together:
+        with `LEVELS`, where ``text`` is the solution so far. Empty if the students
+        have no encoder, or the teacher no probabilities.
+    """
+    names = [cell.loss.name.replace("_", " ") for cell in cells]
+    columns = list(dict.fromkeys(["the teacher", *names]))
+    index = pd.MultiIndex.from_arrays([[]] * len(LEVELS), names=LEVELS)
+    tables = [pd.DataFrame(columns=columns, index=index, dtype=float)]
+    for cell in cells:
+        if not cell.targets or models.is_causal(cell.student):
+            continue
+        tokenizer = models.load_student_tokenizer(cell.student)
+        encoded = grid.encoded_of(cell, tokenizer)
+        batch = batching.collate(encoded, _unreached(encoded, grid, num_updates, cell))
+        places = (batch["teacher_probs"] > 0).sum(-1) > 1
+        p, order = batch["teacher_probs"][places].double().sort(descending=True)
+        ids = batch["teacher_ids"][places].gather(-1, order)
+        asked = {n: batch[n] for n in ("input_ids", "attention_mask", "labels")}
+        known = {"the teacher": p}
+        for name, one in zip(names, cells, strict=True):
+            if one.seed == cell.seed:
+                with torch.inference_mode():
+                    logits = grid.trained(one).model(**asked).logits[places].double()
+                known[name] = logits.softmax(-1).gather(-1, ids) * (p > 0)
+        named = torch.stack([known[name] for name in columns], -1)
+        rest = (1 - named.sum(1, keepdim=True)).clamp_min(1e-9)
+        labels = [
+            (cell.seed, place, tokenizer.decode(batch["labels"][row, :end]), token)
+            for place, (row, end) in enumerate(places.nonzero().tolist())
+            for token in [*tokenizer.convert_ids_to_tokens(ids[place]), OTHERS]
+        ]
+        probs = torch.cat([named, rest], 1).flatten(0, 1).numpy()
+        index = pd.MultiIndex.from_tuples(labels, names=LEVELS)
+        table = pd.DataFrame(probs, index, columns)
+        tables.append(table[table["the teacher"] > 0])
+    return pd.concat(tables[1:] or tables)
+
+
+def _unreached(
+    encoded: batching.EncodedExamples, grid: Grid, num_updates: int, cell: Cell
+) -> np.ndarray:
+    """Examples with targets whose solution was in no batch, in whatever format."""
+    budget, lengths = grid.training.batch_tokens, encoded.lengths()
+    stream = batching.batch_stream(lengths, budget, seed=cell.seed)
+    batches = islice(stream, num_updates * grid.training.gradient_accumulation_steps)
+    came = np.concatenate([rows for _, rows in batches])
+    has_teacher = encoded.teacher_row >= 0
+    is_new = has_teacher & ~np.isin(encoded.teacher_row, encoded.teacher_row[came])
+    return np.flatnonzero(is_new if is_new.any() else has_teacher)[:NUM_SOLUTIONS]
