@@ -59,16 +59,16 @@ def by_offsets(
     teacher.append((math.inf, math.inf, -1))  # none lies behind it
     matches: list[Match] = []
     first = 0  # the first teacher token that may touch the student's
-    before = Token(-1, -1, -1)  # the student token before, in significant bytes
+    before_id = before_start = -1  # the student token before
     open_end = -1  # where its teacher token ends, if it goes on after it
     for token in tokens:
         start, end = place[token.start], place[token.end]
         # Two tokens at one place: the second has the first one's teacher behind it.
         teacher_end, step = begins.pop(start, (-1, None))
         opened = start
-        follows_mark = before.id == student.bare_mark and start < open_end
+        follows_mark = before_id == student.bare_mark and start < open_end
         if follows_mark:
-            step, opened = matches[-1].step, before.start
+            step, opened = matches[-1].step, before_start
         is_same = teacher_end == end > start and not follows_mark
         rule = Rule.INSIDE if step is None else Rule.STARTS_TOGETHER
         if is_same:
@@ -82,7 +82,7 @@ def by_offsets(
             touched += 1
         matches.append(Match(step, logprob, rule, follows_mark))
         open_end = -1 if step is None or is_same else teacher_end
-        before = Token(token.id, start, end)
+        before_id, before_start = token.id, start
     return matches
 
 

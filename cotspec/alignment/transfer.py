@@ -25,24 +25,29 @@ def targets_of(
     student: StudentTokenizer,
 ) -> AlignedTargets:
     """Give matched tokens the teacher's alternatives; the others stay one-hot."""
-    shape = len(tokens), max(1, trace.k)
-    ids, probs = np.full(shape, -1, np.int32), np.zeros(shape, np.float32)
+    k = max(1, trace.k)
+    top = np.exp(trace.topk_logprobs).tolist()
+    ids, probs = [], []  # of all slots, token by token
     is_word = _word_starts(tokens, trace, student)
     for t, (token, match) in enumerate(zip(tokens, matches, strict=True)):
         slots = {token.id: 1.0}
         if match.step is not None:
             mark = tokens[t - 1].id if match.follows_mark else None
-            slots = candidates(
-                token.id, match, trace, student, at_word=is_word[match.step], mark=mark
-            )
-        others = (i for i in slots if i != token.id and slots[i] > 0)
-        best = sorted(others, key=slots.__getitem__, reverse=True)[: shape[1] - 1]
-        for slot, student_id in enumerate([token.id, *best]):
-            ids[t, slot], probs[t, slot] = student_id, slots[student_id]
+            at_word = is_word[match.step]
+            given = token.id, match, trace, top[match.step], student
+            slots = candidates(*given, at_word=at_word, mark=mark)
+        label = slots.pop(token.id)
+        best = sorted(slots, key=slots.__getitem__, reverse=True)[: k - 1]
+        best = [student_id for student_id in best if slots[student_id] > 0]
+        unused = k - 1 - len(best)
+        ids += [token.id, *best, *[-1] * unused]
+        probs += [label, *map(slots.__getitem__, best), *[0.0] * unused]
+    ids, probs = (np.array(column).reshape(-1, k) for column in (ids, probs))
+    probs = probs.astype(np.float32)
     tail = np.maximum(0, 1 - probs.sum(1, dtype=np.float64)).astype(np.float32)
     return AlignedTargets(
         student_ids=np.array([token.id for token in tokens], np.int32),
-        topk_ids=ids,
+        topk_ids=ids.astype(np.int32),
         topk_probs=probs,
         tail_mass=tail,
         rule=np.array([match.rule for match in matches], np.int8),
@@ -53,6 +58,7 @@ def candidates(
     label: int,
     match: Match,
     trace: TeacherTrace,
+    top: Sequence[float],
     student: StudentTokenizer,
     *,
     at_word: bool,
@@ -65,6 +71,10 @@ def candidates(
     label : int
         The student's token here; the teacher's sampled one goes to it.
     match : Match
+    trace : TeacherTrace
+    top : sequence of float, length k
+        The alternatives' probabilities here.
+    student : StudentTokenizer
     at_word : bool
         Whether an alternative without a space begins a word here.
     mark : int, optional
@@ -72,15 +82,16 @@ def candidates(
     """
     step = match.step
     sampled, names = trace.token_bytes[step], trace.topk_bytes[step]
-    top = np.exp(trace.topk_logprobs[step]).tolist()
     own = math.exp(trace.token_logprobs[step])
     scale = max(1.0, sum(top) + (0 if sampled in names else own), own)  # rounding
     slots = {label: math.exp(max(match.logprob, -1e3)) / scale}
     excluded = 0.0
     for name, probability in zip(names, top, strict=True):
+        if name == sampled:
+            continue  # counted at the label
         first, second = student.first_two(name, at_word)
-        if name == sampled or first is None:
-            continue  # counted at the label; or the student cannot write it: the tail
+        if first is None:
+            continue  # the student cannot write it: the tail
         if mark is not None and first != mark:
             excluded += probability / scale
             continue

@@ -116,8 +116,9 @@ def _was_run(main: pd.DataFrame) -> str:
         if published not in (0, size):
             others.append(f"{model} ({published:,})")
     counts = main.loc[~main["task"].str.startswith("all "), "n"].astype(int)
-    text = f"**What was run:** {', '.join(students)}; {counts.min():,} "
-    text += f"to {counts.max():,} problems a set."
+    sizes = dict.fromkeys(f"{count:,}" for count in (counts.min(), counts.max()))
+    text = f"**What was run:** {', '.join(students)}; {' to '.join(sizes)} problems"
+    text += " a set."
     if others:
         text += f" Not of the published size: {', '.join(others)}."
     return text
