@@ -6,10 +6,10 @@ pyplot's global state, and with `save_figure` its PNG, SVG, CSV and caption.
 
 from cotspec.figures.pipeline import (
     failures_by_steps,
-    funnel,
     length_histogram,
     loss_curves,
     pipeline_map,
+    right_per_question,
     rule_shares,
     temperature_study,
 )
