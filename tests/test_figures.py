@@ -157,6 +157,7 @@ CHARTS = {
     "accuracy": (figures.accuracy_bars, RESULTS, {"groups": GROUPS}),
     "effects": (figures.claim_effects, CONDITIONS, {}),
     "curves": (figures.curve_panels, PANELS, {"chance": 0.2}),
+    "paths": (figures.ability_paths, PANELS, {"across": "raw", "up": "after"}),
     "sizes": (figures.curve_panels, PANELS.iloc[:4], {"is_log": True}),
     "pass at k": (figures.pass_at_k, CURVES, {}),
     "temperatures": (figures.temperature_study, STUDY, {"used": 0.5}),

@@ -14,6 +14,7 @@ from cotspec.figures.pipeline import (
     temperature_study,
 )
 from cotspec.figures.results import (
+    ability_paths,
     accuracy_bars,
     claim_effects,
     curve_panels,
