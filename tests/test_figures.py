@@ -101,6 +101,7 @@ PANELS = frame(
         for x in (1, 2, 3)
     ],
 )
+PATHS = PANELS.drop(columns=["low", "high"])
 LENGTHS = frame("kind length", [("right", 4), ("right", 9), ("wrong", 30)])
 MEASURES = {
     ("accuracy", "one sample"): (0.7, 0.4),
@@ -157,7 +158,7 @@ CHARTS = {
     "accuracy": (figures.accuracy_bars, RESULTS, {"groups": GROUPS}),
     "effects": (figures.claim_effects, CONDITIONS, {}),
     "curves": (figures.curve_panels, PANELS, {"chance": 0.2}),
-    "paths": (figures.ability_paths, PANELS, {"across": "raw", "up": "after"}),
+    "paths": (figures.ability_paths, PATHS, {"across": "raw", "up": "after"}),
     "sizes": (figures.curve_panels, PANELS.iloc[:4], {"is_log": True}),
     "pass at k": (figures.pass_at_k, CURVES, {}),
     "temperatures": (figures.temperature_study, STUDY, {"used": 0.5}),
