@@ -78,7 +78,7 @@ PARTS = figures.example_parts(
     }
     for name in profiles.DATA_FORMATS
 )
-STAGES = frame("stage count reason", [("sampled", 10, ""), ("right", 4, "wrong")])
+COUNTS = frame("right steps questions", [(0, "1", 10), (2, "1", 30), (2, "2", 4)])
 SHARES = frame("method rule share", [("a", "identical", 0.75), ("a", "inside", 0.25)])
 CURVES = frame(
     "series k accuracy ci_low ci_high",
@@ -101,6 +101,7 @@ PANELS = frame(
         for x in (1, 2, 3)
     ],
 )
+PATHS = PANELS.drop(columns=["low", "high"])
 LENGTHS = frame("kind length", [("right", 4), ("right", 9), ("wrong", 30)])
 MEASURES = {
     ("accuracy", "one sample"): (0.7, 0.4),
@@ -149,7 +150,7 @@ CHARTS = {
     "alignment": (figures.token_alignment, SPANS, {}),
     "all rules": (figures.token_alignment, ALL_RULES, {}),
     "formats": (figures.four_formats, PARTS, {}),
-    "funnel": (figures.funnel, STAGES, {}),
+    "right": (figures.right_per_question, COUNTS, {}),
     "rule shares": (figures.rule_shares, SHARES, {}),
     "pipeline": (figures.pipeline_map, STEPS, {}),
     "losses": (figures.loss_curves, METRICS, {}),
@@ -157,6 +158,7 @@ CHARTS = {
     "accuracy": (figures.accuracy_bars, RESULTS, {"groups": GROUPS}),
     "effects": (figures.claim_effects, CONDITIONS, {}),
     "curves": (figures.curve_panels, PANELS, {"chance": 0.2}),
+    "paths": (figures.ability_paths, PATHS, {"across": "raw", "up": "after"}),
     "sizes": (figures.curve_panels, PANELS.iloc[:4], {"is_log": True}),
     "pass at k": (figures.pass_at_k, CURVES, {}),
     "temperatures": (figures.temperature_study, STUDY, {"used": 0.5}),
@@ -337,9 +339,12 @@ def test_curves_stand_in_their_panels_with_one_legend_and_the_line_of_chance():
     assert line.get_ydata() == pytest.approx([0.1, 0.2, 0.3])
 
 
-def test_the_funnel_says_counts_shares_and_reasons():
-    shown = " ".join(texts(figures.funnel(STAGES)))
-    assert "4 (40%)" in shown and "−6 wrong" in shown
+def test_the_bars_of_right_solutions_add_up_and_leave_no_count_out():
+    chart = figures.right_per_question(COUNTS)
+    (axes,) = chart.axes
+    one, two = (container.datavalues.tolist() for container in axes.containers)
+    assert (one, two) == ([10, 0, 30], [0, 0, 4])
+    assert {"10", "0", "34"} <= set(texts(chart))
 
 
 def test_example_parts_join_to_the_inputs_and_targets():

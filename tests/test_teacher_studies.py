@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset
 from test_teacher_store import completion, problems
 
-from cotspec.teacher import filtering, studies
+from cotspec.teacher import studies
 from cotspec.teacher.traces import as_dataset, as_row
 
 
@@ -84,15 +84,6 @@ def test_majority_and_pass_rates(questions, largest, accuracy):
     assert curves["k"].max() == largest
     found = curves.set_index(["series", "k"])["accuracy"]
     assert found[list(accuracy)].to_dict() == pytest.approx(accuracy)
-
-
-def test_the_funnel_adds_up_and_names_what_was_dropped():
-    stages = ["sampled", *filtering.DROP_REASONS, "kept"]
-    counts = [10, 1, 0, 4, 0, 2, 0, 3]
-    funnel = pd.DataFrame({"stage": stages, "num_solutions": counts})
-    left = studies.funnel_stages(funnel)
-    assert left["count"].to_list() == [10, 9, 5, 3]
-    assert left["reason"].to_list() == ["", "truncated", "wrong", "duplicate"]
 
 
 def test_accuracy_and_diversity_of_literal_votes():

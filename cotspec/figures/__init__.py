@@ -7,14 +7,15 @@ pyplot's global state, and with `save_figure` its PNG, SVG, CSV and caption.
 from cotspec.figures.pipeline import (
     SERIES,
     failures_by_steps,
-    funnel,
     length_histogram,
     loss_curves,
     pipeline_map,
+    right_per_question,
     rule_shares,
     temperature_study,
 )
 from cotspec.figures.results import (
+    ability_paths,
     accuracy_bars,
     claim_effects,
     curve_panels,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn
@@ -19,6 +20,7 @@ from cotspec.figures import style
 from cotspec.figures.style import Chart
 
 _BOX, _ARROW, _EDGE = 0.3, 0.34, 0.05  # inches
+MAX_NUMBERED = 12  # bars
 _HEAD = {"arrowstyle": "-|>", "color": style.BLACK, "shrinkA": 0, "shrinkB": 0}
 _LINE = {"color": style.BLACK, "lw": 1}
 
@@ -110,38 +112,31 @@ def _arrow_x(upper, lower) -> float:
     return left + min(0.3, (right - left) / 2)
 
 
-@style.draws("stage count reason")
-def funnel(stages: pd.DataFrame) -> Chart:
-    """Draw what filtering leaves: one bar a stage, with counts, shares and losses.
+@style.draws("right steps questions")
+def right_per_question(counts: pd.DataFrame) -> Chart:
+    """Draw how many questions have so many right solutions, stacked by their steps.
 
     Parameters
     ----------
-    stages : DataFrame
-        In order: ``stage`` (sampled, answered, right, aligned, kept), ``count``
-        (solutions left after it) and ``reason`` (why the missing ones were dropped, ""
-        for the first).
+    counts : DataFrame
+        ``right`` (solutions of a question, 0 to all), ``steps`` (a label such as "2",
+        in order), ``questions`` (how many there are of both).
     """
-    counts = stages["count"].to_numpy()
-    lost = -np.diff(counts, prepend=counts[0])
-    total = max(int(counts[0]), 1)
-    chart, axes = style.new_chart(0.36 * len(stages) + 0.55)
-    rows = range(len(stages))
-    axes.barh(rows, counts, color=style.BLUE, height=0.62)
-    dropped = {"color": style.LIGHT_GREY, "hatch": "////", "edgecolor": "white"}
-    axes.barh(rows, lost, left=counts, height=0.62, **dropped)
-    bars = zip(counts, lost, stages["reason"], strict=True)
-    for row, (count, gone, reason) in enumerate(bars):
-        label = f"{count:,} ({count / total:.0%})"
-        label += f"   −{gone:,} {reason}" if gone else ""
-        x = count + gone + total * 0.012
-        axes.text(x, row, label, va="center", fontsize=7, parse_math=False)
-    axes.set_yticks(rows, stages["stage"])
-    axes.invert_yaxis()
-    axes.set_xlim(0, total * 1.42)
-    ticks = MaxNLocator(5, integer=True).tick_values(0, total)
-    axes.set_xticks([tick for tick in ticks if tick <= total])
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set_xlabel("solutions (hatched: dropped at this stage)", loc="left")
+    wide = counts.pivot_table(index="right", columns="steps", values="questions")
+    wide = wide.reindex(range(wide.index.max() + 1)).fillna(0)
+    chart, axes = style.new_chart(2.3, style.COLUMN_WIDTH)
+    shades = matplotlib.colormaps["Blues"](np.linspace(0.25, 0.95, len(wide.columns)))
+    below, look = np.zeros(len(wide)), {"ec": style.BLACK, "lw": 0.5, "width": 0.8}
+    for (steps, part), shade in zip(wide.items(), shades, strict=True):
+        axes.bar(wide.index, part, bottom=below, fc=shade, label=steps, **look)
+        below += part.to_numpy()
+    if len(wide) <= MAX_NUMBERED:
+        for right, total in zip(wide.index, below, strict=True):
+            axes.annotate(f"{total:,.0f}", (right, total), ha="center", va="bottom")
+    axes.set(xlabel="right solutions of a question", ylabel="questions")
+    axes.set_ylim(0, 1.12 * below.max())
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    chart.legend(title="steps", loc="outside right upper", title_fontsize=7)
     return chart
 
 

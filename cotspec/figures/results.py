@@ -222,6 +222,45 @@ def curve_panels(
     return chart
 
 
+@style.draws("panel series x value")
+def ability_paths(
+    curves: pd.DataFrame, *, across: str, up: str, chance: float | None = None
+) -> Chart:
+    """Draw each panel of `curve_panels` as a path: one ability against another.
+
+    Parameters
+    ----------
+    curves : DataFrame
+        ``panel, series, x, value``.
+    across, up : str
+        The series on either axis.
+    chance : float, optional
+        A dotted line where guessing would be on the axis across.
+    """
+    chart, axes = style.new_chart(2.8, style.COLUMN_WIDTH)
+    groups = curves.groupby("panel", sort=False)
+    for (name, panel), look in zip(groups, style.SERIES_STYLES, strict=False):
+        path = panel.pivot(index="x", columns="series", values="value")[[across, up]]
+        line = {"c": look.colour, "marker": look.marker, "ls": look.line}
+        axes.plot(*path.to_numpy().T, label=name, clip_on=False, **line)
+        straight = path.iloc[[0, -1]].to_numpy().T
+        axes.plot(*straight, c=style.LIGHT_GREY, lw=0.8, zorder=0)
+        labelled = path.iloc[:0]
+        for step, point in path.iloc[::-1].iterrows():
+            if labelled.sub(point).abs().max(axis=1).lt(0.03).any():
+                continue  # it would lie on the label of a later one
+            labelled = path.loc[[*labelled.index, step]]
+            place = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 6.5}
+            axes.annotate(f"{step:,}", point, **place)
+    if chance is not None:
+        axes.axvline(chance, color=style.GREY, lw=0.8, ls=":", label="chance")
+    axes.set(xlabel=across, ylabel=up, xlim=(0, None), ylim=(0, None))
+    axes.xaxis.set_major_formatter("{x:.0%}")
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    chart.legend(loc="outside upper center", ncols=3)
+    return chart
+
+
 def _draw_curve(axes: Axes, series: pd.DataFrame, name: str, look: Style) -> None:
     x, is_point = series["x"], len(series) == 1
     line = {"c": look.colour, "ls": "none" if is_point else look.line}

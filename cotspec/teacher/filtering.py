@@ -18,15 +18,14 @@ from cotspec.profiles import FilterConfig
 
 KEPT = ""
 # In the order in which they are tested: a solution is counted under its first reason.
-# What is left after each is its name in the funnel.
-DROP_REASONS = {
-    "truncated": "complete",
-    "no_answer": "with an answer",
-    "wrong": "right",
-    "unaligned": "tokens intact",
-    "duplicate": "distinct",
-    "over_cap": "within the cap",
-}
+DROP_REASONS = (
+    "truncated",
+    "no_answer",
+    "wrong",
+    "unaligned",
+    "duplicate",
+    "over_cap",
+)
 _WORD = re.compile(r"[a-z]+|\d+(?:[.,]\d+)*|[-+*/=%$]")
 
 

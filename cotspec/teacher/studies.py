@@ -18,7 +18,6 @@ from datasets import Dataset
 
 from cotspec import statistics
 from cotspec.answers import parse_number
-from cotspec.teacher.filtering import DROP_REASONS
 
 _AT_ONCE = 1024  # solutions
 _LISTS = ["token_bytes", "token_logprobs", "topk_ids", "topk_logprobs"]
@@ -80,30 +79,6 @@ def _lengths(lists: pa.ListArray) -> np.ndarray:
 def _owners(lists: pa.ListArray) -> np.ndarray:
     """Return the list that each value belongs to."""
     return np.repeat(np.arange(len(lists)), _lengths(lists))
-
-
-def funnel_stages(funnel: pd.DataFrame) -> pd.DataFrame:
-    """Turn counts by drop reason into what is left after each.
-
-    Parameters
-    ----------
-    funnel : DataFrame
-        From `filtering.funnel`.
-
-    Returns
-    -------
-    DataFrame
-        ``stage, count, reason`` for `figures.funnel`; reasons that dropped nothing are
-        left out, but ``wrong`` stays.
-    """
-    counts = dict(zip(funnel["stage"], funnel["num_solutions"], strict=True))
-    left = counts["sampled"]
-    rows = [("sampled", left, "")]
-    for reason, stage in DROP_REASONS.items():
-        left -= counts[reason]
-        if counts[reason] or reason == "wrong":
-            rows.append((stage, left, reason.replace("_", " ")))
-    return pd.DataFrame(rows, columns=["stage", "count", "reason"])
 
 
 def vote_curves(marked: Dataset) -> pd.DataFrame:
