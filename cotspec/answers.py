@@ -458,7 +458,7 @@ def _letter(line: str) -> str | None:
 # What makes another thing of the word before it: "no idea", "valid is wrong".
 _TURNS = set(
     "idea way one answer problem doubt no not xor nand nor iff wrong incorrect false "
-    "if unless only clue longer different matter information conclusion solution".split()
+    "if unless only clue longer different matter conclusion solution".split()
 )
 _LEAD_IN = set("that the this argument answer statement it is deductively".split())
 
