@@ -217,8 +217,8 @@ def _reach(auto, field: str, source: str, revision: str | None = None, **options
         return found[0] if is_model else found
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(
-            f"{field}: cannot load {source!r}: it is neither a local folder with a whole"
-            " model nor reachable on the Hugging Face hub. Set it to a local path with "
+            f"{field}: cannot load {source!r}: it is neither a local folder with a "
+            "whole model nor reachable on the Hugging Face hub. Set it to a path with "
             f"--set {field}=/path/to/model, or go online "
             f"({type(error).__name__}: {str(error).splitlines()[0][:160]})"
         ) from error
