@@ -375,11 +375,14 @@ def _data(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[st
 
 def _models(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[str]:
     """Faults of every model: all students, not only the profile's own."""
+    frozen = max(used["training.num_frozen_layers"], default=0)
     for field in MODEL_FIELDS:
         is_remote = field == "teacher.model" and "huggingface" not in used[BACKEND]
         for name in () if is_remote else sorted(used[field]):
             try:
                 _check_model(field, name, is_online)
+                if frozen and field != "teacher.model":
+                    yield from _frozen(frozen, name)
             except ValueError as error:
                 yield str(error)
 
@@ -409,6 +412,16 @@ def _check_model(field: str, name: str, is_online: Callable[[], bool]) -> None:
         )
 
 
+def _frozen(wanted: int, name: str) -> Iterator[str]:
+    from cotspec import models
+
+    most = models.num_freezable(profiles.StudentConfig(name))
+    if wanted > most:
+        said = f"{wanted}. Allowed for {name!r}: 0"
+        more = f" to {most}" if most else " (it has an encoder)"
+        yield f"training.num_frozen_layers: {said}{more}"
+
+
 def _teacher(used: Mapping[str, set]) -> Iterator[str]:
     backends = used[BACKEND]
     has_server = used["teacher.base_urls"] or os.environ.get("OPENAI_API_KEY")
@@ -418,9 +431,11 @@ def _teacher(used: Mapping[str, set]) -> Iterator[str]:
             "or --set teacher.base_urls=http://localhost:8000/v1"
         )
     for path in used["teacher.path"] if backends & {"recorded", "release"} else ():
-        if not path or not Path(path).exists():
+        is_there = os.path.isdir if "release" in backends else os.path.isfile
+        if not path or not is_there(path):
+            kind = "folder" if "release" in backends else "file"
             yield (
-                f"teacher.path: {path!r} does not exist; backend "
+                f"teacher.path: {path!r} does not exist as a {kind}; backend "
                 f"{', '.join(backends)} reads it: --set teacher.path=/path"
             )
 

@@ -239,7 +239,8 @@ def load(config: TeacherConfig) -> RecordedBackend:
     limits = (config.max_new_tokens, config.top_k)
     if config.backend == "dataset":
         return RecordedBackend(None, *limits)
-    if not config.path or not Path(config.path).exists():
+    is_there = Path.is_dir if config.backend == "release" else Path.is_file
+    if not config.path or not is_there(Path(config.path)):
         raise ValueError(
             f"teacher.path: {config.path!r} does not exist. Allowed: a file of traces "
             "(backend recorded) or the authors' folder (backend release)"
