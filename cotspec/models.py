@@ -205,14 +205,6 @@ def is_causal(config: StudentConfig) -> bool:
     return not getattr(found, "is_encoder_decoder", False)
 
 
-def num_freezable(config: StudentConfig) -> int:
-    """Layers that may be frozen: those of a decoder-only student."""
-    if not is_causal(config):
-        return 0
-    found = _reach(AutoConfig, "student.model", _source(config), config.revision)
-    return found.num_hidden_layers
-
-
 def _reach(auto, field: str, source: str, revision: str | None = None, **options):
     """Load with an Auto class, whole; say in one sentence why not, and a remedy."""
     is_model = auto not in (AutoConfig, AutoTokenizer)

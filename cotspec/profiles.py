@@ -124,23 +124,14 @@ MICRO_GENERIC = _tasks(
 )
 
 
-def _among(*allowed: str) -> AfterValidator:
-    def check(name: str) -> str:
-        if name not in allowed:
-            raise ValueError(f"no such task here{_hint(name, allowed)}")
-        return name
-
-    return AfterValidator(check)
-
-
 def _whole_bbh(names: tuple[str, ...]) -> tuple[str, ...]:
     """Read ``bbh`` as all 27 tasks."""
     return tuple(n for name in names for n in (BBH_TASKS if name == "bbh" else [name]))
 
 
-_Train = Annotated[str, _among("gsm8k", *MICRO_MATH)]  # with problems to train on
-_Math = Annotated[str, _among("gsm8k", "multiarith", "asdiv", "svamp", *MICRO_MATH)]
-_Generic = Annotated[str, _among("bbh", *BBH_TASKS, *MICRO_GENERIC)]
+_Train = Literal[("gsm8k", *MICRO_MATH)]  # with problems to train on
+_Math = Literal[("gsm8k", "multiarith", "asdiv", "svamp", *MICRO_MATH)]
+_Generic = Literal[("bbh", *BBH_TASKS, *MICRO_GENERIC)]
 _ONCE = AfterValidator(_once)
 StudentName = Annotated[str, Field(min_length=1), AfterValidator(_known_student)]
 

@@ -375,14 +375,18 @@ def _data(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[st
 
 def _models(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[str]:
     """Faults of every model: all students, not only the profile's own."""
+    from cotspec import models
+
     frozen = max(used["training.num_frozen_layers"], default=0)
+    zero = f"Allowed: 0, not {frozen}"
     for field in MODEL_FIELDS:
         is_remote = field == "teacher.model" and "huggingface" not in used[BACKEND]
         for name in () if is_remote else sorted(used[field]):
             try:
                 _check_model(field, name, is_online)
-                if frozen and field != "teacher.model":
-                    yield from _frozen(frozen, name)
+                is_student = frozen and field != "teacher.model"
+                if is_student and not models.is_causal(profiles.StudentConfig(name)):
+                    yield f"training.num_frozen_layers: {name!r} has an encoder. {zero}"
             except ValueError as error:
                 yield str(error)
 
@@ -410,16 +414,6 @@ def _check_model(field: str, name: str, is_online: Callable[[], bool]) -> None:
             f"{field}: {name!r} is no local folder and the Hugging Face hub cannot be "
             f"reached; download it and use --set {field}=/path/to/model"
         )
-
-
-def _frozen(wanted: int, name: str) -> Iterator[str]:
-    from cotspec import models
-
-    most = models.num_freezable(profiles.StudentConfig(name))
-    if wanted > most:
-        said = f"{wanted}. Allowed for {name!r}: 0"
-        more = f" to {most}" if most else " (it has an encoder)"
-        yield f"training.num_frozen_layers: {said}{more}"
 
 
 def _teacher(used: Mapping[str, set]) -> Iterator[str]:
