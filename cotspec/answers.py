@@ -27,7 +27,8 @@ _NEXT_QUESTION = re.compile(r"(?:\n[ \t]*|(?<=[.!?])[ \t]+)Q:")
 # these end a text only once it has answered.
 _NEXT_TASK = re.compile(
     r"(?:\n[ \t]*|(?<=[.!?])[ \t]+)[#* ]*"
-    r"(?:question|problem|exercise|example|instruction|human|user)\s*\d*\s*:",
+    r"(?:q|question|problem|exercise|example|instruction|input|human|user)"
+    r"\s*#?\d*\s*[:.\n]",
     re.IGNORECASE,
 )
 _CONTROL_TOKEN = re.compile(
@@ -149,8 +150,17 @@ def _is_final(match: re.Match[str], text: str) -> bool:
 
 
 def _is_denial(statement: re.Match[str]) -> bool:
-    """Whether it says what the answer is not."""
-    return statement[0].casefold().rstrip(":").endswith(("n't", "n’t"))
+    """Whether it says what the answer is not, or what it would be if it were."""
+    is_denied = statement[0].casefold().rstrip(":").endswith(("n't", "n’t"))
+    return is_denied or bool(_NOT_SAID.search(statement.string, 0, statement.start()))
+
+
+_NOT_SAID = re.compile(
+    r"(?:\b(?:wrong|incorrect|false|if|suppose|assume|whether|doubt)"
+    r"|(?:n['’]t|\bnot|\bnever) (?:think|believe|mean|say|clear))"
+    r"(?: that)?(?: the| my)?(?: final)? \Z",
+    re.IGNORECASE,
+)
 
 
 def stated_number(statement: str) -> tuple[Fraction | None, bool]:
@@ -164,7 +174,8 @@ def stated_number(statement: str) -> tuple[Fraction | None, bool]:
     or takes it back, and where what stands before denies it or asks for more ("not
     18", "half of 18"). In doubt it is open: a false right would be trained on.
     """
-    left, *results = statement.partition("\n")[0].split("=")
+    is_list = re.match(r"[^\d\n]*\n[^\d\n]*\d[^\n]*\n[^\n#]*\d", statement)
+    left, *results = statement.strip(": \n").partition("\n")[0].split("=")
     if results and _is_expression(left) and any(_numbers(results[-1])):
         statement = results[-1]
     number, match = next(_numbers(statement), (None, None))
@@ -173,23 +184,28 @@ def stated_number(statement: str) -> tuple[Fraction | None, bool]:
     is_whole = _WHOLE.match(statement, match.end())
     is_refused = _TAKEN_BACK.match(statement, match.end())
     is_refused = is_refused or _DENIED.search(statement[: match.start()])
-    return number, bool(is_refused or not is_whole)
+    return number, bool(is_refused or is_list or not is_whole)
 
 
 # What takes back the answer before it.
 _TAKEN_BACK = re.compile(
-    r"[^\w(]*(?:or\b|as (?:well|much) as\b|cannot\b"
-    r"|is (?:wrong|incorrect|false|not (?:right|correct))\b)"
+    r"\s*\?|[^\w(]*(?:(?:or|as (?:well|much) as|cannot|can['’]t|isn['’]t)\b"
+    r"|is (?:wrong|incorrect|false|not (?:right|correct))\b"
+    r"|(?:no|wait|actually|oops|sorry|hmm|correction)[,.:])",
+    re.IGNORECASE,
 )
 # What stands before a number and leaves it open: "not 18", "at least 18", "half of 18".
 _DENIED = re.compile(
     r"""
       \b(?:not|never|no[ ]longer|neither|either|between|cannot|unknown|impossible
-        |wrong)\b | n['’]t\b
-    | \b(?:(?:more|less|fewer|greater|larger|higher|smaller|lower)[ ]than|at[ ]least
-        |at[ ]most|up[ ]to|under|over|above|below|half|double|twice|triple|root|log)
+        |wrong|unlikely|hardly|anything[ ]but)\b | n['’]t\b
+    | \bthan(?:[ ]\w+){0,3}[ ]\Z
+    | \b(?:at[ ](?:least|most|minimum)|(?:minim|maxim)um|(?<!s[ ])up[ ]to|under|over
+        |above|below|half|third|quarter|double|twice|triple|square|cube|root|log)
         (?:[ ]of)?[ ]\Z
-    | (?:sqrt\W*|(?<!<)[<>≠≤≥√]|\\(?:[lg]eq?|neq?)|~~|-[ ]?[(\[{])[ ]?\Z
+    | \b[a-z][ ][-+*/×÷][ ]\Z                               # x - 18
+    | (?:sqrt\W*|(?<![<>=-])(?:!=|[<>≠≤≥√])|\\(?:[lg]eq?|neq?|ln|log)[ {(]*|[}][ ]?\{
+        |~~|-[ ]?[(\[{])[ ]?\Z
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -204,18 +220,22 @@ _WHOLE = re.compile(
     rf"""
     (?: :00\b )?                                            # o'clock
     (?! (?-i:[^\W\d_ghlms])(?![a-z]) | [^\W\x00-\x7f]       # 18x, 18M, 18万; not 18m
-      | [ ]?(?:pi|π|halves|thirds|(?:four|fif|six|seven|eigh|nin|ten)ths|squared|cubed
-          |hundred|thousand|million|billion|dozen)\b
-      | [ a-z]*[,.!]?[ ](?:(?:no|wait)(?:,|[ ]wait)|is[ ]not\b) )
+      | [ ]?[-\\]?(?:pi|π|halves|thirds|(?:four|fif|six|seven|eigh|nin|ten)ths|squared
+          |cubed|(?:ten|hundred|thousand|[mbt]r?illion|lakh|crore|dozen)s?
+          |mil|[mb]n|[kxy])\b
+      | [ ]?(?:\+|[十百千万亿萬億兆])
+      | [^.!\n]*?(?:[-+*×·÷/^=,(:]|\b(?:and|or|to|plus|minus|times|by|over))\s*\Z
+      | [ a-z]*[,.!]?[ ](?:(?:no|wait)[ ]wait|is[ ]not\b
+          |(?:no|wait|actually|oops|sorry|hmm|correction)[,.:]) )
     (?: (?! \b(?:and|or|to|plus|minus|times|by|over)[ ](?:an?[ ])?{_WORD}\b
           | (?:,|[ ]and)[ ]\w[ ]?= )                        # x = 5, y = 7
         (?: [^\d?] | {_POWER} ) )*?
-    (?: \Z | \n | (?<!\bvs)[.!](?![.!\d]) | = | >> | [ ]\(
-      | (?<=[a-z]): | [ ]\#\#\#\#                           # 18 #### 18
+    (?: \Z | \n | (?<!\bvs)[.!](?![.!\d]) | = | >> | [ ]\((?!or|and|plus|base)
+      | (?<=[a-z]):(?![ ]?\d+\W*\Z) | [ ]\#\#\#\#           # 18 #### 18
       | (?<=[a-z]),[ ]or[ ](?=\d+[ ][a-z])                  # 15 dollars, or 3 bills
       | [ ](?:after|as|at|because|before|during|each|every|for|if|in|instead|leaving|not
           |on|out|per|rather|since|so|that|when|where|which|who|with|(?:by|over)[ ]the)
-        \b (?![ ]?(?:[-+*/×÷]|(?:x|and|by)\b)[ ]?\d) )
+        \b (?![ ]?(?:[-+*/×÷]|(?:x|and|by|base)\b)[ ]?\d) )
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -252,7 +272,8 @@ def _normalise_number_text(text: str) -> str:
     text = _GROUPED.sub(lambda match: re.sub(r"\D", "", match[0]), text)
     text = re.sub(rf"-[ ]?(?:[A-Z]{{2,3}})?[{_CURRENCY}*_`]+(?=[\d.])", "-", text)
     text = re.sub(r"-[({\[](?=[\d.]+[)}\]])", "-", text)
-    text = re.sub(rf"[{_CURRENCY}]|\*\*", " ", text)
+    text = re.sub(r"(?<=\d)( ?)\*\*\1(?=\d)", "^", text)
+    text = re.sub(rf"[{_CURRENCY}]|\*\*|</?[a-z]+>", " ", text)
     text = re.sub(r"-\((\d+/\d+)\)", r"-\1", text)
     # "is - 3" is a sign apart from its digits; after a number it would subtract.
     text = re.sub(r"(\bis:?|[=(#])([ \t]*)-[ \t]+(?=\.?\d)", r"\1\2-", text)
@@ -276,10 +297,13 @@ def _fold_unicode_numbers(text: str) -> str:
 
 def _without_latex(text: str) -> str:
     r"""Write ``\frac{3}{4}`` as 3/4, ``\times`` as ×, ``\boxed{5}`` as 5."""
-    text = re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
+    text = re.sub(r"(?<=\d)(?=\\[dt]?frac)", " ", text)
+    text = re.sub(r"\\[dt]?frac(\d)(\d)", r"\1/\2", text)
+    text = re.sub(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}", r"\1/\2", text)
+    text = re.sub(r"\^\{(-?\d+)\}", r"^\1", text)
     text = re.sub(r"\\(?:times|cdot)\b", "×", text)
     text = re.sub(r"\\(?:boxed|text|textbf|mathbf)\{([^{}]*)\}", r"\1", text)
-    text = re.sub(r"(?<=\d)(?:\\[, ]|\{,\}|,\\!)(?=\d{3})", ",", text)
+    text = re.sub(r"(?<=\d)(?:\\[,;:! ]|\{,\}|,\\!)(?=\d{3})", ",", text)
     return re.sub(r"\\(?=[$%-])", "", text)
 
 
@@ -393,7 +417,9 @@ def _list_lines(lines: list[str]) -> list[str]:
 def _plain(text: str) -> str:
     """NFKC, one minus sign, nothing unseen, no emphasis or label, single spaces."""
     text = unicodedata.normalize("NFKC", _without_unseen(text))
-    text = re.sub(r"\\(?:boxed|text)\{([^{}]*)\}", r"\1", text.replace("\u2212", "-"))
+    text = re.sub(r"\$|</?[a-z]+>", "", text.replace("\u2212", "-"))
+    for _ in range(2):  # \boxed{\text{B}}
+        text = re.sub(r"\\(?:boxed|text)\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\s+", " ", text.replace("**", "")).strip()
     return re.sub(r"^(?:(?:the|final) )*answer:\s*", "", text, flags=re.IGNORECASE)
 
@@ -422,16 +448,18 @@ def _letter(line: str) -> str | None:
     if match is None or _TAKEN_BACK.match(line, match.end()):
         return None
     # A reason may name the others; what is joined to the first by a comma is a list.
-    clause = re.split(
-        r"\.\s|;(?! \()|,?\s(?:because|since|as|not|rather|instead)\b", line, maxsplit=1
-    )[0]
+    reason = r"\.\s|;(?! \(| [A-Z]\W)|,?\s(?:because|since|as|not|rather|instead)\b"
+    clause = re.split(reason, line, maxsplit=1)[0]
     named = {(a or b).upper() for a, b in _OPTION.findall(clause)}
     letter = (match[1] or match[2]).upper()
     return f"({letter})" if named == {letter} else None
 
 
 # What makes another thing of the word before it: "no idea", "valid is wrong".
-_TURNS = set("idea way one answer problem doubt no not xor wrong incorrect".split())
+_TURNS = set(
+    "idea way one answer problem doubt no not xor nand nor iff wrong incorrect false "
+    "if unless only clue longer different matter conclusion solution".split()
+)
 _LEAD_IN = set("that the this argument answer statement it is deductively".split())
 
 
@@ -446,7 +474,9 @@ def _choice(*allowed: str) -> Parser:
         lead = found[: found.index(said[0])] if said else []
         follow = set(found[len(lead) + 1 :][:2]) if said else set()
         is_one = len(set(said)) == 1 and set(lead) <= _LEAD_IN
-        is_open = follow & _TURNS or re.search(r"[~¬]", clause)
+        end = line.casefold().find(said[0]) + len(said[0]) if said else 0
+        is_open = follow & _TURNS or re.search(r"[~¬^]|!=", line)
+        is_open = is_open or _TAKEN_BACK.match(line, end)
         return words[said[0]] if is_one and not is_open else None
 
     return parse

@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 from filelock import FileLock
 from huggingface_hub import constants
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -82,7 +83,9 @@ class Student:
     def __post_init__(self) -> None:
         rows = self.model.get_input_embeddings().num_embeddings
         ends = end_ids(self.model, self.tokenizer)
-        if len(self.tokenizer) > rows or self.tokenizer.eos_token_id not in ends:
+        # Without its files a tokenizer has its special tokens only.
+        is_whole = rows / 2 <= len(self.tokenizer) <= rows
+        if not is_whole or self.tokenizer.eos_token_id not in ends:
             raise ValueError(
                 f"student {self.name!r}: model and tokenizer do not belong together: "
                 f"{rows} embeddings for {len(self.tokenizer)} entries, end token "
@@ -203,13 +206,19 @@ def is_causal(config: StudentConfig) -> bool:
 
 
 def _reach(auto, field: str, source: str, revision: str | None = None, **options):
-    """Load with an Auto class; turn "not found" into one sentence with a remedy."""
+    """Load with an Auto class, whole; say in one sentence why not, and a remedy."""
+    is_model = auto not in (AutoConfig, AutoTokenizer)
+    options |= {"output_loading_info": True} if is_model else {}
     try:
-        return auto.from_pretrained(source, revision=revision, **options)
-    except (OSError, ValueError) as error:
+        found = auto.from_pretrained(source, revision=revision, **options)
+        if is_model and (absent := sorted(found[1]["missing_keys"])):
+            # Transformers would make them up, with a warning.
+            raise ValueError(f"{len(absent)} weights are missing, {absent[0]}")
+        return found[0] if is_model else found
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ValueError(
             f"{field}: cannot load {source!r}: it is neither a local folder with a "
-            "model nor reachable on the Hugging Face hub. Set it to a local path with "
+            "whole model nor reachable on the Hugging Face hub. Set it to a path with "
             f"--set {field}=/path/to/model, or go online "
             f"({type(error).__name__}: {str(error).splitlines()[0][:160]})"
         ) from error

@@ -115,11 +115,23 @@ BBH_TASKS = _tasks(
 )
 
 
+MICRO_MATH = _tasks("micro", "math multiarith asdiv svamp")
+MICRO_GENERIC = _tasks(
+    "micro",
+    "last_letters word_sorting object_counting boolean_expressions navigate "
+    "tracking_shuffled_objects date_understanding web_of_lies "
+    "reasoning_about_colored_objects logical_deduction",
+)
+
+
 def _whole_bbh(names: tuple[str, ...]) -> tuple[str, ...]:
     """Read ``bbh`` as all 27 tasks."""
     return tuple(n for name in names for n in (BBH_TASKS if name == "bbh" else [name]))
 
 
+_Train = Literal[("gsm8k", *MICRO_MATH)]  # with problems to train on
+_Math = Literal[("gsm8k", "multiarith", "asdiv", "svamp", *MICRO_MATH)]
+_Generic = Literal[("bbh", *BBH_TASKS, *MICRO_GENERIC)]
 _ONCE = AfterValidator(_once)
 StudentName = Annotated[str, Field(min_length=1), AfterValidator(_known_student)]
 
@@ -128,9 +140,9 @@ StudentName = Annotated[str, Field(min_length=1), AfterValidator(_known_student)
 class DataConfig:
     """Which problems are trained on and tested on; ``None`` counts mean all."""
 
-    train_task: str
-    out_of_distribution_tasks: tuple[str, ...]
-    generic_tasks: Annotated[tuple[str, ...], AfterValidator(_whole_bbh)]
+    train_task: _Train
+    out_of_distribution_tasks: tuple[_Math, ...]
+    generic_tasks: Annotated[tuple[_Generic, ...], AfterValidator(_whole_bbh)]
     num_train: PositiveInt | None = None
     num_validation: Several | None = None
     num_test_math: Several | None = None  # per math task
@@ -308,12 +320,7 @@ _MICRO = Profile(
     data=DataConfig(
         train_task="micro/math",
         out_of_distribution_tasks=_tasks("micro", "multiarith asdiv svamp"),
-        generic_tasks=_tasks(
-            "micro",
-            "last_letters word_sorting object_counting boolean_expressions navigate "
-            "tracking_shuffled_objects date_understanding web_of_lies "
-            "reasoning_about_colored_objects logical_deduction",
-        ),
+        generic_tasks=MICRO_GENERIC,
         num_train=2000,
         num_validation=150,
         num_test_math=300,

@@ -375,11 +375,18 @@ def _data(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[st
 
 def _models(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[str]:
     """Faults of every model: all students, not only the profile's own."""
+    from cotspec import models
+
+    frozen = max(used["training.num_frozen_layers"], default=0)
+    zero = f"Allowed: 0, not {frozen}"
     for field in MODEL_FIELDS:
         is_remote = field == "teacher.model" and "huggingface" not in used[BACKEND]
         for name in () if is_remote else sorted(used[field]):
             try:
                 _check_model(field, name, is_online)
+                is_student = frozen and field != "teacher.model"
+                if is_student and not models.is_causal(profiles.StudentConfig(name)):
+                    yield f"training.num_frozen_layers: {name!r} has an encoder. {zero}"
             except ValueError as error:
                 yield str(error)
 
@@ -418,9 +425,11 @@ def _teacher(used: Mapping[str, set]) -> Iterator[str]:
             "or --set teacher.base_urls=http://localhost:8000/v1"
         )
     for path in used["teacher.path"] if backends & {"recorded", "release"} else ():
-        if not path or not Path(path).exists():
+        is_there = os.path.isdir if "release" in backends else os.path.isfile
+        if not path or not is_there(path):
+            kind = "folder" if "release" in backends else "file"
             yield (
-                f"teacher.path: {path!r} does not exist; backend "
+                f"teacher.path: {path!r} does not exist as a {kind}; backend "
                 f"{', '.join(backends)} reads it: --set teacher.path=/path"
             )
 

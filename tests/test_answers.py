@@ -78,6 +78,10 @@ def test_the_tier_says_where_the_number_was_found(completion, predicted, tier):
         ("-(1/3)", Fraction(-1, 3)),
         ("2 1/2", Fraction(5, 2)),
         ("2½", Fraction(5, 2)),
+        (r"2\frac{1}{2}", Fraction(5, 2)),
+        (r"\frac34", Fraction(3, 4)),
+        (r"\frac{-3}{4}", Fraction(-3, 4)),
+        (r"18\;000", 18000),
         ("½", Fraction(1, 2)),
         ("\uff11\uff18", 18),
         ("25 m²", 25),
@@ -217,7 +221,16 @@ OPEN = (
     "| 18\u03c0. | 18\u4e07. | x=18, y=7. | 18 is wrong. | 18? No. | 18, no wait, 20. "
     "| -(-18). | 18 million. | 18 dozen. | 18 minus two. | 18 is not it. | 18. No, 20. "
     "| 18, and 2 more. | 18 from 20. | 18? | 18 in x 4 in. | 18 in and 4 in. "
-    "| 18 in + 3. | 18...20. | 18 vs. 20. | 18 eggs each + 3 eggs. | 18 minus 3."
+    "| 18 in + 3. | 18...20. | 18 vs. 20. | 18 eggs each + 3 eggs. | 18 minus 3. "
+    "| 18 + | 18 x | 18 / | 18 = | 18, | 18: | 18^ | 18 and | 18 to | 18 hours and "
+    "| 9 * 2 = 18 + | 18+. | 18 k. | 18 lakh. | 18 trillion. | 18bn. | 18 thousands. "
+    "| 18-million. | 18 \u4e07. | 18\\pi. | 18 x. | 10**18. | a 18 \\cdot 2. "
+    "| \\frac{x}{18}. | \\ln(18). | greater than or equal to 18. | less than about 18. "
+    "| a maximum of 18. | one third of 18. | the square of 18. | unlikely 18. "
+    "| x - 18. | 18 (or 19). | 18 weeks (and 3 days). | 18 in base 8. | 18 (base 8). "
+    "| boys: 18, girls: 20. | 18. Actually, it is 20. | 18. Oops. It is 20. "
+    "| 18. Hmm, 20. | 18, correction: 20. | :\n18 boys\n4 girls "
+    "| as follows:\n* Tom: 18\n* Ann: 4"
 )
 
 
@@ -231,10 +244,15 @@ def test_a_statement_that_leaves_its_number_open_is_no_answer(statement):
 
 TAKEN_BACK = {
     "snarks": ("(A)", "(A) is wrong. | (A) or b. | (A), or rather (B). | (A); (B). "
-               "| (A) as well as (B). | (A) cannot be."),
-    "navigate": ("No", "No idea. | No way to tell. | no one knows | no problem: yes"),
-    "formal_fallacies": ("valid", "valid is wrong. | valid? no. | ~valid"),
-    "boolean_expressions": ("True", "True and not True | True xor True | \u00acTrue"),
+               "| (A) as well as (B). | (A) cannot be. | (A)? | (A). No, (B). | A; B. "
+               "| (A). Wait, (B). | (A) isn't it. | (A) can't be. | A. Actually, B."),
+    "navigate": ("No", "No idea. | No way to tell. | no one knows | no problem: yes "
+                 "| no clue | no longer clear | No matter what, yes | No, or Yes. "
+                 "| No? | no conclusion follows | No. Wait, yes. | no unless so"),
+    "formal_fallacies": ("valid", "valid is wrong. | valid? no. | ~valid | valid if P "
+                         "| valid only if P | valid can't be | valid isn't right"),
+    "boolean_expressions": ("True", "True and not True | True xor True | \u00acTrue "
+                            "| True != True | True ^ True | True nand True"),
 }  # fmt: skip
 
 
@@ -245,10 +263,17 @@ def test_a_choice_that_is_taken_back_is_no_answer(task):
         assert bbh(task, f"So the answer is {text}", target).no_answer, text
 
 
-def test_a_denial_is_no_answer():
-    assert answers.final_number("The answer isn't 18.") == (None, "none")
+DENIALS = (
+    "The answer isn't {}. | I don't think the answer is {}. | The wrong answer is {}. "
+    "| If the answer is {}, so be it. | It is false that the answer is {}."
+)
+
+
+@pytest.mark.parametrize("text", DENIALS.split(" | "))
+def test_a_denial_is_no_answer(text):
+    assert answers.final_number(text.format(18)) == (None, "none")
     for task, said in (("navigate", "Yes"), ("snarks", "(B)"), ("word_sorting", "a b")):
-        assert bbh(task, f"So the answer isn't {said}.", said).no_answer
+        assert bbh(task, text.format(said), said).no_answer
 
 
 @pytest.mark.parametrize(
@@ -277,7 +302,10 @@ CLOSED = (
     "| 18 #### 18 | 18 dollars #### 18 | 18 m^2. | 18 ft2. | 18 by the end of day 2. "
     "| 18 dollars, leaving 2 dollars. | 18 people who are 5 years old. "
     "| 18 dollars left at the end of week 2. | 18 at 5 pm. | 18 eggs every 2 days. "
-    "| 18\n\nExample 2:\nThe answer is 4."
+    "| 18\n\nExample 2:\nThe answer is 4. | 18\n\nQ2: The answer is 4. "
+    "| 18\n\n## Question 2\nThe answer is 4. | 18\n\nExercise 4. The answer is 4. "
+    "| :\n9 + 9 = 18. | <answer>18</answer>. | \\frac{-36}{-2} = 18. | 17\\frac{1}{1}. "
+    "| 9 + \\frac91 = 18."
 )
 
 
@@ -454,6 +482,8 @@ def bbh(task, completion, target, mode="chain_of_thought"):
         ("snarks", "So the answer is “B”.", "(B)"),
         ("snarks", "So the answer is \\boxed{B}.", "(B)"),
         ("snarks", "So the answer is [B].", "(B)"),
+        ("snarks", r"So the answer is $\boxed{\text{B}}$.", "(B)"),
+        ("navigate", "So the answer is <answer>Yes</answer>", "Yes"),
         ("snarks", "The correct answer is (B). Here's why: option (A) is kind.", "(B)"),
         ("snarks", "So the answer is B, because it is ironic.", "(B)"),
         ("snarks", "So the answer is (B), since (A) is not.", "(B)"),

@@ -75,6 +75,31 @@ def test_a_name_that_cannot_be_loaded_says_what_to_set(
         models.load_student(StudentConfig(model=name))
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("weight", "1 weights are missing"),  # transformers would make it up
+        ("shape", "student.model: cannot load"),
+        ("torn", "student.model: cannot load"),
+        ("tokenizer", "do not belong together"),
+    ],
+)
+def test_a_student_that_is_not_whole_is_refused(tmp_path, damage, message):
+    shipped = models.load_student(StudentConfig("micro-small"))
+    kept, name = shipped.model.state_dict(), "encoder.final_layer_norm.weight"
+    if damage == "shape":
+        kept[name] = torch.ones(1)
+    if damage == "weight":
+        del kept[name]
+    shipped.model.save_pretrained(tmp_path, state_dict=kept)
+    if damage == "torn":
+        (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs")
+    if damage != "tokenizer":
+        shipped.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        models.load_student(StudentConfig(str(tmp_path)))
+
+
 def test_a_description_counts_parameters_without_loading():
     table = models.describe(
         TeacherConfig("huggingface", models.MICRO_TEACHER),

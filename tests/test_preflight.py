@@ -66,6 +66,14 @@ def test_a_path_that_leads_nowhere_is_refused_before_any_work():
     recorded = {"teacher.backend": "recorded", "teacher.path": "/nowhere"}
     assert "'/nowhere' does not exist" in problem("smoke", "", recorded)
     assert "None does not exist" in problem("smoke", "", {"teacher.backend": "release"})
+    for kind, path in (("recorded", "/"), ("release", __file__)):
+        given = {"teacher.backend": kind, "teacher.path": path}
+        assert f"{path!r} does not exist as a f" in problem("smoke", "", given)
+
+
+def test_frozen_layers_of_a_student_with_an_encoder_are_refused_before_any_work():
+    message = problem("smoke", "", {"training.num_frozen_layers": 1})
+    assert "num_frozen_layers: 'micro-small' has an encoder. Allowed: 0" in message
 
 
 def give(monkeypatch, free):

@@ -123,6 +123,11 @@ def test_an_override_leaves_the_named_profile_alone():
         ("evaluation.num_samples", 3, ["temperature': 0.0:", "Allowed: above 0"]),
         ("teacher.base_urls", "http://h:port/v1", ["Port"]),
         ("teacher.base_urls", "http://a b/v1", ["not an address"]),
+        ("data.generic_tasks", "bbh/snark", ["did you mean 'bbh/snarks'"]),
+        ("data.generic_tasks", "svamp", ["svamp", "bbh/snarks"]),  # not text
+        ("data.out_of_distribution_tasks", "micro/navigate", ["micro/asdiv"]),
+        ("data.train_task", "svamp", ["'gsm8k', 'micro/math'"]),  # nothing to train on
+        ("data.train_task", "nope", ["'gsm8k', 'micro/math'"]),
     ],
 )
 def test_a_wrong_override_names_field_value_and_what_is_allowed(dotted, given, words):

@@ -105,6 +105,8 @@ def test_multiarith_is_split_by_its_texts_whatever_the_order_of_the_file(made_up
         ("bbh/navigate", '(q7"), "target": "Yes"', r"\1", "item 7: key 'target'"),
         ("bbh/navigate", r', {"input": "q9".*\]', "]", "9 problems .* 250 were"),
         ("bbh/navigate", "examples", "x", ".json, item 0: key 'examples' is missing"),
+        ("bbh/navigate", '"Yes"', '"maybe"', "target: 'maybe' is no answer of task"),
+        ("bbh/navigate", '"q9"', '"q8"', "bbh/navigate: a problem stands twice"),
     ],
 )
 def test_what_is_damaged_is_named(made_up, name, pattern, new, message):
@@ -122,6 +124,9 @@ def test_a_truncated_xml_file_is_named(folder):
 
 def test_a_missing_file_or_folder_is_named(made_up, monkeypatch):
     with pytest.raises(ValueError, match=r"svamp/SVAMP\.json: no such file"):
+        tasks.load("svamp")
+    (made_up / "svamp/SVAMP.json").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"svamp/SVAMP\.json: is a directory"):
         tasks.load("svamp")
     monkeypatch.setenv("COTSPEC_DATA", "/nowhere")
     with pytest.raises(ValueError, match="COTSPEC_DATA: no folder /nowhere"):
@@ -378,7 +383,11 @@ MULTIARITH = {"sQuestion": "q", "lSolutions": [5.0]}
         ("multiarith/MultiArith.json", MULTIARITH | {"lSolutions": "51"}, "lSolutions"),
         ("multiarith/MultiArith.json", MULTIARITH | {"lSolutions": []}, "lSolutions"),
         ("multiarith/MultiArith.json", MULTIARITH | {"lSolutions": [5, 6]}, "gold"),
-        ("multiarith/MultiArith.json", MULTIARITH | {"sQuestion": ""}, "sQuestion"),
+        *(
+            ("multiarith/MultiArith.json", MULTIARITH | {"sQuestion": text}, "sQuest")
+            for text in ("", " \n", "a \ud800")
+        ),
+        ("svamp/SVAMP.json", SVAMP | {"ID": "chal-" + "9" * 5000}, "ID 'chal-9"),
     ],
 )
 def test_a_value_of_another_form_is_refused(folder, monkeypatch, file, row, said):

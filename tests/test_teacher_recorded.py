@@ -12,8 +12,8 @@ from cotspec import alignment, artifacts, teacher
 from cotspec.alignment.table import targets_table
 from cotspec.micro import tokenizers as micro_tokenizers
 from cotspec.profiles import ALIGNMENT_METHODS, TeacherConfig
-from cotspec.teacher.release import read_traces
-from cotspec.teacher.traces import as_dataset, as_row
+from cotspec.teacher.release import _LISTS, _TOPS, read_traces
+from cotspec.teacher.traces import FEATURES, as_dataset, as_row
 
 
 def rows(num_questions: int = 3, num_samples: int = 2) -> list[dict]:
@@ -163,6 +163,7 @@ def test_a_task_without_solutions_cannot_teach():
         ("topk_logprobs", [[-0.1, -0.1]] * 7),
         ("topk_logprobs", [[-0.1]] * 7),
         ("topk_bytes", []),
+        ("topk_logprobs", [None] * 7),
     ],
 )
 def test_what_holds_no_log_probabilities_is_left_out(tmp_path, name, value, caplog):
@@ -172,6 +173,16 @@ def test_what_holds_no_log_probabilities_is_left_out(tmp_path, name, value, capl
     for changed, num_found in ((row, 1), (row | {name: value}, 0)):
         path.write_text(as_json_line(changed))
         assert len(draw(path)) == num_found
+
+
+@pytest.mark.parametrize("name", ["completion", *_LISTS, *_TOPS])
+def test_a_parquet_row_with_nothing_in_it_is_left_out(tmp_path, name):
+    [row] = rows(1, 1)
+    absent = ([None] * 7, None) if name == "token_bytes" else (None,)
+    for value in absent:
+        columns = {c: [value if c == name else row[c]] for c in row}
+        Dataset.from_dict(columns, features=FEATURES).to_parquet(tmp_path / "t.parquet")
+        assert len(draw(tmp_path / "t.parquet")) == 0
 
 
 def test_a_repeated_sample_is_said(tmp_path, caplog):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -85,7 +86,8 @@ def _with_keys(rows: list[dict], keys: Sequence[str], path: Path) -> list[dict]:
                 raise ValueError(f"{path}, item {index}: key {key!r} is missing")
             form, words = _FORMS.get(key, (str, "some text"))
             value = row[key]
-            if not isinstance(value, form) or value in ("", []) or value is True:
+            is_blank = value == [] or re.search(r"\A\s*\Z|[\ud800-\udfff]", str(value))
+            if not isinstance(value, form) or is_blank or value is True:
                 said = f"{key} {str(value)[:60]!r}. Allowed: {words}"
                 raise ValueError(f"{path}, item {index}: {said}")
     return rows
@@ -95,8 +97,9 @@ def read_text(path: Path) -> str:
     """Return a UTF-8 file, or say that it is absent or damaged."""
     try:
         return path.read_text("utf-8-sig")  # a byte order mark is no text
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; README.md has the layout") from None
+    except OSError as error:  # also a folder, no permission, a link to itself
+        said = str(error.strerror).lower()
+        raise ValueError(f"{path}: {said}; README.md has the layout") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error}); fetch it again") from None
 

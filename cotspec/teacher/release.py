@@ -239,7 +239,8 @@ def load(config: TeacherConfig) -> RecordedBackend:
     limits = (config.max_new_tokens, config.top_k)
     if config.backend == "dataset":
         return RecordedBackend(None, *limits)
-    if not config.path or not Path(config.path).exists():
+    is_there = Path.is_dir if config.backend == "release" else Path.is_file
+    if not config.path or not is_there(Path(config.path)):
         raise ValueError(
             f"teacher.path: {config.path!r} does not exist. Allowed: a file of traces "
             "(backend recorded) or the authors' folder (backend release)"
@@ -328,7 +329,8 @@ def _is_sound(done: Completion) -> bool:
     tops = [getattr(done, name) for name in _TOPS]
     lists = [getattr(done, name) for name in _LISTS] + tops
     alike = [lists, *zip(*tops, strict=False)]
-    if done.text is None or any(len(set(map(len, some))) > 1 for some in alike):
+    has_null = done.text is None or None in done.token_bytes
+    if has_null or any(len(set(map(len, some))) > 1 for some in alike):
         return False
     steps = [done.token_logprobs, *done.topk_logprobs]
     known = all(p is not None and p <= 1e-3 for step in steps for p in step)  # no NaN
@@ -412,6 +414,7 @@ def _fold(question: str) -> str:
 
 def as_completion(row: Mapping[str, object], top_k: int) -> Completion:
     """Return a trace's completion with at most `top_k` alternatives per token."""
-    found = {name: row[name] for name in (*_LISTS, "finish_reason")}
-    found |= {name: [step[:top_k] for step in row[name]] for name in _TOPS}
-    return Completion(row["completion"], **found)
+    found = {name: row[name] or [] for name in _LISTS}
+    tops = {name: [(step or [])[:top_k] for step in row[name] or []] for name in _TOPS}
+    reason = row["finish_reason"] or "none"
+    return Completion(row["completion"], **found, **tops, finish_reason=reason)
