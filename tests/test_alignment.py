@@ -105,16 +105,19 @@ def codex_traces(data_dir):
 # Traces -------------------------------------------------------------------------------
 
 
+table_of = functools.cache(vocabulary_bytes)
+
+
 def spelled(tokenizer, ids):
     """The bytes of each token, straight from the vocabulary."""
-    table = vocabulary_bytes(tokenizer)
+    table = table_of(tokenizer)
     return [table[i] for i in ids]
 
 
 def text_tokens(tokenizer):
     """What a token's bytes name: {bytes: id}, control tokens left out."""
     special = set(tokenizer.all_special_ids)
-    table = enumerate(vocabulary_bytes(tokenizer))
+    table = enumerate(table_of(tokenizer))
     return {name: i for i, name in table if name and i not in special}
 
 
