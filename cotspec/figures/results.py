@@ -209,7 +209,7 @@ def curve_panels(
             )
         axes.set(title=title, xlabel=xlabel)
         axes.yaxis.grid(True)
-        _mark_x(axes, sorted(panel["x"].unique()), is_log)
+        _mark_x(axes, sorted((curves if is_log else panel)["x"].unique()), is_log)
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     first = panels[0, 0]
