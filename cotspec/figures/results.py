@@ -286,6 +286,8 @@ def claim_effects(conditions: pd.DataFrame) -> Chart:
         if status in set(conditions["status"]):
             point = {"marker": look.marker, "c": look.colour, "label": look.label}
             axes.plot([], [], **point, **marker)
+    for row in np.flatnonzero(~conditions["claim"].duplicated())[1:]:
+        axes.axhline(row - 0.5, color=style.LIGHT_GREY, lw=0.6, zorder=0)
     axes.set_yticks(range(len(conditions)), labels)
     axes.tick_params(axis="y", length=0, labelsize=6.5)
     axes.set_ylim(len(conditions) - 0.4, -0.6)
