@@ -17,8 +17,8 @@ from pathlib import Path
 from cotspec import artifacts, stages
 
 WORDS_A_MINUTE, CODE_LINES_A_MINUTE = 200, 20
-# The idea, both losses on six tokens, what is gained and lost, when, and the verdicts.
-SHORT_PATH = ("00", "05", "06", "07", "11")  # notebook 00 lists them too
+# The idea, six tokens, gain and loss, when, what both losses leave, the verdicts.
+SHORT_PATH = ("00", "05", "06", "07", "09", "11")  # notebook 00 lists them too
 _FIGURE = re.compile(r"""stage\.figure\(\s*["']([A-Za-z0-9_-]+)["']""")
 _QUESTION = re.compile(r"\*\*Question\.\*\*\s*(.+?)(?:\n\n|\Z)", re.DOTALL)
 _PNG = "data:image/png;base64,"

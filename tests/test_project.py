@@ -8,7 +8,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from cotspec import stages
+from cotspec import profiles, report, selection, stages
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "cotspec"
@@ -127,6 +127,10 @@ def test_the_first_page_has_the_accuracies_of_the_committed_figures():
     for place in PLACES:
         before, after = 100 * rows.loc[place]
         assert f"| {before:.1f} | {after:.1f} |" in page, place
+    data = profiles.PROFILES["micro"].data
+    problems = selection.select_problems(data, seed=0).to_pandas()
+    chance = 100 * report.chance_level(problems, data)
+    assert f"most frequent answer would score {chance:.1f}" in page
 
 
 def test_the_readme_has_verdicts_and_power_of_the_committed_report():

@@ -209,7 +209,7 @@ def curve_panels(
             )
         axes.set(title=title, xlabel=xlabel)
         axes.yaxis.grid(True)
-        _mark_x(axes, sorted(panel["x"].unique()), is_log)
+        _mark_x(axes, sorted((curves if is_log else panel)["x"].unique()), is_log)
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     first = panels[0, 0]
@@ -325,6 +325,8 @@ def claim_effects(conditions: pd.DataFrame) -> Chart:
         if status in set(conditions["status"]):
             point = {"marker": look.marker, "c": look.colour, "label": look.label}
             axes.plot([], [], **point, **marker)
+    for row in np.flatnonzero(~conditions["claim"].duplicated())[1:]:
+        axes.axhline(row - 0.5, color=style.LIGHT_GREY, lw=0.6, zorder=0)
     axes.set_yticks(range(len(conditions)), labels)
     axes.tick_params(axis="y", length=0, labelsize=6.5)
     axes.set_ylim(len(conditions) - 0.4, -0.6)

@@ -108,7 +108,7 @@ CURVE_STYLES = {
     "instruction-tuned": Style("", GREEN, "o"),
     "raw": Style("", PURPLE, "s", "--"),
     "before": Style("", GREY, "v", ":"),
-    "after": Style("", GREEN, "o"),
+    "after": Style("", BLUE, "o"),
     "measured": Style("", BLACK, "o", "none"),
     "straight": Style("", BLUE, "", "--"),
     "with a bend": Style("", VERMILLION),

@@ -89,7 +89,8 @@ def size_curves(
         name = start.replace("_", "-")
         rows += _curve("A: as they start", name, at_start(group), "size")
     for panel, start, series, end in (
-        ("B: raw, specialized", "raw", "raw", at_last_step),
+        ("B: raw", "raw", "before", at_start),
+        ("B: raw", "raw", "after", at_last_step),
         ("C: instruction-tuned", "instruction_tuned", "before", at_start),
         ("C: instruction-tuned", "instruction_tuned", "after", at_last_step),
     ):

@@ -276,8 +276,8 @@ def what_losses_teach(run: Measured) -> Finding:
     quarter = max(1, len(gap) // 4)
     means = logs.iloc[-quarter:].T.groupby("loss").mean().mean(axis=1)
     words = [
-        f"{name.replace('_', ' ')} {means[name]:.3f} nats above its floor at the end, "
-        f"{side['is_correct'].mean():.1%} right"
+        f"{name.replace('_', ' ')} {means[name]:.3f} nats above its floor in the last "
+        f"quarter, {side['is_correct'].mean():.1%} right"
         for name, side in zip(losses, (sampled, matched), strict=True)
     ]
     if gap.shape[1] == 1:
