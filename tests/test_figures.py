@@ -514,8 +514,8 @@ def test_updates_are_also_told_in_epochs():
 def test_a_limit_far_beyond_the_lengths_does_not_stretch_the_axis():
     near = figures.length_histogram(LENGTHS, limit=30).axes[0]
     far = figures.length_histogram(LENGTHS, limit=3000).axes[0]
-    assert far.get_xlim()[1] < 60 and "cut at 3,000 →" in texts(far)
-    assert "cut at 30" in texts(near.figure)
+    assert far.get_xlim()[1] < 60 and "limit 3,000 →" in texts(far)
+    assert "limit 30" in texts(near.figure)
 
 
 def test_a_curve_is_marked_at_its_lowest_point():

@@ -275,10 +275,10 @@ def length_histogram(lengths: pd.DataFrame, *, limit: int) -> Chart:
         outline["label"] = f"{look.label or kind} {numbers}"
         seaborn.histplot(x=picked, bins=bins, element="step", ax=axes, **outline)
     if limit <= 1.3 * lengths["length"].max():
-        axes.axvline(limit, color=style.BLACK, ls="--", lw=1, label=f"cut at {limit:,}")
+        axes.axvline(limit, color=style.BLACK, ls="--", lw=1, label=f"limit {limit:,}")
     else:
         beyond = {"ha": "right", "va": "top", "transform": axes.transAxes}
-        axes.text(0.995, 0.97, f"cut at {limit:,} →", fontsize=7, **beyond)
+        axes.text(0.995, 0.97, f"limit {limit:,} →", fontsize=7, **beyond)
     axes.set(xlabel="length (tokens)", ylabel="count", xlim=(0, None))
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     chart.legend(loc="outside upper center", ncols=3 if len(kinds) < 3 else 2)

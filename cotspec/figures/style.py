@@ -70,7 +70,7 @@ OBJECTIVE_STYLES = {
 # `alignment.Rule` by name; the last two leave the target one-hot.
 RULE_STYLES = {
     "identical": Style("identical token", GREEN),
-    "same_span": Style("same text, spelled otherwise", SKY_BLUE, hatch="...."),
+    "same_span": Style("same span, spelled otherwise", SKY_BLUE, hatch="...."),
     "starts_together": Style("starts together", ORANGE, hatch="////"),
     "inside": Style("inside (one-hot)", LIGHT_GREY, hatch="||||"),
     "not_one_to_one": Style("not one-to-one and equal (one-hot)", PURPLE, hatch="xxxx"),
@@ -86,8 +86,8 @@ PART_STYLES = {
 KIND_STYLES = {
     "right": Style("right", GREEN),
     "wrong arithmetic": Style("wrong arithmetic: a false sum", VERMILLION, hatch="///"),
-    "wrong plan": Style("wrong plan: true sums, wrong ones", ORANGE, hatch="\\\\\\"),
-    "unsupported answer": Style("true sums, another answer", YELLOW, hatch="++"),
+    "other operations": Style("true sums, other operations", ORANGE, hatch="\\\\\\"),
+    "another number": Style("true sums, another number", YELLOW, hatch="++"),
     "no equation": Style("wrong, no equation to check", SKY_BLUE, hatch="..."),
     "no answer": Style("no answer", PURPLE, hatch="xxx"),
     "cut off": Style("cut off at the limit", LIGHT_GREY, hatch="|||"),

@@ -174,8 +174,8 @@ def compare_temperatures(study: Dataset) -> pd.DataFrame:
 KINDS = (
     "right",
     "wrong arithmetic",
-    "wrong plan",
-    "unsupported answer",
+    "other operations",
+    "another number",
     "no equation",
     "no answer",
     "cut off",
@@ -239,12 +239,12 @@ def _value(expression: str) -> Fraction | None:
     return total + product
 
 
-def kind_of(solution: Mapping[str, object]) -> str:
+def kind_of(solution: Mapping[str, object], rationale: str) -> str:
     """Return how a filtered solution ended, one of `KINDS`.
 
     A wrong one with a false equation is "wrong arithmetic". With true equations only,
-    it is "wrong plan" if the last of them gives its answer (a step too few or too many,
-    a wrong order, a number misread), else "unsupported answer".
+    it is "another number" if it has the plan of the published `rationale`, the same
+    signs in the same order, else "other operations".
     """
     if solution["drop_reason"] == "truncated":
         return "cut off"
@@ -257,8 +257,11 @@ def kind_of(solution: Mapping[str, object]) -> str:
         return "no equation"
     if any(value != stated for _, value, stated in found):
         return "wrong arithmetic"
-    follows = str(found[-1][2]) == solution["predicted_answer"]
-    return "wrong plan" if follows else "unsupported answer"
+    own, published = (
+        [re.findall("[-+*/]", text.split("=")[0]) for text, *_ in some]
+        for some in (found, equations(rationale))
+    )
+    return "another number" if own == published else "other operations"
 
 
 def classify(marked: Dataset, problems: Dataset) -> pd.DataFrame:
@@ -275,17 +278,17 @@ def classify(marked: Dataset, problems: Dataset) -> pd.DataFrame:
         ``problem_id, sample_id, kind, num_steps`` (NaN without a rationale),
         ``probability``: the geometric mean over the solution's tokens.
     """
-    written = zip(problems["problem_id"], problems["rationale"], strict=True)
-    steps = {problem_id: text.count("=") or np.nan for problem_id, text in written}
+    written = dict(zip(problems["problem_id"], problems["rationale"], strict=True))
     columns = ["problem_id", "sample_id", "completion", "token_logprobs"]
     verdict = ["predicted_answer", "is_correct", "drop_reason"]
     rows = []
     for row in marked.select_columns(columns + verdict):
         problem_id, logprobs = row["problem_id"], row["token_logprobs"]
-        num_steps = steps.get(problem_id, np.nan)
+        rationale = written.get(problem_id, "")
+        num_steps = rationale.count("=") or np.nan
         probability = np.exp(np.mean(logprobs)) if logprobs else np.nan
         name = (problem_id, row["sample_id"])
-        rows.append((*name, kind_of(row), num_steps, probability))
+        rows.append((*name, kind_of(row, rationale), num_steps, probability))
     names = ["problem_id", "sample_id", "kind", "num_steps", "probability"]
     return pd.DataFrame(rows, columns=names)
 
