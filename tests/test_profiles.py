@@ -126,6 +126,8 @@ def test_an_override_leaves_the_named_profile_alone():
         ("data.generic_tasks", "bbh/snark", ["did you mean 'bbh/snarks'"]),
         ("data.generic_tasks", "svamp", ["svamp", "bbh/snarks"]),  # not text
         ("data.out_of_distribution_tasks", "micro/navigate", ["micro/asdiv"]),
+        ("data.generic_tasks", "", ["at least 1 item"]),  # lessons show the first
+        ("data.out_of_distribution_tasks", (), ["at least 1 item"]),
         ("data.train_task", "svamp", ["'gsm8k', 'micro/math'"]),  # nothing to train on
         ("data.train_task", "nope", ["'gsm8k', 'micro/math'"]),
     ],
