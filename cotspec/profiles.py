@@ -132,7 +132,7 @@ def _whole_bbh(names: tuple[str, ...]) -> tuple[str, ...]:
 _Train = Literal[("gsm8k", *MICRO_MATH)]  # with problems to train on
 _Math = Literal[("gsm8k", "multiarith", "asdiv", "svamp", *MICRO_MATH)]
 _Generic = Literal[("bbh", *BBH_TASKS, *MICRO_GENERIC)]
-_ONCE = AfterValidator(_once)
+_ONCE, _SOME = AfterValidator(_once), Field(min_length=1)
 StudentName = Annotated[str, Field(min_length=1), AfterValidator(_known_student)]
 
 
@@ -141,8 +141,8 @@ class DataConfig:
     """Which problems are trained on and tested on; ``None`` counts mean all."""
 
     train_task: _Train
-    out_of_distribution_tasks: tuple[_Math, ...]
-    generic_tasks: Annotated[tuple[_Generic, ...], AfterValidator(_whole_bbh)]
+    out_of_distribution_tasks: Annotated[tuple[_Math, ...], _SOME]
+    generic_tasks: Annotated[tuple[_Generic, ...], _SOME, AfterValidator(_whole_bbh)]
     num_train: PositiveInt | None = None
     num_validation: Several | None = None
     num_test_math: Several | None = None  # per math task
@@ -194,9 +194,7 @@ class FilterConfig:
 class FormatsConfig:
     """How kept solutions become training examples (paper: all four formats)."""
 
-    data_formats: Annotated[tuple[DataFormat, ...], Field(min_length=1), _ONCE] = (
-        DATA_FORMATS
-    )
+    data_formats: Annotated[tuple[DataFormat, ...], _SOME, _ONCE] = DATA_FORMATS
     num_demonstrations: PositiveInt = 4
     max_input_tokens: PositiveInt = 512
 
@@ -259,12 +257,10 @@ class TrainingConfig:
 class EvaluationConfig:
     """Decoding of math and generic tasks. Paper: greedy. Fractions are 0 to 1."""
 
-    math_prompt_modes: Annotated[tuple[DataFormat, ...], Field(min_length=1), _ONCE] = (
-        DATA_FORMATS
+    math_prompt_modes: Annotated[tuple[DataFormat, ...], _SOME, _ONCE] = DATA_FORMATS
+    generic_prompt_modes: Annotated[tuple[GenericMode, ...], _SOME, _ONCE] = (
+        GENERIC_PROMPT_MODES
     )
-    generic_prompt_modes: Annotated[
-        tuple[GenericMode, ...], Field(min_length=1), _ONCE
-    ] = GENERIC_PROMPT_MODES
     num_demonstrations: PositiveInt = 4  # math; generic tasks use their published three
     max_input_tokens: PositiveInt = 2048
     max_new_tokens: PositiveInt = 256
@@ -283,7 +279,7 @@ class EvaluationConfig:
 class ExperimentsConfig:
     """The grids of notebooks 07 to 10; training and losses as in the other sections."""
 
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), _ONCE] = (0, 1, 2)
+    seeds: Annotated[tuple[NonNegativeInt, ...], _SOME, _ONCE] = (0, 1, 2)
     # Names like student.model, smallest first.
     students: Annotated[tuple[StudentName, ...], _ONCE] = ()
     # The same sizes before instruction tuning, same order. A name that stands in

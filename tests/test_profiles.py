@@ -7,7 +7,7 @@ import traceback
 
 import pytest
 
-from cotspec import profiles
+from cotspec import profiles, tasks
 from cotspec.micro import shipped
 
 
@@ -32,6 +32,11 @@ def test_the_default_profile_and_the_shipped_students_exist():
     assert profiles.DEFAULT_PROFILE in profiles.PROFILES
     sizes = tuple(f"micro-{size}" for size in shipped.MICRO_SIZES)
     assert sizes == profiles.MICRO_STUDENTS
+
+
+def test_the_tasks_that_a_profile_may_name_are_those_that_can_be_read():
+    allowed = {*profiles.MICRO_MATH, *profiles.MICRO_GENERIC}
+    assert allowed == set(tasks.MICRO_TASKS)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +131,8 @@ def test_an_override_leaves_the_named_profile_alone():
         ("data.generic_tasks", "bbh/snark", ["did you mean 'bbh/snarks'"]),
         ("data.generic_tasks", "svamp", ["svamp", "bbh/snarks"]),  # not text
         ("data.out_of_distribution_tasks", "micro/navigate", ["micro/asdiv"]),
+        ("data.generic_tasks", "", ["at least 1 item"]),  # lessons show the first
+        ("data.out_of_distribution_tasks", (), ["at least 1 item"]),
         ("data.train_task", "svamp", ["'gsm8k', 'micro/math'"]),  # nothing to train on
         ("data.train_task", "nope", ["'gsm8k', 'micro/math'"]),
     ],
