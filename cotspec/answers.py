@@ -224,7 +224,8 @@ _WHOLE = re.compile(
           |cubed|(?:ten|hundred|thousand|[mbt]r?illion|lakh|crore|dozen)s?
           |mil|[mb]n|[kxy])\b
       | [ ]?(?:\+|[十百千万亿萬億兆])
-      | [^.!\n]*?(?:[-+*×·÷/^=,(:]|\b(?:and|or|to|plus|minus|times|by|(?<!left[ ])over))\s*\Z
+      | [^.!\n]*?(?:[-+*×·÷/^=,(:]
+          |\b(?:and|or|to|plus|minus|times|by|(?<!left[ ])over))\s*\Z
       | [ a-z]*[,.!]?[ ](?:(?:no|wait)[ ]wait|is[ ]not\b
           |(?:no|wait|actually|oops|sorry|hmm|correction)[,.:]) )
     (?: (?! \b(?:and|or|to|plus|minus|times|by|over)[ ](?:an?[ ])?{_WORD}\b
