@@ -189,9 +189,9 @@ def stated_number(statement: str) -> tuple[Fraction | None, bool]:
 
 # What takes back the answer before it.
 _TAKEN_BACK = re.compile(
-    r"\s*\?|[^\w(]*(?:(?:or|as (?:well|much) as|cannot|can['’]t|isn['’]t)\b"
+    r"\s*\?|[^\w(]*(?:(?-i:or|as (?:well|much) as|cannot|can['’]t|isn['’]t)\b"
     r"|is (?:wrong|incorrect|false|not (?:right|correct))\b"
-    r"|(?:no|wait|actually|oops|sorry|hmm|correction)[,.:])",
+    r"|(?<=[.,;:!] )(?:no|wait|actually|oops|sorry|hmm|correction)[,.:])",
     re.IGNORECASE,
 )
 # What stands before a number and leaves it open: "not 18", "at least 18", "half of 18".
@@ -199,7 +199,7 @@ _DENIED = re.compile(
     r"""
       \b(?:not|never|no[ ]longer|neither|either|between|cannot|unknown|impossible
         |wrong|unlikely|hardly|anything[ ]but)\b | n['’]t\b
-    | \bthan(?:[ ]\w+){0,3}[ ]\Z
+    | \bthan(?:[ ](?!by\b)\w+){0,3}[ ]\Z
     | \b(?:at[ ](?:least|most|minimum)|(?:minim|maxim)um|(?<!s[ ])up[ ]to|under|over
         |above|below|half|third|quarter|double|twice|triple|square|cube|root|log)
         (?:[ ]of)?[ ]\Z
@@ -224,7 +224,8 @@ _WHOLE = re.compile(
           |cubed|(?:ten|hundred|thousand|[mbt]r?illion|lakh|crore|dozen)s?
           |mil|[mb]n|[kxy])\b
       | [ ]?(?:\+|[十百千万亿萬億兆])
-      | [^.!\n]*?(?:[-+*×·÷/^=,(:]|\b(?:and|or|to|plus|minus|times|by|over))\s*\Z
+      | [^.!\n]*?(?:[-+*×·÷/^=,(:]
+          |\b(?:and|or|to|plus|minus|times|by|(?<!left[ ])over))\s*\Z
       | [ a-z]*[,.!]?[ ](?:(?:no|wait)[ ]wait|is[ ]not\b
           |(?:no|wait|actually|oops|sorry|hmm|correction)[,.:]) )
     (?: (?! \b(?:and|or|to|plus|minus|times|by|over)[ ](?:an?[ ])?{_WORD}\b

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import os
+import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,6 +206,11 @@ def is_causal(config: StudentConfig) -> bool:
     return not getattr(found, "is_encoder_decoder", False)
 
 
+# A pointer of Git LFS or an empty file is no pickle, and these words are no OSError.
+_NOT_WHOLE = (OSError, ValueError, RuntimeError, EOFError)
+_NOT_WHOLE += (SafetensorError, pickle.UnpicklingError)
+
+
 def _reach(auto, field: str, source: str, revision: str | None = None, **options):
     """Load with an Auto class, whole; say in one sentence why not, and a remedy."""
     is_model = auto not in (AutoConfig, AutoTokenizer)
@@ -215,12 +221,12 @@ def _reach(auto, field: str, source: str, revision: str | None = None, **options
             # Transformers would make them up, with a warning.
             raise ValueError(f"{len(absent)} weights are missing, {absent[0]}")
         return found[0] if is_model else found
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except _NOT_WHOLE as error:
         raise ValueError(
             f"{field}: cannot load {source!r}: it is neither a local folder with a "
             "whole model nor reachable on the Hugging Face hub. Set it to a path with "
             f"--set {field}=/path/to/model, or go online "
-            f"({type(error).__name__}: {str(error).splitlines()[0][:160]})"
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0][:160]})"
         ) from error
 
 

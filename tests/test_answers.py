@@ -305,7 +305,7 @@ CLOSED = (
     "| 18\n\nExample 2:\nThe answer is 4. | 18\n\nQ2: The answer is 4. "
     "| 18\n\n## Question 2\nThe answer is 4. | 18\n\nExercise 4. The answer is 4. "
     "| :\n9 + 9 = 18. | <answer>18</answer>. | \\frac{-36}{-2} = 18. | 17\\frac{1}{1}. "
-    "| 9 + \\frac91 = 18."
+    "| 9 + \\frac91 = 18. | 18 left over | Ann has more than Bob by 18."
 )
 
 
@@ -493,6 +493,9 @@ def bbh(task, completion, target, mode="chain_of_thought"):
         ("snarks", "So the answer is A or B.", None),
         ("snarks", "So the answer is A, B.", None),
         ("snarks", "So the answer is (B), (A).", None),
+        ("snarks", "So the answer is (B) No, you misunderstand.", "(B)"),  # its text
+        ("snarks", "So the answer is (A) Isn't it just the best?", "(A)"),
+        ("reasoning_about_colored_objects", "So the answer is (B) no.", "(B)"),
         ("snarks", "So the answer is both A and B.", None),
         ("snarks", "So the answer is option A dog.", None),
         ("navigate", "The answer is No.\n\nQuestion: So the answer is Yes.", "No"),

@@ -302,6 +302,13 @@ def test_where_no_teacher_has_probabilities_no_next_tokens_are_asked(cells, stor
     assert list(table.index.names) == next_tokens.LEVELS
 
 
+def test_where_no_example_has_targets_no_next_tokens_are_asked(
+    cells, predictions, store, monkeypatch
+):
+    monkeypatch.setattr(next_tokens, "_unreached", lambda *_: np.array([], int))
+    assert next_tokens.next_token_probs(grid_of(store), cells, num_updates=1).empty
+
+
 def test_the_base_is_decoded_once_for_all_seeds(predictions, store):
     assert len(list((store / "bases").iterdir())) == 1
     before = predictions[predictions["step"] == 0]

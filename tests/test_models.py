@@ -81,6 +81,11 @@ def test_a_name_that_cannot_be_loaded_says_what_to_set(
         ("weight", "1 weights are missing"),  # transformers would make it up
         ("shape", "student.model: cannot load"),
         ("torn", "student.model: cannot load"),
+        (
+            "torn bin",
+            "student.model: cannot load",
+        ),  # as google/t5-v1_1-* publishes them
+        ("empty bin", "student.model: cannot load"),
         ("tokenizer", "do not belong together"),
     ],
 )
@@ -94,6 +99,10 @@ def test_a_student_that_is_not_whole_is_refused(tmp_path, damage, message):
     shipped.model.save_pretrained(tmp_path, state_dict=kept)
     if damage == "torn":
         (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs")
+    if damage.endswith("bin"):
+        (tmp_path / "model.safetensors").unlink()
+        content = b"version https://git-lfs" if damage == "torn bin" else b""
+        (tmp_path / "pytorch_model.bin").write_bytes(content)
     if damage != "tokenizer":
         shipped.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=message):

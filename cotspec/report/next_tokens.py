@@ -55,7 +55,10 @@ def next_token_probs(
             continue
         tokenizer = models.load_student_tokenizer(cell.student)
         encoded = grid.encoded_of(cell, tokenizer)
-        batch = batching.collate(encoded, _unreached(encoded, grid, num_updates, cell))
+        rows = _unreached(encoded, grid, num_updates, cell)
+        if not len(rows):
+            continue
+        batch = batching.collate(encoded, rows)
         places = (batch["teacher_probs"] > 0).sum(-1) > 1
         p, order = batch["teacher_probs"][places].double().sort(descending=True)
         ids = batch["teacher_ids"][places].gather(-1, order)
