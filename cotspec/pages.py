@@ -88,8 +88,12 @@ def publish(run: Path, target: Path) -> int:
     listing = target / "PUBLISHED.txt"
     for old in listing.read_text().splitlines() if listing.exists() else ():
         (target / Path(old).name).unlink(missing_ok=True)
-    folders = [run / name for name in ("figures", "report")]
-    sources = [path for folder in folders for path in sorted(folder.glob("*"))]
+    # Not whatever lies there: a notebook may have drawn more before it changed.
+    names = (path.name for path in (run / "artifacts").iterdir())
+    markers = filter(None, [stages.read_marker(run, name) for name in sorted(names)])
+    paths = {Path(entry.path) for one in markers for entry in one.artifacts.values()}
+    shown = [path for path in sorted(paths) if path.parts[0] in ("figures", "report")]
+    sources = [run / path for path in shown]
     for source in sources:
         artifacts.write_bytes(target / source.name, source.read_bytes())
     names = "".join(f"{source.name}\n" for source in sources)

@@ -232,6 +232,8 @@ def test_publish_needs_the_default_profile_whole_and_deletes_only_its_own(
     for name in ("old.png", "mine.png"):
         (series / "figures" / name).touch()
     (series / "figures/PUBLISHED.txt").write_text("old.png\n../requirements.lock\n")
+    # Drawn by a notebook as it was before.
+    artifacts.write_bytes(series / "runs/smoke/figures/gone.png", b"")
     before = artifacts.checksum(series / "figures")
     said = refused(capsys, "--only", "00", "--publish")
     assert "01_double, 02_report are not fresh" in said
