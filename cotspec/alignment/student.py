@@ -126,7 +126,8 @@ class StudentTokenizer:
         if self._is_byte_level:
             ends = np.cumsum([len(self.spelled[i]) for i in encoding.ids]).tolist()
             return list(map(Token, encoding.ids, [0, *ends], ends))
-        byte = list(accumulate(map(len, map(str.encode, text)), initial=0))
+        lengths = [1] * len(text) if text.isascii() else map(len, map(str.encode, text))
+        byte = list(accumulate(lengths, initial=0))
         spans = [
             [i, byte[start], byte[end]]
             for i, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
