@@ -307,20 +307,27 @@ class Grid:
             rows.append(pd.DataFrame(kept))
         return pd.concat(rows, ignore_index=True)
 
+    def updates(
+        self, encoded: batching.EncodedExamples, seed: int, num_updates: int
+    ) -> Iterator[np.ndarray]:
+        """Yield the rows of the examples that each update of a training sees."""
+        budget, lengths = self.training.batch_tokens, encoded.lengths()
+        stream = batching.batch_stream(lengths, budget, seed=seed)
+        for _ in range(num_updates):
+            update = itertools.islice(stream, self.training.gradient_accumulation_steps)
+            yield np.concatenate([rows for _, rows in update])
+
     def _floors(self, cell: Cell, num_updates: int, temperature: float) -> np.ndarray:
         """The samples' entropy in each update, nats per target token."""
         matching = dataclasses.replace(cell.loss, name="distribution_matching")
         matched = dataclasses.replace(cell, loss=matching)
         encoded = self.encoded_of(matched, models.load_student_tokenizer(cell.student))
         entropies = encoded.teacher_entropies(temperature)  # per example
-        lengths = encoded.lengths()
-        budget = self.training.batch_tokens
-        stream = batching.batch_stream(lengths, budget, seed=cell.seed)
-        floors = []
-        for _ in range(num_updates):
-            update = itertools.islice(stream, self.training.gradient_accumulation_steps)
-            rows = np.concatenate([batch for _, batch in update])
-            floors.append(entropies[rows].sum() / lengths[rows, 1].sum())
+        lengths = encoded.lengths()[:, 1]
+        floors = [
+            entropies[rows].sum() / lengths[rows].sum()
+            for rows in self.updates(encoded, cell.seed, num_updates)
+        ]
         return np.array(floors)
 
     # --- what there is to do ----------------------------------------------------------

@@ -42,12 +42,11 @@ def targets_of(
         unused = k - 1 - len(best)
         ids += [token.id, *best, *[-1] * unused]
         probs += [label, *map(slots.__getitem__, best), *[0.0] * unused]
-    ids, probs = (np.array(column).reshape(-1, k) for column in (ids, probs))
-    probs = probs.astype(np.float32)
+    probs = np.array(probs, np.float32).reshape(-1, k)
     tail = np.maximum(0, 1 - probs.sum(1, dtype=np.float64)).astype(np.float32)
     return AlignedTargets(
         student_ids=np.array([token.id for token in tokens], np.int32),
-        topk_ids=ids.astype(np.int32),
+        topk_ids=np.array(ids, np.int32).reshape(-1, k),
         topk_probs=probs,
         tail_mass=tail,
         rule=np.array([match.rule for match in matches], np.int8),

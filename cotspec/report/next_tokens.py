@@ -7,7 +7,6 @@ of the teacher's candidates, side by side.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -87,10 +86,7 @@ def _unreached(
     encoded: batching.EncodedExamples, grid: Grid, num_updates: int, cell: Cell
 ) -> np.ndarray:
     """Examples with targets whose solution was in no batch, in whatever format."""
-    budget, lengths = grid.training.batch_tokens, encoded.lengths()
-    stream = batching.batch_stream(lengths, budget, seed=cell.seed)
-    batches = islice(stream, num_updates * grid.training.gradient_accumulation_steps)
-    came = np.concatenate([rows for _, rows in batches])
+    came = np.concatenate([*grid.updates(encoded, cell.seed, num_updates)])
     has_teacher = encoded.teacher_row >= 0
     is_new = has_teacher & ~np.isin(encoded.teacher_row, encoded.teacher_row[came])
     return np.flatnonzero(is_new if is_new.any() else has_teacher)[:NUM_SOLUTIONS]
