@@ -188,6 +188,7 @@ _EQUATION = re.compile(
     rf"({_NUMBER}(?:\s*{_SIGN}\s*{_NUMBER})+)\s*=\s*([-−]?{_NUMBER})"
     rf"(?![\d%]|[.,]\d|\s*{_SIGN}\s*[$€£]?\d)"
 )
+_SIGNS = re.compile("[-+*/]").findall
 _TERM = re.compile(rf"({_SIGN}?)\s*({_NUMBER})")
 # Behind a sign, a bracket or a percent an equation would begin in its middle.
 _BEFORE = re.compile(rf"(?:[\w)%] *(?<![a-z]){_SIGN}|[(%]) *$|[.,\d]$")
@@ -220,6 +221,17 @@ def equations(text: str) -> Iterator[tuple[str, Fraction, Fraction]]:
         if decimals and abs(value - stated) <= Fraction(1, 2 * 10**decimals):
             value = stated
         yield match.group(), value, stated
+
+
+def plan(text: str) -> list[list[str]]:
+    """Return the signs of each equation's left side: what is done, in order.
+
+    Examples
+    --------
+    >>> plan("Ann has 3 * 4 = 12 pens, and 12 + 5 - 1 = 16 in all.")
+    [['*'], ['+', '-']]
+    """
+    return [_SIGNS(equation.split("=")[0]) for equation, *_ in equations(text)]
 
 
 def _value(expression: str) -> Fraction | None:
@@ -257,11 +269,8 @@ def kind_of(solution: Mapping[str, object], rationale: str) -> str:
         return "no equation"
     if any(value != stated for _, value, stated in found):
         return "wrong arithmetic"
-    own, published = (
-        [re.findall("[-+*/]", text.split("=")[0]) for text, *_ in some]
-        for some in (found, equations(rationale))
-    )
-    return "another number" if own == published else "other operations"
+    is_same = plan(solution["completion"]) == plan(rationale)
+    return "another number" if is_same else "other operations"
 
 
 def classify(marked: Dataset, problems: Dataset) -> pd.DataFrame:
