@@ -9,7 +9,8 @@ which others are decoded beside it (but for rounding), nor on the number of proc
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -35,6 +36,7 @@ from cotspec.prompts import find_end, separate
 # that are NaN or infinite; a question that does not fit and was not decoded.
 FINISH_REASONS = ("stop", "length", "not_finite", "prompt_too_long")
 DROP_FRACTION = 0.125  # ended rows leave once they are this share of the batch
+EXPECTED_SHARE = 0.5  # of the token limit, that a student's batch has room for at first
 _NOT_FINITE = -1  # stands for a token in rows whose logits are not finite
 
 
@@ -64,6 +66,7 @@ def write_rows(
     temperature: float,
     vocabulary: Sequence[bytes],
     end_tokens: frozenset[int],
+    room: Callable[[int], int] | None = None,
     record: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
 ) -> list[Row]:
     """Write a text per row of a batch, one token a step.
@@ -80,6 +83,9 @@ def write_rows(
         What each token id spells.
     end_tokens : set of int
         Ids that end a text.
+    room : callable, optional
+        How many rows fit that have written so many tokens. If more go on, the last of
+        them leave without a finish reason.
     record : callable, optional
         ``(step, rows (A,), tokens (A,), logprobs (A, V))`` of the rows that go on.
     """
@@ -87,10 +93,10 @@ def write_rows(
     alive = torch.arange(len(rows), device=uniforms.device)
     num_steps = uniforms.shape[1]
     for step in range(num_steps):
-        logits = batch.logits()  # (A, V)
-        logprobs = logits.float().log_softmax(-1) if temperature or record else logits
+        logits = batch.logits().float()  # (A, V)
+        logprobs = logits.log_softmax(-1) if temperature or record else logits
         tokens = choose(logprobs, temperature, uniforms[alive, step])
-        is_finite = logits.max(-1).values.isfinite()  # NaN wins the maximum
+        is_finite = logits.amax(-1).isfinite()  # NaN wins the maximum
         tokens = tokens.masked_fill(~is_finite, _NOT_FINITE)
         if record:
             record(step, alive, tokens, logprobs)
@@ -101,9 +107,10 @@ def write_rows(
         runs = torch.tensor([not rows[i].finish_reason for i in alive.tolist()])
         if not runs.any():
             break
+        fitting = room(step + 2) if room else len(runs)
         # A step costs as much for a row that has ended; to leave costs a copy.
-        if runs.sum() <= (1 - DROP_FRACTION) * len(runs):
-            keep = runs.nonzero()[:, 0].to(alive.device)
+        if runs.sum() <= (1 - DROP_FRACTION) * len(runs) or fitting < len(runs):
+            keep = runs.nonzero()[:fitting, 0].to(alive.device)
             alive, tokens = alive[keep], tokens[keep]
             batch.keep(keep)
         batch.append(tokens.clamp(min=0))
@@ -220,57 +227,74 @@ def decode(
     if not model.config.is_encoder_decoder:
         texts = [separate(text)[0] for text in texts]
     encoded = tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
-    batches = make_batches([len(ids) for ids in encoded], config)
-    if accelerator is not None:
-        batches = batches[accelerator.process_index :: accelerator.num_processes]
     seeds = range(len(texts)) if seeds is None else seeds
     vocabulary = padded_vocabulary(tokenizer, model)
     start = EncoderDecoderBatch if model.config.is_encoder_decoder else CausalBatch
     is_half = in_precision(config).precision == "bfloat16"
-    done: list[tuple[int, Generation]] = []
+    mine = slice(None)
+    if accelerator is not None:
+        mine = slice(accelerator.process_index, None, accelerator.num_processes)
+    done: dict[int, Generation] = {}
     with contextlib.ExitStack() as stack:
         stack.callback(model.train, model.training)
         model.eval()
         stack.enter_context(
             torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=is_half)
         )
-        for indices in batches:
-            draws = draw_uniforms([seeds[i] for i in indices], config.max_new_tokens)
-            rows = write_rows(
-                start(model, [encoded[i] for i in indices]),
-                draws.to(model.device),
-                temperature=config.temperature,
-                vocabulary=vocabulary,
-                end_tokens=end_ids(model, tokenizer),
-            )
-            generations = [_generation(row, tokenizer) for row in rows]
-            done += zip(indices, generations, strict=True)
-    if accelerator is not None:
-        done = gather_object(done)
-    return [generation for _, generation in sorted(done, key=lambda pair: pair[0])]
+        # A step costs little more for many rows than for few, and most texts end long
+        # before the limit. Those that find no room, where many do not, start again.
+        for share in (EXPECTED_SHARE, 1.0):
+            left = {i: len(ids) for i, ids in enumerate(encoded) if i not in done}
+            for indices in make_batches(left, config, share)[mine]:
+                longest = left[indices[0]]
+                batch_seeds = [seeds[i] for i in indices]
+                draws = draw_uniforms(batch_seeds, config.max_new_tokens)
+                rows = write_rows(
+                    start(model, [encoded[i] for i in indices]),
+                    draws.to(model.device),
+                    temperature=config.temperature,
+                    vocabulary=vocabulary,
+                    end_tokens=end_ids(model, tokenizer),
+                    room=lambda n, longest=longest: num_fitting(longest + n, config),
+                )
+                for i, row in zip(indices, rows, strict=True):
+                    if row.finish_reason:
+                        done[i] = _generation(row, tokenizer)
+            if accelerator is not None:
+                done = dict(gather_object(list(done.items())))
+    return [done[i] for i in range(len(texts))]
 
 
-def make_batches(lengths: Sequence[int], config: EvaluationConfig) -> list[list[int]]:
+def make_batches(
+    lengths: Mapping[int, int], config: EvaluationConfig, share: float
+) -> list[list[int]]:
     """Group indices, longest first, so that a batch pads little and fits the budget.
 
     Parameters
     ----------
-    lengths : sequence of int
+    lengths : mapping of index to int
         Input tokens of each text.
+    share : float
+        Of ``max_new_tokens``, that there is room for.
 
     Returns
     -------
     list of list of int
         Each index once.
     """
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    order = sorted(lengths, key=lambda i: (-lengths[i], i))
+    num_new = math.ceil(share * config.max_new_tokens)
     batches: list[list[int]] = []
     while order:
-        longest = lengths[order[0]] + config.max_new_tokens
-        size = max(1, config.batch_tokens // longest)
+        size = num_fitting(lengths[order[0]] + num_new, config)
         batches.append(order[:size])
         order = order[size:]
     return batches
+
+
+def num_fitting(num_tokens: int, config: EvaluationConfig) -> int:
+    """Return how many rows of so many tokens each fit the budget, at least one."""
+    return max(1, config.batch_tokens // num_tokens)
 
 
 def _generation(row: Row, tokenizer) -> Generation:

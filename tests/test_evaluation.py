@@ -157,10 +157,11 @@ def answer_last_question(prompt: str) -> str:
 
 
 def test_batches_hold_each_text_once_longest_first_under_the_budget():
-    lengths = [5, 50, 7, 300, 50]
+    lengths = dict(enumerate([5, 50, 7, 300, 50]))
     config = dataclasses.replace(CONFIG, max_new_tokens=50, batch_tokens=210)
-    assert make_batches(lengths, config) == [[3], [1, 4], [2, 0]]
-    assert make_batches([], config) == []
+    assert make_batches(lengths, config, 1.0) == [[3], [1, 4], [2, 0]]
+    assert make_batches(lengths, config, 0.1) == [[3], [1, 4, 2], [0]]
+    assert make_batches({}, config, 1.0) == []
 
 
 # --- decoding ------------------------------------------------------------------------
@@ -203,6 +204,16 @@ def test_a_batch_ends_at_the_answer_sentence_and_drops_finished_rows():
     rows = student.model.rows_per_step
     assert rows[0] == 2 and rows[-1] == 1
     assert len(rows) < CONFIG.max_new_tokens
+
+
+def test_rows_leave_before_the_budget_is_exceeded_and_start_again():
+    student = scripted(lambda prompt: "7" * 500)
+    config = dataclasses.replace(CONFIG, batch_tokens=12 * (2 + 30))
+    done = decode(student, ["x"] * 12, config)
+    assert done == [Generation("7" * 60, 60, "length")] * 12
+    fitting = [config.batch_tokens // (2 + n) for n in range(1, 61)]
+    expected = [min(12, n) for n in fitting] + [6] * 60
+    assert student.model.rows_per_step == expected
 
 
 @pytest.mark.parametrize(

