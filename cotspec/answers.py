@@ -76,7 +76,7 @@ def score_math(completion: str, gold: str) -> Score:
     follows its last ``=``), else the one behind the last ``####``, else the last one of
     the completion; whatever follows a next ``Q:`` or an end token is cut before. A
     statement that leaves the number open (`stated_number`) has none, nor has a text
-    that ends in a factor, a power or a ratio ("9*2", "10^6", "3:2") or in "not 18".
+    whose last number is a part of an expression or open ("5 + 3", "18 =", "17 or 18").
 
     Parameters
     ----------
@@ -116,8 +116,10 @@ def parse_number(text: str) -> Fraction | None:
 def final_number(completion: str) -> tuple[Fraction | None, str]:
     """Return the number that a completion ends with, and the tier that found it.
 
-    Where it is the last number only, it is none that is a factor, a power, a part of a
-    ratio or denied ("9*2", "10^6", "3:2", "not 18").
+    Where it is the last number only, it is none that is a part of an expression or a
+    ratio ("9*2", "5 eggs + 3", "10^6", "3:2"), that something should follow ("18 +",
+    "18 eggs =", "18,"), that is one of two ("17 or 18", "17 to 18") or that is denied
+    ("not 18", "at least 18", "almost 18", "18?"). "About 18" is 18, rounded.
     """
     text = _normalise_number_text(cut_at_next_question(completion))
     statements = list(_ANSWER_IS.finditer(text))
@@ -132,13 +134,28 @@ def final_number(completion: str) -> tuple[Fraction | None, str]:
         if number is not None:
             return number, tier
     *_, (number, match) = [(None, None), *_numbers(text)]
-    starts = {part.end() for part in _PART_OF.finditer(text)}
-    is_answer = match is not None and match.start() not in starts
-    return (number, "last_number") if is_answer else (None, "none")
+    if match is None or match.start() in {m.end() for m in _PART_OF.finditer(text)}:
+        return None, "none"
+    clause = _CLAUSE_START.split(text[: match.start()])[-1]
+    goes_on = _GOES_ON.match(text, match.end()) or _TAKEN_BACK.match(text, match.end())
+    is_open = goes_on or _DENIED.search(clause)
+    return (None, "none") if is_open else (number, "last_number")
 
 
-# What makes the number behind it no answer: "9*2", "10^6", "3:2", "not 18".
-_PART_OF = re.compile(r"\d ?[*×·⋅∗x/÷^] ?|\b\d\d?:(?=\d\d?\b)|\bnot ", re.IGNORECASE)
+# What makes the number behind it no answer: "9*2", "eggs + 3", "10^6", "17 or 18". Of
+# "or 18" only a whole number is the other choice: "0.6 or 60%" and "10/2 or 5" are one.
+_PART_OF = re.compile(
+    r"[\d)%] ?[-+*×·⋅∗x/÷~] ?\(?|[^\W\d_] [+*×x/÷] \(?|\d[^\d\n=.,;:]*? - |[\d)]\("
+    r"|[\w)}] ?\^|\de[-+]?|\b\d\d?:(?=\d\d?\b)|\d : |\d and |\b(?:not|plus|times) "
+    r"|(?<![./])\b\d+%?(?: [a-z]+)? (?:or|nor|to) |[\d%](?: [a-z]+)? (?:by|from|of) ",
+    re.IGNORECASE,
+)
+# What makes a number the beginning of something longer: "18 +", "18 eggs =", "18,".
+_GOES_ON = re.compile(
+    r"[^.!\n]*?((?<=\d),|[-+*×·÷/^=(:]|\b(?:and|or|by|plus|minus)|(?<=\d )to)[\s.?]*\Z",
+    re.IGNORECASE,
+)
+_CLAUSE_START = re.compile(r"[.,;:!?]\s|[\d\n=]|\b(?:is|are|was|were|so|and|but)\b")
 # GSM8K's "#### 18". A heading ("#### Step 2: Money") does not begin with a number; one
 # that does ("#### 2. Money") has text of its own and more below it.
 _HASHES = re.compile(r"####(?=[ \t(]*-?[ \t]*\.?\d)")
@@ -199,10 +216,10 @@ _DENIED = re.compile(
     r"""
       \b(?:not|never|no[ ]longer|neither|either|between|cannot|unknown|impossible
         |wrong|unlikely|hardly|anything[ ]but)\b | n['’]t\b
-    | \bthan(?:[ ](?!by\b)\w+){0,3}[ ]\Z
+    | \bthan(?:[ ](?!(?:by|in)\b)\w+){0,3}[ ]\Z
     | \b(?:at[ ](?:least|most|minimum)|(?:minim|maxim)um|(?<!s[ ])up[ ]to|under|over
-        |above|below|half|third|quarter|double|twice|triple|square|cube|root|log)
-        (?:[ ]of)?[ ]\Z
+        |above|below|half|third|quarter|double|twice|triple|square|cube|root|log
+        |almost|nearly) (?:[ ]of)?[ ]\Z
     | \b[a-z][ ][-+*/×÷][ ]\Z                               # x - 18
     | (?:sqrt\W*|(?<![<>=-])(?:!=|[<>≠≤≥√])|\\(?:[lg]eq?|neq?|ln|log)[ {(]*|[}][ ]?\{
         |~~|-[ ]?[(\[{])[ ]?\Z
@@ -274,6 +291,7 @@ def _normalise_number_text(text: str) -> str:
     text = re.sub(rf"-[ ]?(?:[A-Z]{{2,3}})?[{_CURRENCY}*_`]+(?=[\d.])", "-", text)
     text = re.sub(r"-[({\[](?=[\d.]+[)}\]])", "-", text)
     text = re.sub(r"(?<=\d)( ?)\*\*\1(?=\d)", "^", text)
+    text = re.sub(r"(?<!\S)\*([^\s*]+)\*(?![\w*(])", r"\1", text)  # *18*
     text = re.sub(rf"[{_CURRENCY}]|\*\*|</?[a-z]+>", " ", text)
     text = re.sub(r"-\((\d+/\d+)\)", r"-\1", text)
     # "is - 3" is a sign apart from its digits; after a number it would subtract.

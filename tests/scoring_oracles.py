@@ -47,6 +47,7 @@ def without(pattern, replacement="", *, flags=0):
 
 NO_FRACTION = without(r"\d+/\d+(?= pound)", "some")
 NO_ANSWER_SENTENCE = without("answer is", "result is")
+NO_OPEN_NUMBER = without(r" < | of \$?\d+", ", ")
 # Per scorer, in order: what the disagreement comes from, and the edit that removes it.
 CAUSES = {
     "reference": {
@@ -56,12 +57,14 @@ CAUSES = {
             r"(?<=\d)[ ,](?=\d{3}(?!\d))"
         ),
         "a denominator is the gold by luck; ours reads 1/3": NO_FRACTION,
+        "ours takes no number behind < or of": NO_OPEN_NUMBER,
     },
     "lm_eval_flexible": {
         "it compares text: 990.00 is not 990": without(r"(?<=\d)\.0+(?!\d)"),
         "it compares text: 0730 is not 730": without(r"(?<![\d.,])0+(?=\d)"),
         "the policy takes the first number after the sentence": NO_ANSWER_SENTENCE,
         "a denominator is the gold by luck; ours reads 1/3": NO_FRACTION,
+        "ours takes no number behind < or of": NO_OPEN_NUMBER,
     },
     "math_verify": {
         "it prefers what follows the word answer, in answered too": without(
@@ -71,6 +74,7 @@ CAUSES = {
         "ours reads the last group of 80 000": without(r"(?<=\d) (?=\d{3}(?!\d))"),
         "ours reads the digit of a name: mp3, D3, #12": without(r"\b(mp|D)3\b|#\d+"),
         "it reads Week 3:210 as a ratio": without(r"Week \d:"),
+        "ours takes no number behind < or of": NO_OPEN_NUMBER,
     },
 }
 

@@ -30,6 +30,25 @@ BBH_STEMS = [task.removeprefix("bbh/") for task in BBH_TASKS]
 
 NO_ANSWERS = ("", "I do not know.", "so 9*2", "9 × 2 eggs", "3:2", "10^6", "10²")
 NO_ANSWERS += ("at 7:30", "It is not 18", "2*3*4", "He buys 6 / 2")
+# A part of an expression, one that breaks off, one of two, or not the number itself.
+LAST_OPEN = (
+    "3 + 18 | 7 - 3 | 5–7 | 3 + 18 = | So 5 apples + 3 apples + 18 | 5 apples - 3 kids "
+    "| apples + 18 | apples x 18 | (5 + 3) * 2 | 5% - 2 | 2 * (3 | 2(18 | 10^-6 | 1e3 "
+    "| 18 cm^2 | 1 : 18 | 60% of 240 | 3 kg of 18 | divide 36 by 18 | 36 eggs by 18 "
+    "| 5 from 18 | 5 times 18 | 5 eggs plus 18 | 3 = 18 + | 18 -. | 18 eggs = | 18, "
+    "| 18: | 18 ( | 18 dollars and | 18 or | 18 eggs by | 18 to | 17 or 18 | 17 to 18 "
+    "| 17 eggs or 18 | between 17 and 18 eggs | 17 hours to 18 hours | 17 ~ 18 | 17-18 "
+    "| neither 17 nor 18 | at least 18 | He has more than 18 | 20 > 18 | almost 18 eggs"
+    " | nearly 18 | half of 18 | It can't be 18 | 18? | 18 or so | So 18. No, wait"
+)
+LAST_NUMBERS = (
+    "3 + 15 = 18 | so 20 - 2 =18 | 9*2=<<9*2=18>>18 eggs | 20 + -2 = 18 | 20 - 2 is 18 "
+    "| about 18 | approximately 18 miles | the 18th | 18.000 Euro | 18 times "
+    "| 18 km/h | 18 eggs (in all) | Step 2: 18 | Total - 18 | - 18 eggs | * 18 eggs "
+    "| It is *18* | 2 + 3\n18 | 10.5 kg or 18 | 36/2 or 18 | Those who cannot are 18 "
+    "| He never did and has 18 | 18 more than he used to | a total of 18 "
+    "| 9 more than Bob in 18 | not 17 but 18"
+)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +66,8 @@ NO_ANSWERS += ("at 7:30", "It is not 18", "2*3*4", "He buys 6 / 2")
         ("He pays 3 x 2 = 6 for the eggs, and 6 + 1 = 7", 7, "last_number"),
         ("mixed 3:2, that is 6", 6, "last_number"),
         ("Week 3:210", 210, "last_number"),
-        *((text, None, "none") for text in NO_ANSWERS),
+        *((text, 18, "last_number") for text in LAST_NUMBERS.split(" | ")),
+        *((text, None, "none") for text in (*NO_ANSWERS, *LAST_OPEN.split(" | "))),
     ],
 )
 def test_the_tier_says_where_the_number_was_found(completion, predicted, tier):
@@ -189,8 +209,6 @@ WRITTEN = [
     ("The answer is - 3.", -3),
     ("The answer is: -$3", -3),
     (r"The answer is - \boxed{18}", -18),
-    ("7 - 3", 3),
-    ("5–7", 7),
     ("- 4 eggs\n- 3 eggs", 3),
     ("The answer is 29\u00a0000.", 29000),
     ("The answer is 1'250'000.", 1250000),
@@ -225,11 +243,11 @@ OPEN = (
     "| 18 + | 18 x | 18 / | 18 = | 18, | 18: | 18^ | 18 and | 18 to | 18 hours and "
     "| 9 * 2 = 18 + | 18+. | 18 k. | 18 lakh. | 18 trillion. | 18bn. | 18 thousands. "
     "| 18-million. | 18 \u4e07. | 18\\pi. | 18 x. | 10**18. | a 18 \\cdot 2. "
-    "| \\frac{x}{18}. | \\ln(18). | greater than or equal to 18. | less than about 18. "
-    "| a maximum of 18. | one third of 18. | the square of 18. | unlikely 18. "
-    "| x - 18. | 18 (or 19). | 18 weeks (and 3 days). | 18 in base 8. | 18 (base 8). "
-    "| boys: 18, girls: 20. | 18. Actually, it is 20. | 18. Oops. It is 20. "
-    "| 18. Hmm, 20. | 18, correction: 20. | :\n18 boys\n4 girls "
+    "| almost 18. | \\frac{x}{18}. | \\ln(18). | greater than or equal to 18. "
+    "| less than about 18. | a maximum of 18. | one third of 18. | the square of 18. "
+    "| unlikely 18. | x - 18. | 18 (or 19). | 18 weeks (and 3 days). | 18 in base 8. "
+    "| 18 (base 8). | boys: 18, girls: 20. | 18. Actually, it is 20. "
+    "| 18. Oops. It is 20. | 18. Hmm, 20. | 18, correction: 20. | :\n18 boys\n4 girls "
     "| as follows:\n* Tom: 18\n* Ann: 4"
 )
 
@@ -305,7 +323,8 @@ CLOSED = (
     "| 18\n\nExample 2:\nThe answer is 4. | 18\n\nQ2: The answer is 4. "
     "| 18\n\n## Question 2\nThe answer is 4. | 18\n\nExercise 4. The answer is 4. "
     "| :\n9 + 9 = 18. | <answer>18</answer>. | \\frac{-36}{-2} = 18. | 17\\frac{1}{1}. "
-    "| 9 + \\frac91 = 18. | 18 left over | Ann has more than Bob by 18."
+    "| 9 + \\frac91 = 18. | 18 left over | *18* | about 18. "
+    "| Ann has more than Bob by 18."
 )
 
 
@@ -341,7 +360,7 @@ def test_any_text_scores_without_an_error(completion, gold):
 @given(st.text(max_size=100), st.integers(-(10**6), 10**6), st.booleans())
 def test_the_last_answer_sentence_decides(before, number, grouped):
     written = f"{number:,}" if grouped else str(number)
-    completion = f"{cut_at_next_question(before)} The answer is {written}."
+    completion = f"{cut_at_next_question(before)}. The answer is {written}."
     assert score_math(completion, str(number)).is_correct
 
 
