@@ -105,7 +105,7 @@ def test_multiarith_is_split_by_its_texts_whatever_the_order_of_the_file(made_up
         ("bbh/navigate", '(q7"), "target": "Yes"', r"\1", "item 7: key 'target'"),
         ("bbh/navigate", r', {"input": "q9".*\]', "]", "9 problems .* 250 were"),
         ("bbh/navigate", "examples", "x", ".json, item 0: key 'examples' is missing"),
-        ("bbh/navigate", '"Yes"', '"maybe"', "target: 'maybe' is no answer of task"),
+        ("bbh/navigate", '"Yes"', '"maybe"', "navigate.json, item 0: target: 'maybe'"),
         ("bbh/navigate", '"q9"', '"q8"', "bbh/navigate: a problem stands twice"),
     ],
 )

@@ -106,7 +106,7 @@ def test_accuracy_and_diversity_of_literal_votes():
 TRUE = (
     "3 + 4 = 7. | 3 + 4 * 2 = 11 | 2 x 3 × 4 = 24 | $5 * 3 = $15, so | 1,000 - 1 = 999 "
     "| 10 / 3 = 3.33 | 10 / 3 = 3.3 | 10 - 12 = -2 | 8 ÷ 2 / 2 = 2 | 20 - 5 - 5 = 10 "
-    "| Then, 3 + 4 = 7 | - 3 + 4 = 7"
+    "| Then, 3 + 4 = 7 | 3 + 4 = 7m | 3 + 4 = 7kg | - 3 + 4 = 7"
 )
 FALSE = {
     "3 + 4 = 8.": "3 + 4 = 8",
@@ -118,7 +118,8 @@ FALSE = {
 }
 NO_EQUATION = (  # begins, or goes on, in the middle of something longer; or words
     "20% * 5 + 3 = 4 | (3 + 4) * 2 = 14 | 2 * (3 + 4) = 14 | a + 3 + 4 = 12 "
-    "| 3 + 4 = 14 / 2 | 100 - 20 = 80% | 5 / 0 = 1 | 2 = 3 | no numbers = here"
+    "| 3 + 4 = 14 / 2 | 100/5 = 5A/5 | 100 - 20 = 80% | 5 / 0 = 1 | 2 = 3 "
+    "| no numbers = here"
 )
 
 

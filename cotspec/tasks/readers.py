@@ -188,10 +188,13 @@ def _asdiv_gold(published: str) -> tuple[str, str]:
 def _bbh(name: str) -> Iterator[Row]:
     """Yield the problems of one of the 27 tasks in published order."""
     stem, keys = name.removeprefix("bbh/"), ("input", "target")
-    rows = read_rows(f"bbh/tasks/{stem}.json", keys, ["test"], stem)
-    for index, row in enumerate(rows):
+    file = f"bbh/tasks/{stem}.json"
+    for index, row in enumerate(read_rows(file, keys, ["test"], stem)):
         question, target = row["input"].strip(), row["target"].strip()
-        answers.score_bbh(stem, "", target, prompt_mode="answer_only")  # checks it
+        try:
+            answers.score_bbh(stem, "", target, prompt_mode="answer_only")  # checks it
+        except ValueError as error:
+            raise ValueError(f"{file}, item {index}: {error}") from None
         yield Row("test", index, question, target)
 
 

@@ -183,10 +183,11 @@ KINDS = (
 MOST_STEPS = 6  # rarer, longer questions are counted with these
 _NUMBER = r"[$€£]?\d+(?:,\d{3})*(?:\.\d+)?"
 _SIGN = r"[-−–+*/×÷x]"
-# A result with another sign or a percent behind it is part of something longer.
+# A result with another sign, a percent or an unknown ("5A") behind it is part of
+# something longer; a letter that is a unit ("5m") is none.
 _EQUATION = re.compile(
     rf"({_NUMBER}(?:\s*{_SIGN}\s*{_NUMBER})+)\s*=\s*([-−]?{_NUMBER})"
-    rf"(?![\d%]|[.,]\d|\s*{_SIGN}\s*[$€£]?\d)"
+    rf"(?![\d%]|[.,]\d|[^\W\d_ghlms](?![^\W\d_])|\s*{_SIGN}\s*[$€£]?\d)"
 )
 _SIGNS = re.compile("[-+*/]").findall
 _TERM = re.compile(rf"({_SIGN}?)\s*({_NUMBER})")
