@@ -213,7 +213,7 @@ _NOT_WHOLE += (SafetensorError, pickle.UnpicklingError)
 
 def _reach(auto, field: str, source: str, revision: str | None = None, **options):
     """Load with an Auto class, whole; say in one sentence why not, and a remedy."""
-    is_model = auto not in (AutoConfig, AutoTokenizer)
+    is_model = auto not in (AutoConfig, AutoTokenizer, T5Tokenizer)
     options |= {"output_loading_info": True} if is_model else {}
     try:
         found = auto.from_pretrained(source, revision=revision, **options)
@@ -232,9 +232,8 @@ def _reach(auto, field: str, source: str, revision: str | None = None, **options
 
 def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load any Hugging Face tokenizer; a folder with a lone spiece.model is T5's."""
-    if (Path(source) / "spiece.model").exists():
-        return T5Tokenizer.from_pretrained(source)
-    return _reach(AutoTokenizer, "student.tokenizer", source, revision)
+    auto = T5Tokenizer if (Path(source) / "spiece.model").exists() else AutoTokenizer
+    return _reach(auto, "student.tokenizer", source, revision)
 
 
 def load_student_tokenizer(config: StudentConfig) -> PreTrainedTokenizerBase:

@@ -81,10 +81,8 @@ def test_a_name_that_cannot_be_loaded_says_what_to_set(
         ("weight", "1 weights are missing"),  # transformers would make it up
         ("shape", "student.model: cannot load"),
         ("torn", "student.model: cannot load"),
-        (
-            "torn bin",
-            "student.model: cannot load",
-        ),  # as google/t5-v1_1-* publishes them
+        ("torn bin", "student.model: cannot load"),  # as google/t5-v1_1-* has them
+        ("spiece", "student.tokenizer: cannot load"),
         ("empty bin", "student.model: cannot load"),
         ("tokenizer", "do not belong together"),
     ],
@@ -99,6 +97,8 @@ def test_a_student_that_is_not_whole_is_refused(tmp_path, damage, message):
     shipped.model.save_pretrained(tmp_path, state_dict=kept)
     if damage == "torn":
         (tmp_path / "model.safetensors").write_bytes(b"version https://git-lfs")
+    if damage == "spiece":
+        (tmp_path / "spiece.model").write_bytes(b"version https://git-lfs")
     if damage.endswith("bin"):
         (tmp_path / "model.safetensors").unlink()
         content = b"version https://git-lfs" if damage == "torn bin" else b""
