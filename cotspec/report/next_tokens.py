@@ -6,11 +6,12 @@ of the teacher's candidates, side by side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from cotspec import batching, models
 from cotspec.experiments import Grid
@@ -61,13 +62,11 @@ def next_token_probs(
         places = (batch["teacher_probs"] > 0).sum(-1) > 1
         p, order = batch["teacher_probs"][places].double().sort(descending=True)
         ids = batch["teacher_ids"][places].gather(-1, order)
-        asked = {n: batch[n] for n in ("input_ids", "attention_mask", "labels")}
         known = {"the teacher": p}
         for name, one in zip(names, cells, strict=True):
             if one.seed == cell.seed:
-                with torch.inference_mode():
-                    logits = grid.trained(one).model(**asked).logits[places].double()
-                known[name] = logits.softmax(-1).gather(-1, ids) * (p > 0)
+                q = next_probs(grid.trained(one), batch, places)
+                known[name] = q.gather(-1, ids) * (p > 0)
         named = torch.stack([known[name] for name in columns], -1)
         rest = (1 - named.sum(1, keepdim=True)).clamp_min(1e-9)
         labels = [
@@ -80,6 +79,20 @@ def next_token_probs(
         table = pd.DataFrame(probs, index, columns)
         tables.append(table[table["the teacher"] > 0])
     return pd.concat(tables[1:] or tables)
+
+
+@torch.inference_mode()
+def next_probs(
+    student: models.Student, batch: Mapping[str, Tensor], places: Tensor
+) -> Tensor:
+    """Return a student's probability of every next token at N places, (N, V).
+
+    `places` (B, T) marks them; before each the student reads the true tokens.
+    """
+    model = student.model.to(models.device())
+    names = ("input_ids", "attention_mask", "labels")
+    asked = {name: batch[name].to(model.device) for name in names}
+    return model(**asked).logits.cpu()[places].double().softmax(-1)
 
 
 def _unreached(
