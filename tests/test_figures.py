@@ -155,7 +155,7 @@ CHARTS = {
     "pipeline": (figures.pipeline_map, STEPS, {}),
     "losses": (figures.loss_curves, METRICS, {}),
     "lengths": (figures.length_histogram, LENGTHS, {"limit": 30}),
-    "accuracy": (figures.accuracy_bars, RESULTS, {"groups": GROUPS}),
+    "accuracy": (figures.before_and_after, RESULTS, {"groups": GROUPS}),
     "effects": (figures.claim_effects, CONDITIONS, {}),
     "curves": (figures.curve_panels, PANELS, {"chance": 0.2}),
     "paths": (figures.ability_paths, PATHS, {"across": "raw", "up": "after"}),
@@ -360,52 +360,48 @@ def test_long_demonstrations_are_cut_and_the_cut_is_counted():
     assert any("more lines" in text for text in shown)
 
 
-def test_bars_stand_at_the_accuracy_and_errors_at_the_interval():
-    axes = figures.accuracy_bars(RESULTS, GROUPS).axes[0]
-    assert [round(bar.get_height(), 3) for bar in axes.patches] == [0.1, 0.3]
-    low, high = axes.collections[-1].get_segments()[0][:, 1]
-    assert (round(low, 3), round(high, 3)) == (0.25, 0.35)
-
-
-def test_guessing_is_a_line_over_the_tasks_that_have_it():
-    chance = RESULTS["task"].map({"bbh/navigate": 0.5})
-    chart = figures.accuracy_bars(RESULTS.assign(chance=chance), GROUPS)
-    math, generic = (axes.collections[-1].get_segments() for axes in chart.axes)
-    assert [part.tolist() for part in generic] == [[[-0.46, 0.5], [0.46, 0.5]]]
-    assert not math[0].size
-    assert "guessing" in [text.get_text() for text in chart.legends[0].get_texts()]
-
-
-def with_generic_tasks(count):
-    tasks = profiles.BBH_TASKS[:count]
-    generic = RESULTS[RESULTS["task"] == "bbh/navigate"]
-    rows = [RESULTS[RESULTS["task"] == "gsm8k"]]
-    rows += [generic.assign(task=task) for task in tasks]
-    groups = {"in-distribution": ["gsm8k"], "generic": tasks}
-    return figures.accuracy_bars(pd.concat(rows), groups)
+def drawn_changes(results):
+    chart = figures.before_and_after(results, GROUPS)
+    return [
+        [line for line in axes.lines if len(line.get_xdata()) == 2]
+        for axes in chart.axes
+    ]
 
 
 @pytest.mark.parametrize(
-    ("count", "per_row"),
-    [(9, [9]), (10, [5, 5]), (11, [6, 5]), (27, [9, 9, 9])],
+    ("after", "way"), [(0.3, "rose"), (0.12, "either"), (0.01, "fell")]
 )
-def test_a_long_group_wraps_into_rows_of_equal_length(count, per_row):
-    chart = with_generic_tasks(count)
-    assert [len(axes.get_xticks()) for axes in chart.axes] == [1, *per_row]
+def test_a_line_joins_before_and_after_and_says_whether_intervals_are_apart(after, way):
+    changed = RESULTS["accuracy"].where(RESULTS["step"] == 0, after)
+    ends = {"ci_low": changed - 0.04, "ci_high": changed + 0.04}
+    _, answers, *_ = drawn_changes(RESULTS.assign(accuracy=changed, **ends))
+    joined, before, at_end = (
+        [round(x, 2) for x in line.get_xdata()] for line in answers
+    )
+    assert joined == [0.1, after]
+    assert before == [0.06, 0.14]
+    assert at_end == [round(after - 0.04, 2), round(after + 0.04, 2)]
+    assert answers[0].get_color() == style.CHANGE_STYLES[way].colour
 
 
-@pytest.mark.parametrize("count", [3, 10, 11, 27])
-def test_bars_are_equally_wide_in_all_rows(count):
-    chart = with_generic_tasks(count)
-    chart.draw_without_rendering()
-    groups = [axes.transData.transform([(0, 0), (1, 0)]) for axes in chart.axes]
-    widths = [right - left for (left, _), (right, _) in groups]
-    assert max(widths) < 1.05 * min(widths)
+def test_reasoning_is_left_and_bare_answers_right():
+    reasoned = RESULTS.assign(prompt_mode="in_context_chain_of_thought")
+    for results, is_left in ((RESULTS, False), (reasoned, True)):
+        drawn = [bool(lines) for lines in drawn_changes(results)]
+        assert drawn == [is_left, not is_left] * 2
+
+
+def test_guessing_is_a_line_in_the_rows_that_have_it():
+    chance = RESULTS["task"].map({"bbh/navigate": 0.5})
+    chart = figures.before_and_after(RESULTS.assign(chance=chance), GROUPS)
+    *_, generic = (axes.collections for axes in chart.axes)
+    assert generic[0].get_segments()[0][:, 0].tolist() == [0.5, 0.5]
+    assert "chance" in [text.get_text() for text in chart.legends[0].get_texts()]
 
 
 def test_groups_without_any_result_are_an_error_naming_them():
     with pytest.raises(ValueError, match="groups: no task of .*nowhere"):
-        figures.accuracy_bars(RESULTS, {"g": ["nowhere"]})
+        figures.before_and_after(RESULTS, {"g": ["nowhere"]})
 
 
 def test_a_saved_figure_is_four_files_with_the_same_bytes_every_time(tmp_path):

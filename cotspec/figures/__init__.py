@@ -16,7 +16,7 @@ from cotspec.figures.pipeline import (
 )
 from cotspec.figures.results import (
     ability_paths,
-    accuracy_bars,
+    before_and_after,
     claim_effects,
     curve_panels,
     pass_at_k,

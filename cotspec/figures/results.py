@@ -1,4 +1,4 @@
-"""Charts of results: bars, pass at k, curves over training or size, and the ledger.
+"""Charts of results: changes, pass at k, curves over training or size, and the ledger.
 
 Enters: tidy frames of `evaluation` and `report.curves`, and the ledger's conditions.
 Leaves: charts; accuracies are fractions in the frames and percent on the axes.
@@ -7,7 +7,6 @@ Leaves: charts; accuracies are fractions in the frames and percent on the axes.
 from __future__ import annotations
 
 import itertools
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 
@@ -15,123 +14,93 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from cotspec.figures import style
 from cotspec.figures.style import Chart, Style
 
-TASKS_PER_ROW = 9
-PANEL_MARGIN = 0.2  # around a panel's groups of bars, in groups
-BEFORE_HATCH = "/////"
-
 
 @style.draws("task prompt_mode step accuracy ci_low ci_high")
-def accuracy_bars(results: pd.DataFrame, groups: Mapping[str, Sequence[str]]) -> Chart:
-    """Draw accuracy before and after specialization, per task and prompt mode.
+def before_and_after(
+    results: pd.DataFrame, groups: Mapping[str, Sequence[str]]
+) -> Chart:
+    """Draw each task before and after specialization, joined by a line.
 
     Parameters
     ----------
     results : DataFrame
         Tidy results of one student and seed: ``task, prompt_mode, step, accuracy,
-        ci_low, ci_high``; the smallest step is "before", the largest "after". With a
-        column ``chance`` it is drawn as a dotted line over the task's bars.
+        ci_low, ci_high``, one way of asking with and one without chain of thought; the
+        smallest step is "before", the largest "after". With a column ``chance`` it is
+        drawn as a dotted line across the task's row.
     groups : mapping
-        Group title to its tasks, e.g. ``{"in-distribution": ["gsm8k"]}``; long groups
-        wrap into rows of equal length. Bars are equally wide in all rows.
+        Group title to its tasks, e.g. ``{"in-distribution": ["gsm8k"]}``.
 
     Raises
     ------
     ValueError
         No task of the groups has a result.
     """
-    rows = _rows_of_panels(set(results["task"]), groups)
-    figsize = (style.FULL_WIDTH, 1.85 * len(rows) + 0.4)
-    chart = Chart(figsize=figsize, layout="constrained")
-    top = min(1.0, max(0.05, float(results["ci_high"].max())) * 1.08)
-    widths = [[len(tasks) + PANEL_MARGIN for tasks in row.values()] for row in rows]
-    widest = max(map(sum, widths))
-    subfigures = np.atleast_1d(chart.subfigures(len(rows)))
-    for figure, row, ratios in zip(subfigures, rows, widths, strict=True):
-        ratios.append(widest - sum(ratios) + 1e-3)  # left empty; no ratio may be 0
-        grid = figure.add_gridspec(1, len(ratios), width_ratios=ratios)
-        for index, (title, tasks) in enumerate(row.items()):
-            axes = figure.add_subplot(grid[index])
-            _draw_bars(axes, results[results["task"].isin(tasks)], tasks)
-            axes.set(title=title, ylim=(0, top))
-            axes.yaxis.set_major_formatter("{x:.0%}")
-            axes.yaxis.set_major_locator(MaxNLocator(4))
-            axes.tick_params(labelleft=index == 0)
-            axes.set_ylabel("" if index else "accuracy")
-    _explain_bars(chart, set(results["prompt_mode"]), has_chance="chance" in results)
-    return chart
-
-
-def _rows_of_panels(present: set[str], groups: Mapping) -> list[dict[str, list]]:
-    """Split long groups evenly into panels (title: tasks); put panels into rows."""
-    rows: list[dict[str, list]] = [{}]
-    for title, tasks in groups.items():
-        tasks = [task for task in tasks if task in present]
-        num_panels = math.ceil(len(tasks) / TASKS_PER_ROW)
-        for number in range(num_panels):
-            part = np.array_split(tasks, num_panels)[number].tolist()
-            taken = sum(map(len, rows[-1].values()))
-            if taken and taken + len(part) > TASKS_PER_ROW // 2 + 1:
-                rows.append({})
-            rows[-1][title + (" (continued)" if number else "")] = part
-    if not rows[0]:
+    present = set(results["task"])
+    rows = {name: [t for t in tasks if t in present] for name, tasks in groups.items()}
+    rows = {name: tasks for name, tasks in rows.items() if tasks}
+    if not rows:
         raise ValueError(
             f"groups: no task of {dict(groups)} is in the results {sorted(present)}"
         )
-    return rows
+    heights = [len(tasks) + 0.4 for tasks in rows.values()]
+    is_reasoned = results["prompt_mode"].str.endswith("chain_of_thought")
+    shape = {"nrows": len(rows), "ncols": 2, "height_ratios": heights}
+    shape |= {"sharex": True, "sharey": "row", "squeeze": False}
+    chart, panels = style.new_chart(
+        0.21 * sum(heights) + 0.3 * len(rows) + 0.6, **shape
+    )
+    for line, (name, tasks) in zip(panels, rows.items(), strict=True):
+        labels = [task.rpartition("/")[2].replace("_", " ") for task in tasks]
+        line[0].set_yticks(range(len(tasks)), labels, fontsize=7)
+        line[0].set_ylim(len(tasks) - 0.3, -0.7)
+        for axes, chosen in zip(line, (is_reasoned, ~is_reasoned), strict=True):
+            _draw_changes(axes, results[chosen], tasks)
+        line[0].set_title(f"{name}, chain of thought")
+        line[1].set_title("answer only")
+    panels[0, 0].set_xlim(-0.02, min(1.02, results["ci_high"].max() + 0.05))
+    panels[0, 0].xaxis.set_major_formatter("{x:.0%}")
+    for axes in panels[-1]:
+        axes.set_xlabel("accuracy")
+    handles = [
+        Line2D([], [], ls=look.line, label=look.label, **_marked(look))
+        for name, look in style.CHANGE_STYLES.items()
+        if name != "chance" or "chance" in results
+    ]
+    chart.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    return chart
 
 
-def _draw_bars(axes: Axes, results: pd.DataFrame, tasks: list[str]) -> None:
-    modes = [m for m in style.PROMPT_STYLES if m in set(results["prompt_mode"])]
-    before, after = results["step"].min(), results["step"].max()
-    bar = 0.84 / (2 * len(modes))
-    for index, mode in enumerate(modes):
-        for side, step in enumerate(dict.fromkeys((before, after))):
-            chosen = (results["prompt_mode"] == mode) & (results["step"] == step)
-            picked = results[chosen].set_index("task").reindex(tasks)
-            x = np.arange(len(tasks)) - 0.42 + bar * (2 * index + side + 0.5)
-            _draw_series(axes, x, picked, bar, style.PROMPT_STYLES[mode], side)
-    names = [task.rpartition("/")[2].replace("_", " ") for task in tasks]
-    labels = [textwrap.fill(name, 13, break_long_words=False) for name in names]
-    axes.set_xticks(range(len(tasks)), labels, fontsize=6.5)
-    if "chance" in results:
-        guessed = results.groupby("task")["chance"].first().reindex(tasks)
-        x = np.arange(len(tasks))
-        axes.hlines(guessed, x - 0.46, x + 0.46, style.BLACK, ":", lw=1, zorder=3)
-    margin = (1 + PANEL_MARGIN) / 2
-    axes.set_xlim(-margin, len(tasks) - 1 + margin)
+def _marked(look: Style) -> dict[str, str]:
+    """Before is hollow."""
+    face = {"mfc": "white"} if look is style.CHANGE_STYLES["before"] else {}
+    return {"c": look.colour, "marker": look.marker} | face
 
 
-def _draw_series(
-    axes: Axes, x: np.ndarray, picked: pd.DataFrame, bar: float, look: Style, side: int
-) -> None:
-    """Before (side 0): white with a coloured hatch. After (1): the full colour."""
-    fill = {"fc": look.colour} if side else {"fc": "white", "hatch": BEFORE_HATCH}
-    height = picked["accuracy"].fillna(0)
-    axes.bar(x, height, bar * 0.88, ec=look.colour, lw=0.8, **fill)
-    marker = {"fmt": look.marker, "mfc": look.colour, "mec": "white", "mew": 0.4}
-    line = {"ecolor": style.BLACK if side else style.GREY, "elinewidth": 0.9}
-    error = style.distances(picked, "accuracy")
-    axes.errorbar(x, picked["accuracy"], error, ms=4, clip_on=False, **marker, **line)
-
-
-def _explain_bars(chart: Chart, modes: set[str], *, has_chance: bool) -> None:
-    handles = {}
-    for look in [look for mode, look in style.PROMPT_STYLES.items() if mode in modes]:
-        marker = {"marker": look.marker, "mfc": look.colour, "mec": "white"}
-        marker = Line2D([], [], mew=0.6, ms=5, ls="none", **marker)
-        handles[look.label] = Patch(fc=look.colour), marker
-    handles["before"] = Patch(fc="white", ec=style.BLACK, hatch=BEFORE_HATCH)
-    handles["after (interval: 95%)"] = Patch(fc="#444444", ec=style.BLACK)
-    if has_chance:
-        handles["guessing"] = Line2D([], [], color=style.BLACK, ls=":", lw=1)
-    place = {"loc": "outside upper center", "ncols": math.ceil(len(handles) / 2)}
-    chart.legend(handles.values(), handles.keys(), **place)
+def _draw_changes(axes: Axes, results: pd.DataFrame, tasks: list[str]) -> None:
+    looks = style.CHANGE_STYLES
+    for y, task in enumerate(tasks):
+        both = results[results["task"] == task].sort_values("step")
+        if both.empty:
+            continue
+        ends = both[["accuracy", "ci_low", "ci_high"]].to_numpy(dtype=float)[[0, -1]]
+        (before, low, high), (after, new_low, new_high) = ends
+        way = "rose" if new_low > high else "fell" if new_high < low else "either"
+        axes.plot([before, after], [y, y], c=looks[way].colour, lw=1.6, zorder=2)
+        for at, (x, *ci), name in (
+            (y - 0.16, ends[0], "before"),
+            (y + 0.16, ends[1], way),
+        ):
+            axes.plot(ci, [at, at], c=looks[name].colour, lw=0.8, alpha=0.6, zorder=1)
+            axes.plot(x, y, **_marked(looks[name]), clip_on=False, zorder=3)
+        if "chance" in both:
+            place = {"ymin": y - 0.42, "ymax": y + 0.42, "color": style.BLACK}
+            axes.vlines(both["chance"].iloc[0], **place, lw=1, ls=":", zorder=2)
 
 
 @style.draws("series k accuracy ci_low ci_high")

@@ -53,11 +53,6 @@ FORMAT_STYLES = {
     "zero_shot_chain_of_thought": Style("zero-shot CoT", VERMILLION, "^", "-."),
     "zero_shot_answer_only": Style("zero-shot answer-only", ORANGE, "D", ":"),
 }
-# Generic tasks are asked with their three demonstrations: the in-context styles.
-PROMPT_STYLES = FORMAT_STYLES | {
-    "chain_of_thought": FORMAT_STYLES["in_context_chain_of_thought"],
-    "answer_only": FORMAT_STYLES["in_context_answer_only"],
-}
 # By the options of `losses.distribution_matching`.
 OBJECTIVE_STYLES = {
     "sample_matching": Style("sample matching", ORANGE, "s", "--"),
@@ -112,6 +107,14 @@ CURVE_STYLES = {
     "measured": Style("", BLACK, "o", "none"),
     "straight": Style("", BLUE, "", "--"),
     "with a bend": Style("", VERMILLION),
+}
+# What became of an accuracy; of after, whether both intervals lie apart.
+CHANGE_STYLES = {
+    "before": Style("before", GREY, "o", "none"),
+    "rose": Style("after, higher", BLUE, ">"),
+    "fell": Style("after, lower", VERMILLION, "<"),
+    "either": Style("after, intervals overlap", BLACK, "D"),
+    "chance": Style("chance", BLACK, "", ":"),
 }
 # For series without a fixed look of their own (tasks, samplers), in order.
 SERIES_STYLES = (

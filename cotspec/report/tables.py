@@ -62,7 +62,7 @@ def _of_table(published: pd.DataFrame, number: int) -> pd.DataFrame:
 
 
 def task_groups(data: DataConfig) -> dict[str, list[str]]:
-    """Return the tasks by what they test; also the panels of `accuracy_bars`."""
+    """Return the tasks by what they test; also the panels of `before_and_after`."""
     return {
         "in-distribution": [data.train_task],
         "out of distribution": list(data.out_of_distribution_tasks),
