@@ -100,7 +100,7 @@ CURVE_STYLES = {
     "distribution matching": Style("", BLUE),
     "sample matching": Style("", ORANGE, "", "--"),
     "teacher": Style("", BLACK, "*", "none"),
-    "instruction-tuned": Style("", GREEN, "o"),
+    "instruction-tuned": Style("", GREEN, "D", "-."),
     "raw": Style("", PURPLE, "s", "--"),
     "before": Style("", GREY, "v", ":"),
     "after": Style("", BLUE, "o"),

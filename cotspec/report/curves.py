@@ -81,7 +81,7 @@ def size_curves(
         Of notebook 10.
     data : DataConfig
     teacher : (parameters, accuracy), optional
-        Drawn with the students as they start; the paper's panel A has GPT variants.
+        Drawn in A, where the paper has GPT variants, and in C to compare with.
     """
     rows = []
     math = pick(predictions, [data.train_task], MATH_MODE)
@@ -99,8 +99,9 @@ def size_curves(
     table = pd.DataFrame(rows, columns=COLUMNS)
     if teacher:
         parameters, accuracy = teacher
-        row = ("A: as they start", "teacher", parameters, *[accuracy] * 3, 0, 1)
-        table.loc[len(table)] = row  # keeps sizes whole numbers
+        for panel in ("A: as they start", "C: instruction-tuned"):
+            row = (panel, "teacher", parameters, *[accuracy] * 3, 0, 1)
+            table.loc[len(table)] = row  # keeps sizes whole numbers
     return table
 
 
