@@ -60,7 +60,6 @@ Several = Annotated[int, Field(ge=2, le=_MOST)]
 Share = Annotated[float, Field(ge=0, le=1)]
 # "auto": bfloat16 where the machine multiplies in it, see `models.in_precision`.
 Precision = Literal["auto", "bfloat16", "float32"]
-Temperature = Annotated[float, Field(ge=0, le=10)]  # 0: greedy
 _CHECKED = {"frozen": True, "config": ConfigDict(allow_inf_nan=False, extra="forbid")}
 
 
@@ -78,6 +77,13 @@ def _once(values: tuple) -> tuple:
     return values
 
 
+def _no_overflow(temperature: float) -> float:
+    """Refuse what logits cannot be divided by; 0 divides nothing."""
+    if 0 < temperature < 1e-3:
+        raise ValueError("Allowed: 0 (greedy), or 0.001 to 10")
+    return temperature
+
+
 def _not_greedy(temperature: float, info: ValidationInfo) -> float:
     """Refuse several samples without a temperature: all were the same."""
     count = info.data.get("num_samples", 1)
@@ -85,6 +91,9 @@ def _not_greedy(temperature: float, info: ValidationInfo) -> float:
         said = f"with evaluation.num_samples {count}. Allowed: above 0, or one sample"
         raise ValueError(said)
     return temperature
+
+
+Temperature = Annotated[float, Field(ge=0, le=10), AfterValidator(_no_overflow)]
 
 
 def _plain_url(url: str) -> str:

@@ -67,7 +67,10 @@ class Request:
         """The notebook's own parameters, overridden by the command line."""
         own, folder = notebook.parameters, notebook.path.parent
         cell = own["OVERRIDES"] or {}
-        profiles.resolve(self.profile, cell)  # refuses what is no dict
+        try:
+            profiles.resolve(self.profile, cell)  # refuses what is no dict
+        except ValueError as error:  # one of twelve notebooks
+            raise ValueError(f"{notebook.name}: {error}") from None
         seed = own["SEED"] if self.seed is None else self.seed
         given = f"{notebook.name}: SEED" if self.seed is None else "--seed"
         stages.check_seed(given, seed)
@@ -409,11 +412,29 @@ def _check_model(field: str, name: str, is_online: Callable[[], bool]) -> None:
     elif Path(name).exists():
         if not (Path(name) / "config.json").exists():
             raise ValueError(f"{field}: no config.json in {name}")
-    elif not is_online():
+    elif why := _not_on_hub(name, is_online):
         raise ValueError(
-            f"{field}: {name!r} is no local folder and the Hugging Face hub cannot be "
-            f"reached; download it and use --set {field}=/path/to/model"
+            f"{field}: {name!r} is no local folder and {why}; download it and use "
+            f"--set {field}=/path/to/model"
         )
+
+
+def _not_on_hub(name: str, is_online: Callable[[], bool]) -> str:
+    """Say why a model is not to be had; nothing if it is on the hub or in its cache."""
+    import httpx
+    import huggingface_hub
+
+    try:
+        cached = huggingface_hub.try_to_load_from_cache(name, "config.json")
+        if isinstance(cached, str):  # or a sign that there is none
+            return ""
+        if not is_online():
+            return "the Hugging Face hub cannot be reached"
+        if huggingface_hub.file_exists(name, "config.json"):
+            return ""
+    except (ValueError, OSError, httpx.HTTPError) as error:  # no name, or no access
+        return f"the Hugging Face hub does not give it ({str(error).splitlines()[0]})"
+    return "there is no such model on the Hugging Face hub"
 
 
 def _teacher(used: Mapping[str, set]) -> Iterator[str]:
@@ -439,6 +460,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="run_all.sh",
         description="Run the notebook series with papermill.",
+        epilog="As the first word instead: --test [arguments of pytest] runs the "
+        "tests, --lab opens JupyterLab on the series.",
         allow_abbrev=False,
     )
 
@@ -509,6 +532,8 @@ def _main(arguments: argparse.Namespace, given: list[str]) -> int:
             f"--publish: profile {arguments.profile!r}. Allowed: "
             f"{', '.join(COMMITTED)}, whose results are committed"
         )
+    if arguments.publish and (arguments.set or arguments.seed is not None):
+        raise ValueError("--publish: with --set or --seed. Allowed: neither")
     request = _request(arguments, here)
     resolved = {nb.name: request.resolved(nb) for nb in request.series}
     for name, reasons in stale_inputs(request).items():
@@ -568,10 +593,11 @@ def publish(series: list[stages.Notebook], profile: str) -> None:
     """Copy the results to their folder, if they are the profile's own and whole."""
     request = Request(series, profile, None, {}, frozenset(nb.name for nb in series))
     plans = plan_series(request)
-    if stale := [name for name, reasons in plans.items() if reasons]:
+    own = {nb.name for nb in series if request.parameters(nb)["OVERRIDES"]}
+    if odd := [name for name, reasons in plans.items() if reasons or name in own]:
         raise ValueError(
-            f"--publish: {', '.join(stale)} are not fresh under the profile's own "
-            "settings. Run all stages first, without --set and --seed"
+            f"--publish: {', '.join(odd)} are not fresh under the profile's own "
+            "settings. Run all stages first, without --set, --seed and OVERRIDES"
         )
     target = artifacts.repository_root() / COMMITTED[profile]
     _say(f"published {pages.publish(request.run, target)} files to {target}")

@@ -174,12 +174,20 @@ def producers(series: list[Notebook]) -> dict[str, str]:
 def _parse(where: str, source: str) -> list[ast.stmt]:
     # Jupyter's own lines become texts, so that they count when they change.
     magic = re.sub(r"(?m)^([ \t]*)([%!].*)", lambda m: m[1] + repr(m[2]), source)
-    for text in (source, magic):  # in plain Python, a line may begin with modulo
+    # In plain Python, a line may begin with modulo. What is neither (`name?`, `%%bash`)
+    # becomes what IPython makes of it.
+    for write in (lambda: source, lambda: magic, lambda: _as_ipython(source)):
         try:
-            return ast.parse(text).body
+            return ast.parse(write()).body
         except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
             reason = error
     raise ValueError(f"{where} does not parse: {reason}") from reason
+
+
+def _as_ipython(source: str) -> str:
+    from IPython.core.inputtransformer2 import TransformerManager  # takes a second
+
+    return TransformerManager().transform_cell(source)
 
 
 def _literals(where: str, source: str) -> dict[str, object]:

@@ -60,6 +60,35 @@ def test_every_student_is_looked_at_not_only_the_profiles_own(tmp_path):
     run.preflight(stages_of("flan-t5-base", "03,04", local))
 
 
+@pytest.mark.parametrize(
+    ("name", "on_hub", "words"),
+    [
+        ("google/flan-t5-bas", False, "there is no such model on the Hugging Face"),
+        ("google/flan-t5-base", True, ""),
+        ("/no/where/model", True, "hub does not give it (Repo id must be"),
+        ("a/gated", OSError("403 Client Error\nmore"), "give it (403 Client Error)"),
+    ],
+)
+def test_a_students_name_is_looked_up_on_the_hub(monkeypatch, name, on_hub, words):
+    def file_exists(repository, file):
+        if isinstance(on_hub, OSError):
+            raise on_hub
+        return on_hub
+
+    monkeypatch.setattr("huggingface_hub.file_exists", file_exists)
+    said = run._not_on_hub(name, lambda: True)
+    assert words in said and bool(words) == bool(said)
+
+
+def test_a_model_in_the_hubs_cache_needs_no_hub(monkeypatch):
+    cached = {"a/model": "/cache/config.json", "a/other": object()}  # known to lack it
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache", lambda name, file: cached[name]
+    )
+    assert not run._not_on_hub("a/model", lambda: False)
+    assert "cannot be reached" in run._not_on_hub("a/other", lambda: False)
+
+
 def test_a_path_that_leads_nowhere_is_refused_before_any_work():
     no_model = problem("smoke", "", {"student.model": "/"})
     assert "student.model: no config.json in /" in no_model
@@ -90,6 +119,7 @@ def test_checkpoints_that_cannot_fit_are_refused_and_begun_ones_count(
     monkeypatch, tmp_path
 ):
     monkeypatch.setattr("cotspec.tasks.sources.is_reachable", lambda: True)
+    monkeypatch.setattr("huggingface_hub.file_exists", lambda *_: True)
     monkeypatch.setenv("OPENAI_API_KEY", "x")
     give(monkeypatch, 500 * GIB)
     assert "disk: 500.0 GiB" in problem("flan-t5-xl")

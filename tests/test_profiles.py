@@ -111,6 +111,7 @@ def test_an_override_leaves_the_named_profile_alone():
         ("filtering.duplicate_similarity", 0, ["0", "greater than 0"]),
         ("teacher.temperature", -3, ["-3", "equal to 0"]),
         ("teacher.temperature", "nan", ["nan", "finite"]),
+        ("teacher.temperature", "1e-320", ["1e-320", "0 (greedy), or 0.001 to 10"]),
         ("teacher.study_temperatures", (0.5, 11), ["11", "equal to 10"]),
         ("teacher.base_urls", "localhost:8000", ["http(s)://host/v1"]),
         ("evaluation.confidence", 1, ["1", "less than 1"]),

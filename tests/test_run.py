@@ -197,8 +197,8 @@ def test_a_wrong_command_line_is_one_sentence(series, capsys, arguments, words):
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("OVERRIDES = {}", "OVERRIDES = [1]", "OVERRIDES: [1]. Allowed: a dict"),
-        ("OVERRIDES = {}", "OVERRIDES = {1: 2}", "profile field 1: unknown section"),
+        ("OVERRIDES = {}", "OVERRIDES = [1]", "01_double: OVERRIDES: [1]. Allowed"),
+        ("OVERRIDES = {}", "OVERRIDES = {1: 2}", "01_double: profile field 1: unknown"),
         ("SEED = 0", "SEED = -1", "01_double: SEED: -1. Allowed"),
         ("SEED = 0", "SEED = True", "01_double: SEED: True. Allowed"),
     ],
@@ -237,6 +237,7 @@ def test_publish_needs_the_default_profile_whole_and_deletes_only_its_own(
     before = artifacts.checksum(series / "figures")
     said = refused(capsys, "--only", "00", "--publish")
     assert "01_double, 02_report are not fresh" in said
+    assert "Allowed: neither" in refused(capsys, "--publish", "--seed", "0")
     assert artifacts.checksum(series / "figures") == before
     ran(capsys, "--publish")
     found = {path.name for path in (series / "figures").iterdir()}
@@ -246,7 +247,13 @@ def test_publish_needs_the_default_profile_whole_and_deletes_only_its_own(
     report = series / "runs/smoke/report/REPORT.md"
     assert (series / "figures/REPORT.md").read_bytes() == report.read_bytes()
     report.write_text("changed by hand")
-    with pytest.raises(ValueError, match="02_report are not fresh"):
+    with pytest.raises(ValueError, match=": 02_report are not fresh"):
+        run.publish(stages.load_series(series), "smoke")
+    report.write_bytes((series / "figures/REPORT.md").read_bytes())
+    path = series / "notebooks/01_double.ipynb"
+    own = '{\\"training.max_steps\\": 36}'  # the same, but not the profile's own
+    path.write_text(path.read_text().replace("OVERRIDES = {}", f"OVERRIDES = {own}"))
+    with pytest.raises(ValueError, match=": 01_double are not fresh"):
         run.publish(stages.load_series(series), "smoke")
 
 

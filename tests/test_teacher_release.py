@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_teacher_store import problems
 
-from cotspec import teacher
+from cotspec import artifacts, teacher
 from cotspec.profiles import TeacherConfig
 from cotspec.teacher import release
 from cotspec.teacher.release import import_release, load_restricted, read_solution
@@ -204,9 +204,15 @@ def test_a_question_listed_twice_shifts_nothing_and_duplicates_are_counted(tmp_p
     assert repairs["text differs from codex_predictions"] == 0
 
 
-def test_the_release_is_a_backend_and_what_was_repaired_is_said(tmp_path, caplog):
-    write_release(tmp_path, ["Question 0: a?\n", "Question 1: b?\n"])
-    config = TeacherConfig(backend="release", path=str(tmp_path))
+def test_the_release_is_a_backend_and_what_was_repaired_is_said(
+    tmp_path, caplog, monkeypatch
+):
+    folder = tmp_path / "release"
+    folder.mkdir()
+    monkeypatch.setattr(release.constants, "HF_HOME", str(tmp_path))
+    write_release(folder, ["Question 0: a?\n", "Question 1: b?\n"])
+    before = artifacts.checksum(folder)
+    config = TeacherConfig(backend="release", path=str(folder))
     for _ in range(2):  # imported, then found
         with caplog.at_level(logging.INFO):
             backend = teacher.load_backend(config)
@@ -214,6 +220,10 @@ def test_the_release_is_a_backend_and_what_was_repaired_is_said(tmp_path, caplog
         options = {"num_samples": 1, "temperature": 0.5, "seed": 0}
         [row] = teacher.sample(problems(["b?"]), backend, **options)
         assert (row["completion"], row["problem_id"]) == ("2.", "p/0")
+    assert artifacts.checksum(folder) == before  # else the next run found it changed
+    write_release(folder, ["Question 0: a?\n", "Question 1: c?\n"])
+    backend = teacher.load_backend(config)
+    assert len(teacher.sample(problems(["c?"]), backend, **options)) == 1
 
 
 def test_real_codex_solutions_join_to_their_text(data_dir):

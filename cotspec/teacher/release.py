@@ -27,6 +27,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from datasets import Dataset
 from datasets.exceptions import DatasetsError
+from huggingface_hub import constants
 from tqdm import tqdm
 
 from cotspec import artifacts
@@ -48,7 +49,6 @@ from cotspec.teacher.traces import (
 
 logger = logging.getLogger(__name__)
 
-RELEASE_FILE = "codex_traces.parquet"  # what the authors' folder is turned into
 HALF_UNIT = 5e-5  # a sampled token rounded to probability 0 had less than this
 _NUMBERED = re.compile(r"\A(?:Question|Model output) \d+:\s*")
 
@@ -247,7 +247,10 @@ def load(config: TeacherConfig) -> RecordedBackend:
         )
     path = Path(config.path)
     if config.backend == "release":
-        path = path / RELEASE_FILE
+        # Not into the authors' folder: it may be read-only, and what lies there counts
+        # as the teacher.
+        name = f"codex_traces-{artifacts.identity(path)}.parquet"
+        path = Path(constants.HF_HOME) / "cotspec" / name
         if not path.exists():
             repairs = dict(import_release(config.path, path))
             logger.info("%s: repaired %s", config.path, repairs)
