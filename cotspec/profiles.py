@@ -184,7 +184,12 @@ class TeacherConfig:
     samples_per_request: PositiveInt = 8
     max_total_tokens: PositiveInt | None = None  # budget: prompts and completions
     # Notebook 01's study: a few questions at each temperature.
-    study_temperatures: Annotated[tuple[Temperature, ...], _ONCE] = (0.2, 0.5, 1.0, 1.5)
+    study_temperatures: Annotated[tuple[Temperature, ...], _SOME, _ONCE] = (
+        0.2,
+        0.5,
+        1.0,
+        1.5,
+    )
     study_questions: PositiveInt = 16
     study_samples: PositiveInt = 8
 

@@ -125,6 +125,7 @@ def test_an_override_leaves_the_named_profile_alone():
         ("experiments.seeds", [2**32], ["less than or equal"]),
         ("experiments.students", "b,micro-xl,b", ["names 'b' twice"]),
         ("teacher.study_temperatures", "1,1.0", ["names 1.0 twice"]),
+        ("teacher.study_temperatures", "", ["at least 1 item"]),
         ("training.max_steps", 10**400, ["less than or equal"]),
         ("evaluation.num_samples", 3, ["temperature': 0.0:", "Allowed: above 0"]),
         ("teacher.base_urls", "http://h:port/v1", ["Port"]),

@@ -256,6 +256,12 @@ def test_a_question_beyond_the_window_is_named_before_anything_is_sampled(llama)
         teacher.sample(table, backend, num_samples=1, temperature=1.0, seed=0)
 
 
+def test_more_alternatives_than_tokens_are_refused(llama):
+    backend = HuggingFaceBackend(llama, top_k=10**9)
+    with pytest.raises(ValueError, match="teacher.top_k: 1000000000. Allowed .* 1 to "):
+        draw(backend)
+
+
 def test_auto_loads_the_model_in_that_precision_and_names_it(
     monkeypatch, llama, tmp_path
 ):
@@ -331,9 +337,3 @@ def test_recorded_solutions_have_the_temperature_they_were_drawn_at():
     source, config = Recorded(), dataclasses.replace(CONFIG, backend="recorded")
     teacher.sample_study(PROBLEMS, source, config, seed=0)
     assert source.asked == [config.temperature]
-
-
-def test_no_temperature_is_an_error():
-    config = dataclasses.replace(CONFIG, study_temperatures=())
-    with pytest.raises(ValueError, match=r"teacher.study_temperatures: \(\)"):
-        teacher.sample_study(PROBLEMS, None, config, seed=0)

@@ -192,14 +192,7 @@ def sample_study(
     Dataset
         Filtered traces (all rows, see `filter_traces`) with ``temperature``, for
         `studies.compare_temperatures`.
-
-    Raises
-    ------
-    ValueError
-        If there is no temperature to study.
     """
-    if not config.study_temperatures:
-        raise ValueError("teacher.study_temperatures: (). Allowed: at least one")
     recorded = config.backend in RECORDED
     temperatures = (config.temperature,) if recorded else config.study_temperatures
     count = min(config.study_questions, len(problems))

@@ -87,6 +87,9 @@ class HuggingFaceBackend:
             logger.warning("%s: demonstrations are computed per question", self.model)
         attention = decoding.shared_prefix_attention if is_shared else nullcontext
         vocabulary = decoding.padded_vocabulary(tokenizer, model)
+        if options.top_k > len(vocabulary):
+            allowed = f"Allowed for {self.teacher.name}: 1 to {len(vocabulary)}"
+            raise ValueError(f"teacher.top_k: {options.top_k}. {allowed}")
         with attention(model), torch.no_grad():
             for group in group_by_context(requests):
                 prompts = {i: token_ids[i] for i in group}
