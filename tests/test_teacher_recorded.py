@@ -93,11 +93,20 @@ def test_what_is_not_recorded_is_left_out_and_counted(recorded, caplog):
 LINES = "".join(map(as_json_line, rows()))
 
 
+def odd_last(name: str, value: object) -> str:
+    """Return the lines with another value in the last one."""
+    *whole, last = LINES.splitlines()
+    return "\n".join([*whole, json.dumps(json.loads(last) | {name: value})])
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("t.jsonl", LINES[:-20], "t.jsonl, line 6: not JSON"),
         ("t.jsonl", LINES.replace("finish_reason", "x"), "'finish_reason' is missing"),
+        ("t.jsonl", odd_last("completion", None), "line 6: a column .*'completion'"),
+        ("t.jsonl", odd_last("sample_id", "x"), "line 6: a column .*'x'"),
+        ("t.jsonl", odd_last("token_bytes", [1]), "line 6: a column .*'int'"),
         ("t.pkl", "", r"t.pkl'. Allowed: \*.parquet, \*.jsonl"),
         ("nowhere.parquet", None, "teacher.path: .*nowhere.* does not exist"),
     ],

@@ -374,7 +374,10 @@ def read_traces(path: Path | str) -> Dataset:
         raise ValueError(f"teacher.path: {str(path)!r}. Allowed: *.parquet, *.jsonl")
     try:
         if path.suffix == ".jsonl":
-            return as_dataset(_json_rows(path))
+            try:
+                return as_dataset(_json_rows(path))
+            except _UNREADABLE:  # of a whole table no line is known
+                return as_dataset(_json_rows(path, singly=True))
         table = Dataset.from_parquet(str(path), keep_in_memory=False)
         _check_columns(path, table.column_names)
         return table.select_columns(list(FEATURES)).cast(FEATURES)
@@ -387,7 +390,8 @@ def read_traces(path: Path | str) -> Dataset:
         ) from None
 
 
-def _json_rows(path: Path) -> Iterator[dict]:
+def _json_rows(path: Path, *, singly: bool = False) -> Iterator[dict]:
+    """Yield traces; `singly` makes a table of each, so that its faults have a line."""
     # Not splitlines: U+2028 may stand in a text.
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if not line.strip():
@@ -399,7 +403,13 @@ def _json_rows(path: Path) -> Iterator[dict]:
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: no object with named columns")
         _check_columns(path, row)
-        yield with_bytes(row)
+        try:
+            with_bytes(row)
+            list(as_tables([row] if singly else []))
+        except _UNREADABLE as error:
+            said = f"a column is of another type than traces have ({error})"
+            raise ValueError(f"{path}, line {number}: {said}") from None
+        yield row
 
 
 def _check_columns(path: Path, names: Sequence[str]) -> None:
