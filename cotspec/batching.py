@@ -28,11 +28,11 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from cotspec.losses import IGNORED
 from cotspec.prompts import separate
 
 logger = logging.getLogger(__name__)
 
+IGNORED = -100  # a label without a loss
 MULTIPLE = 8  # padded lengths are multiples of this
 # Examples shuffled together before they are sorted by length: every stretch of batches
 # of this size has the formats in the proportion of the data.

@@ -27,9 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cotspec.batching import IGNORED
 from cotspec.profiles import DIVERGENCES, TAILS
 
-IGNORED = -100
 # Elements of a block of logits worked on at once: 4 MiB in float32 stay in the cache.
 _BLOCK_ELEMENTS = 2**20
 

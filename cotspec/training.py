@@ -283,7 +283,7 @@ def _loss_of(run: Run, rows: np.ndarray, number: int) -> tuple[Tensor, Tensor]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
         loss = batch_loss(run.student, run.model, batch, run.loss)
-    return loss, (batch["labels"] != losses.IGNORED).sum()
+    return loss, (batch["labels"] != batching.IGNORED).sum()
 
 
 def step_optimizer(
@@ -358,7 +358,7 @@ def batch_loss(
             use_cache=False,
         ).logits  # (B, T, V)
     else:  # sources end where targets begin; of the logits, only the targets'
-        mask = torch.cat([mask, (labels != losses.IGNORED).long()], 1)  # (B, S + T)
+        mask = torch.cat([mask, (labels != batching.IGNORED).long()], 1)  # (B, S + T)
         logits = model(
             input_ids=torch.cat([ids, labels.clamp_min(0)], 1),
             attention_mask=mask,

@@ -15,9 +15,9 @@ PACKAGE = REPOSITORY / "cotspec"
 
 # DESIGN: imports go only downwards. A package's modules share its layer unless named.
 _NAMES = (
-    "profiles answers statistics losses t5 artifacts alignment alignment.table",
+    "profiles answers statistics t5 artifacts alignment alignment.table",
     "micro tasks prompts models figures display",  # micro: worlds and shipped models
-    "selection stages batching decoding teacher",
+    "selection stages batching losses decoding teacher",
     "training evaluation",
     "micro.build grids experiments report pages sizing",
     "micro.__main__ run commands",

@@ -440,7 +440,7 @@ def test_a_decoder_only_student_is_scored_on_its_targets_only():
         source, target = encoded.input_ids[i], encoded.labels[i]
         ids = torch.tensor(np.concatenate([source, target]), dtype=torch.long)[None]
         labels = ids.clone()
-        labels[:, : len(source)] = losses.IGNORED
+        labels[:, : len(source)] = batching.IGNORED
         total += student.model(input_ids=ids, labels=labels).loss.item() * len(target)
         count += len(target)
     assert loss.item() == pytest.approx(total / count, rel=1e-5)

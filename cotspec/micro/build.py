@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from cotspec import artifacts, evaluation, models, profiles, prompts, tasks, teacher
-from cotspec.losses import IGNORED
+from cotspec.batching import IGNORED
 from cotspec.micro import shipped, tokenizers, world
 from cotspec.micro.shipped import Recipe
 from cotspec.prompts import Demonstration
