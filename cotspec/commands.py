@@ -26,6 +26,7 @@ from cotspec import (
     stages,
     training,
 )
+from cotspec.run import Request, overrides_of
 
 USER_ERROR = 2
 
@@ -35,9 +36,13 @@ def main(arguments: list[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     disable_progress_bars()  # of small table operations
     try:
-        stages.check_seed("--seed", given.seed)
-        profile = profiles.resolve(given.profile, profiles.parse_sets(given.set))
-        given.run(given, profile)
+        series = stages.load_series(artifacts.repository_root())
+        notebook = next(nb for nb in series if given.writes in nb.writes)
+        overrides = overrides_of(given.profile, given.set, Path.cwd())
+        asked = Request(series, given.profile, given.seed, overrides, frozenset())
+        # Else the notebook would not take up what is made here.
+        given.seed = asked.parameters(notebook)["SEED"]
+        given.run(given, asked.resolved(notebook), notebook)
     except ValueError as error:
         print(f"cotspec.commands {given.command}: {error}", file=sys.stderr)
         return USER_ERROR
@@ -47,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--profile", default=profiles.DEFAULT_PROFILE, metavar="NAME")
-    common.add_argument("--seed", type=int, default=0)
+    common.add_argument("--seed", type=int, help="default: the notebook's own")
     common.add_argument(
         "--set",
         action="append",
@@ -59,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     options = {"parents": [common]}
     train = commands.add_parser("train", help="train the profile's student", **options)
-    train.set_defaults(run=_train)
+    train.set_defaults(run=_train, writes="checkpoints")
     evaluate = commands.add_parser("evaluate", help="evaluate a checkpoint", **options)
     evaluate.add_argument(
         "--checkpoint",
@@ -68,13 +73,13 @@ def _parser() -> argparse.ArgumentParser:
         help="notebook 05's last one, the student before training, or a folder step-N "
         "of any training (default: %(default)s)",
     )
-    evaluate.set_defaults(run=_evaluate)
+    evaluate.set_defaults(run=_evaluate, writes="predictions")
     return parser
 
 
-def _train(given: argparse.Namespace, profile: profiles.Profile) -> None:
-    series = stages.load_series(artifacts.repository_root())
-    notebook = next(nb for nb in series if "checkpoints" in nb.writes)
+def _train(
+    given: argparse.Namespace, profile: profiles.Profile, notebook: stages.Notebook
+) -> None:
     run = artifacts.run_dir(given.profile)
     stage = stages.Stage(notebook, profile, given.seed, run)
     student = models.load_student(profile.student, seed=given.seed)
@@ -96,7 +101,9 @@ def _train(given: argparse.Namespace, profile: profiles.Profile) -> None:
     print(f"trained; notebook {notebook.name} takes it up")
 
 
-def _evaluate(given: argparse.Namespace, profile: profiles.Profile) -> None:
+def _evaluate(
+    given: argparse.Namespace, profile: profiles.Profile, _: stages.Notebook
+) -> None:
     accelerator = Accelerator()
     run = artifacts.run_dir(given.profile)
     name, folder = find_checkpoint(given.checkpoint, run)

@@ -19,7 +19,7 @@ import shutil
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
@@ -568,17 +568,22 @@ def _main(arguments: argparse.Namespace, given: list[str]) -> int:
 
 def _request(arguments: argparse.Namespace, here: Path) -> Request:
     series = stages.load_series(artifacts.repository_root())
-    sets = profiles.parse_sets(arguments.set)
-    profile = profiles.resolve(arguments.profile, sets)
     seed = arguments.seed
     return Request(
         series,
         arguments.profile,
         seed=int(seed) if seed and seed.isdecimal() else seed,
-        overrides={n: _located(n, attrgetter(n)(profile), here) for n in sets},
+        overrides=overrides_of(arguments.profile, arguments.set, here),
         chosen=choose(series, arguments.only, arguments.from_stage),
         force=arguments.force,
     )
+
+
+def overrides_of(profile: str, sets: Sequence[str], here: Path) -> dict[str, object]:
+    """Return the fields given by ``--set``, checked; paths are relative to `here`."""
+    given = profiles.parse_sets(sets)
+    checked = profiles.resolve(profile, given)
+    return {name: _located(name, attrgetter(name)(checked), here) for name in given}
 
 
 def _resume_command(given: list[str], here: Path) -> str:

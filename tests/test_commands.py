@@ -1,6 +1,7 @@
 """``python -m cotspec.commands``: a training, and one notebook's work, shared."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,22 @@ def test_what_train_leaves_notebook_05_takes_up(runs, monkeypatch, capsys):
         work_dir=stage.work / "training",
     )
     assert len(metrics) == 2
+
+
+def test_train_reads_the_parameters_cell_of_notebook_05(runs, monkeypatch):
+    series = stages.load_series(artifacts.repository_root())
+    cell = {"SEED": 7, "OVERRIDES": {"training.max_steps": 3}}
+    own = [replace(nb, parameters=nb.parameters | cell) for nb in series]
+    monkeypatch.setattr(stages, "load_series", lambda root: own)
+    examples = make_examples(8).filter(lambda row: row["sample_id"] == -1)
+    publish(runs / "smoke", examples=examples, aligned=make_aligned(1))
+    seen = []
+    monkeypatch.setattr(training, "train", lambda *a, **k: seen.append((a[2], k)))
+    command = ["train", "--profile", "smoke", "--set", "loss.name=sample_matching"]
+    assert commands.main(command) == 0
+    ((config, options),) = seen
+    assert (config.max_steps, options["seed"]) == (3, 7)
+    assert options["loss"].name == "sample_matching"
 
 
 def test_a_checkpoint_gets_predictions_and_accuracies_once(
