@@ -369,11 +369,22 @@ def _data(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[st
         from cotspec import tasks
 
         yield from tasks.missing(real)
-    elif real and not is_online():
+    elif real and not is_online() and (lacking := [n for n in real if not _kept(n)]):
         yield (
-            f"data: {', '.join(real[:4])} come from the Hugging Face hub, which cannot "
-            "be reached; set COTSPEC_DATA to a folder laid out as README.md says"
+            f"data: {', '.join(lacking[:4])} come from the Hugging Face hub, which "
+            "cannot be reached; set COTSPEC_DATA to a folder laid out as README.md says"
         )
+
+
+def _kept(task: str) -> bool:
+    """Whether the hub's cache has a set, and offline mode says to read it there."""
+    from huggingface_hub import constants
+
+    from cotspec.tasks import sources
+
+    repository, revision = sources.HUB[task.split("/")[0]]
+    name = f"datasets--{repository.replace('/', '--')}/snapshots/{revision}"
+    return constants.HF_HUB_OFFLINE and (Path(constants.HF_HUB_CACHE) / name).is_dir()
 
 
 def _models(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[str]:
@@ -536,6 +547,10 @@ def _main(arguments: argparse.Namespace, given: list[str]) -> int:
         raise ValueError("--publish: with --set or --seed. Allowed: neither")
     request = _request(arguments, here)
     resolved = {nb.name: request.resolved(nb) for nb in request.series}
+    expected = profiles.DEFAULT_PROFILE, request.profile
+    for notebook in request.series:
+        if (own := notebook.parameters["PROFILE"]) not in expected:
+            _say(f"note: {notebook.name} says PROFILE = {own!r}; --profile decides")
     for name, reasons in stale_inputs(request).items():
         _say(f"note: {name} is not chosen, but stale: {'; '.join(reasons[:3])}")
     plans = plan_series(request)

@@ -119,6 +119,11 @@ def test_a_change_reaches_only_what_reads_it(series, capsys):
     doubled = series / "runs/smoke/artifacts/01_double/doubled.json"
     assert artifacts.read_json(doubled) == {"n": 40, "steps": 3}
 
+    # Its profile is not.
+    path.write_text(path.read_text().replace('PROFILE = \\"smoke', 'PROFILE = \\"smok'))
+    _, lines = run_lines(capsys, "--dry-run")
+    assert lines[0].startswith("note: 01_double says PROFILE = 'smok'")
+
 
 def test_a_failing_cell_is_named_and_the_printed_command_resumes(series, capsys):
     path = series / "notebooks/01_double.ipynb"
