@@ -33,7 +33,7 @@ SERIES = pd.DataFrame(
         (3, 0.5, "04", "align the tokens", "targets"),
         (4, 0.88, "05", "the STUDENT learns them", "checkpoints | one training"),
         (4, 0.12, "", "", ""),  # the way past notebook 05
-        (5, 0.34, "06", "test it", "form"),
+        (5, 0.34, "06", "test it", "answers"),
         (5, 0.66, "07–10", "price, formats, loss, size", "effects with intervals"),
         (6, 1, "11", "the verdicts", ""),
     ],
