@@ -68,7 +68,9 @@ RULE_STYLES = {
     "same_span": Style("same span, spelled otherwise", SKY_BLUE, hatch="...."),
     "starts_together": Style("starts together", ORANGE, hatch="////"),
     "inside": Style("inside (one-hot)", LIGHT_GREY, hatch="||||"),
-    "not_one_to_one": Style("not one-to-one and equal (one-hot)", PURPLE, hatch="xxxx"),
+    "not_one_to_one": Style(
+        "no equal partner of its own (one-hot)", PURPLE, hatch="xxxx"
+    ),
 }
 # The parts of an example: what the student reads, and what it must write.
 PART_STYLES = {
