@@ -19,6 +19,8 @@ from cotspec import artifacts, stages
 WORDS_A_MINUTE, CODE_LINES_A_MINUTE = 200, 20
 # The idea, six tokens, gain and loss, when, what both losses leave, the verdicts.
 SHORT_PATH = ("00", "05", "06", "07", "09", "11")  # notebook 00 lists them too
+# Where a claim's reason stands, if not in the notebook that measured it.
+REASONS = {"C3": ("07_ability_tradeoff", "06_evaluation")}
 _FIGURE = re.compile(r"""stage\.figure\(\s*["']([A-Za-z0-9_-]+)["']""")
 _QUESTION = re.compile(r"\*\*Question\.\*\*\s*(.+?)(?:\n\n|\Z)", re.DOTALL)
 _PNG = "data:image/png;base64,"
@@ -252,7 +254,7 @@ def _report(report: Path) -> str:
 def _verdicts(run: Path) -> str:
     """Return the claims with what became of them, once notebook 11 has judged.
 
-    Each claim leads to the notebook that measured it.
+    Each claim leads to the notebook that measured it, and to those with its reason.
     """
     from cotspec.report import CLAIMS
 
@@ -266,6 +268,11 @@ def _verdicts(run: Path) -> str:
         name, row = claim.id, found[claim.id]
         if (run / "notebooks" / f"{claim.notebook}.ipynb").exists():
             name = f'<a href="{claim.notebook}.html">{name}</a>'
+        reasons = [
+            n for n in REASONS.get(claim.id, ()) if (run / f"html/{n}.html").exists()
+        ]
+        why = " and ".join(f'<a href="{n}.html">{n[:2]}</a>' for n in reasons)
+        name += f" (why: {why})" if why else ""
         said = html.escape(row["statement"])
         items += f"<li>{name}, {said}: <b>{row['verdict']}</b></li>"
     return f"<h2>What came of the paper's claims</h2><ul>{items}</ul>"

@@ -189,6 +189,19 @@ def test_index_begins_with_the_verdicts_once_there_are_some(run):
     assert f'<li><a href="{made.stem}.html">C1</a>, a' in read(run, "index")
 
 
+def test_index_leads_to_the_reason_of_a_claim_too(run):
+    table = run / "report" / "claims.csv"
+    table.write_text("claim,statement,verdict\nC3,a price,reproduced\n")
+    series = stages.load_series(Path(__file__).resolve().parents[1])
+    names = {notebook.name for notebook in series}
+    assert names.issuperset(*pages.REASONS.values())
+    for name in pages.REASONS["C3"]:
+        (run / "html" / f"{name}.html").write_text("")
+    pages.write_pages(run, stages.load_series(run.parents[1]))
+    why = 'C3 (why: <a href="07_ability_tradeoff.html">07</a> and '
+    assert why in read(run, "index")
+
+
 PROBE = """<!doctype html><body><script>
 addEventListener("load", () => {
   const inner = document.querySelector("iframe");
