@@ -444,7 +444,9 @@ def _not_on_hub(name: str, is_online: Callable[[], bool]) -> str:
         if huggingface_hub.file_exists(name, "config.json"):
             return ""
     except (ValueError, OSError, httpx.HTTPError) as error:  # no name, or no access
-        return f"the Hugging Face hub does not give it ({str(error).splitlines()[0]})"
+        # A timeout may have no words.
+        said = str(error).partition("\n")[0] or type(error).__name__
+        return f"the Hugging Face hub does not give it ({said})"
     return "there is no such model on the Hugging Face hub"
 
 

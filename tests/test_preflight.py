@@ -67,6 +67,7 @@ def test_every_student_is_looked_at_not_only_the_profiles_own(tmp_path):
         ("google/flan-t5-base", True, ""),
         ("/no/where/model", True, "hub does not give it (Repo id must be"),
         ("a/gated", OSError("403 Client Error\nmore"), "give it (403 Client Error)"),
+        ("a/slow", TimeoutError(), "give it (TimeoutError)"),
     ],
 )
 def test_a_students_name_is_looked_up_on_the_hub(monkeypatch, name, on_hub, words):
