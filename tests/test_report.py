@@ -420,7 +420,6 @@ def test_curves_are_means_with_intervals_that_hold_them(run):
     for curves in (
         report.ability_curves(run.abilities, DATA),
         report.size_curves(run.sizes, DATA, teacher=(1e7, 0.6)),
-        report.loss_curves(run.loss_logs),
     ):
         assert (curves["low"] <= curves["value"]).all()
         assert (curves["value"] <= curves["high"]).all()

@@ -18,7 +18,6 @@ from cotspec.report.curves import (
     ability_curves,
     chosen_checkpoints,
     format_curves,
-    loss_curves,
     size_curves,
     what_was_seen,
 )

@@ -27,7 +27,6 @@ from cotspec.report.pairing import (
 )
 
 COLUMNS = "panel series x value low high n num_seeds".split()
-WINDOW = 20  # updates of which `loss_curves` takes the mean
 IN, OUT = "in-distribution", "out of distribution"
 
 
@@ -73,7 +72,7 @@ def size_curves(
     *,
     teacher: tuple[float, float] | None = None,
 ) -> pd.DataFrame:
-    """Return accuracy on the training task against size: figure 2.
+    """Return accuracy on the training task against size: figure 2, B and C.
 
     Parameters
     ----------
@@ -81,13 +80,10 @@ def size_curves(
         Of notebook 10.
     data : DataConfig
     teacher : (parameters, accuracy), optional
-        Drawn in A, where the paper has GPT variants, and in C to compare with.
+        Drawn in C to compare with. The paper's A has GPT variants.
     """
     rows = []
     math = pick(predictions, [data.train_task], MATH_MODE)
-    for start, group in math.groupby("start", sort=False):
-        name = start.replace("_", "-")
-        rows += _curve("A: as they start", name, at_start(group), "size")
     for panel, start, series, end in (
         ("B: raw", "raw", "before", at_start),
         ("B: raw", "raw", "after", at_last_step),
@@ -99,29 +95,9 @@ def size_curves(
     table = pd.DataFrame(rows, columns=COLUMNS)
     if teacher:
         parameters, accuracy = teacher
-        for panel in ("A: as they start", "C: instruction-tuned"):
-            row = (panel, "teacher", parameters, *[accuracy] * 3, 0, 1)
-            table.loc[len(table)] = row  # keeps sizes whole numbers
+        row = ("C: instruction-tuned", "teacher", parameters, *[accuracy] * 3, 0, 1)
+        table.loc[len(table)] = row  # keeps sizes whole numbers
     return table
-
-
-def loss_curves(logs: pd.DataFrame) -> pd.DataFrame:
-    """Return the training losses above their floor, means of `WINDOW`: figure 3 B.
-
-    Parameters
-    ----------
-    logs : DataFrame
-        ``loss, seed, step, excess``, nats per target token.
-    """
-    rows = []
-    for loss, group in logs.groupby("loss", sort=False):
-        binned = group.assign(x=(group["step"] - 1) // WINDOW * WINDOW + WINDOW / 2)
-        means = binned.pivot_table(index="x", columns="seed", values="excess")
-        for x, values in means.iterrows():
-            ends = (values.mean(), values.min(), values.max())
-            name = loss.replace("_", " ")
-            rows.append(("training", name, x, *ends, 0, values.notna().sum()))
-    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def chosen_checkpoints(predictions: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
