@@ -337,6 +337,9 @@ def test_curves_stand_in_their_panels_with_one_legend_and_the_line_of_chance():
     assert names == ["raw", "after", "my own", "chance, generic"]
     line = next(line for line in chart.axes[0].lines if line.get_label() == "after")
     assert line.get_ydata() == pytest.approx([0.1, 0.2, 0.3])
+    assert chart.axes[0].get_ylim()[0] == 0
+    below = figures.curve_panels(PANELS.assign(low=-0.4), ylabel="points")
+    assert below.axes[0].get_ylim()[0] < -0.4
 
 
 def test_the_bars_of_right_solutions_add_up_and_leave_no_count_out():
