@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+import pyarrow as pa
 from accelerate import Accelerator
 from datasets import Dataset, Features, List, Value
 
@@ -163,7 +164,8 @@ def evaluate(
 
 
 def _table(rows: list[dict]) -> Dataset:
-    return Dataset.from_list(rows, features=PREDICTION_FEATURES)
+    # `Dataset.from_list` looks at every value of every row first.
+    return Dataset(pa.Table.from_pylist(rows, schema=PREDICTION_FEATURES.arrow_schema))
 
 
 def _kept_path(folder: Path, known: list, part: Sequence[_Question]) -> Path:
@@ -225,9 +227,8 @@ def _check(
             f"demonstrations: none for task {task!r}, which mode {mode!r} shows. "
             "Add them, or leave this mode out for this task"
         )
-    for problem_id, gold in zip(
-        problems["problem_id"], problems["answer"], strict=True
-    ):
+    golds, names = problems["answer"][::-1], problems["problem_id"][::-1]
+    for gold, problem_id in dict(zip(golds, names, strict=True)).items():
         try:
             _score(task, mode, "", gold)
         except ValueError as error:

@@ -360,6 +360,12 @@ def use_one_thread_if_tiny(model: PreTrainedModel) -> None:
         torch.set_num_threads(1)
 
 
+def batches_at_once(model: PreTrainedModel) -> int:
+    """Return how many threads can decode side by side: a core each, if it is tiny."""
+    is_tiny = model.num_parameters() < TINY and model.device.type == "cpu"
+    return min(os.cpu_count() or 1, 4) if is_tiny else 1
+
+
 def copy_of(student: Student) -> Student:
     """Return a student with its own copy of the weights."""
     return dataclasses.replace(student, model=copy.deepcopy(student.model))

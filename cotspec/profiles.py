@@ -358,7 +358,7 @@ _MICRO = Profile(
         num_demonstrations=1,
         max_input_tokens=512,
         max_new_tokens=80,
-        batch_tokens=32768,
+        batch_tokens=65536,
         precision="float32",
     ),
     experiments=ExperimentsConfig(

@@ -299,6 +299,7 @@ def build_examples(
     return Dataset.from_list(examples)
 
 
+@lru_cache(maxsize=4096)  # few answers, asked for at every checkpoint
 def spellable(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the tokenizer can write `text`; folded white space is not a loss.
 

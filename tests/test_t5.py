@@ -75,7 +75,9 @@ def test_attention_in_place_generates_as_eager_attention():
 
 @pytest.mark.parametrize("is_padded", (False, True))
 @pytest.mark.parametrize("is_biased", (False, True))
-def test_prompts_are_attended_to_alike_with_and_without_gradients(is_padded, is_biased):
+def test_prompts_are_attended_to_alike_with_and_without_gradients(
+    is_padded, is_biased, monkeypatch
+):
     query, key, value = torch.randn(3, 2, 4, 5, 8).unbind()
     mask, bias = torch.zeros(2, 1, 1, 5), torch.randn(1, 4, 5, 5)
     mask[0, ..., 3:] = torch.finfo(torch.float32).min
@@ -86,6 +88,9 @@ def test_prompts_are_attended_to_alike_with_and_without_gradients(is_padded, is_
     plain, weights = t5.attend_in_place(module, *given, **options)
     with torch.no_grad():
         fused, none = t5.attend_in_place(module, *given, **options)
+        monkeypatch.setattr(t5, "SCORES_AT_ONCE", 1)  # row by row
+        one_by_one, _ = t5.attend_in_place(module, *given, **options)
+    assert torch.equal(fused, one_by_one)
     assert weights.shape == (2, 4, 5, 5) and none is None
     torch.testing.assert_close(fused, plain)
     assert torch.equal(mask, before[0]) and torch.equal(bias, before[1])

@@ -160,6 +160,14 @@ def test_a_sample_does_not_depend_on_the_batch_it_is_drawn_in(llama, traces):
     assert list(alone["token_ids"]) == list(traces["token_ids"])
 
 
+@pytest.mark.parametrize("num_threads", (1, 4))
+def test_batches_side_by_side_give_the_same_samples(
+    backend, traces, num_threads, monkeypatch
+):
+    monkeypatch.setattr(cotspec.models, "batches_at_once", lambda model: num_threads)
+    assert draw(backend).to_dict() == traces.to_dict()
+
+
 def test_more_samples_extend_fewer(backend, traces):
     two = draw(backend, num_samples=2)
     first_two = traces.filter(lambda row: row["sample_id"] < 2)

@@ -7,10 +7,12 @@ run, each question once for its samples, and many questions are decoded together
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -90,30 +92,28 @@ class HuggingFaceBackend:
         if options.top_k > len(vocabulary):
             allowed = f"Allowed for {self.teacher.name}: 1 to {len(vocabulary)}"
             raise ValueError(f"teacher.top_k: {options.top_k}. {allowed}")
-        with attention(model), torch.no_grad():
+        num_threads = models.batches_at_once(model)
+        with attention(model), ThreadPoolExecutor(num_threads) as threads:
             for group in group_by_context(requests):
                 prompts = {i: token_ids[i] for i in group}
-                length = common_prefix_length(prompts.values()) if is_shared else 0
-                prefix = None
-                for batch in plan_batches(
-                    prompts, options.num_samples, self.batch_size
-                ):
-                    if not any(sample_id in missing[i] for i, sample_id in batch):
-                        continue
-                    if is_shared and prefix is None:
-                        head = token_ids[group[0]][:length]
-                        prefix = decoding.compute_prefix(model, head)
-                    asked = sorted({i for i, _ in batch})
-                    rows = decoding.CausalBatch(
-                        model,
-                        [prompts[i][length:] for i in asked],
-                        owners=[asked.index(i) for i, _ in batch],
-                        prefix=prefix,
-                        prefix_length=length,
-                    )
-                    names = [(requests[i].problem_id, s) for i, s in batch]
-                    seeds = [sample_seed(options.seed, *name) for name in names]
-                    done = self._write(rows, seeds, options, vocabulary)
+                planned = plan_batches(prompts, options.num_samples, self.batch_size)
+                due = [b for b in planned if any(s in missing[i] for i, s in b)]
+                shared: decoding.Prefix | None = None
+                length = 0
+                if due and is_shared:
+                    length = common_prefix_length(prompts.values())
+                    shared = decoding.compute_prefix(model, prompts[group[0]][:length])
+                suffixes = {i: ids[length:] for i, ids in prompts.items()}
+                write = functools.partial(
+                    self._write,
+                    requests=requests,
+                    suffixes=suffixes,
+                    prefix=shared,
+                    prefix_length=length,
+                    options=options,
+                    vocabulary=vocabulary,
+                )
+                for batch, done in zip(due, threads.map(write, due), strict=True):
                     samples = zip(batch, done, strict=True)
                     yield [(i, s, c) for (i, s), c in samples if s in missing[i]]
 
@@ -132,14 +132,29 @@ class HuggingFaceBackend:
                     "teacher.max_new_tokens, or leave the problem out"
                 )
 
+    @torch.no_grad()  # holds for one thread
     def _write(
         self,
-        batch: decoding.CausalBatch,
-        seeds: Sequence[int],
+        batch: Sequence[tuple[int, int]],
+        *,
+        requests: Sequence[Request],
+        suffixes: Mapping[int, Sequence[int]],
+        prefix: decoding.Prefix | None,
+        prefix_length: int,
         options: SamplingOptions,
         vocabulary: Sequence[bytes],
     ) -> list[Completion]:
-        """Sample one solution per row of the batch."""
+        """Sample one solution per (request, sample id) of the batch."""
+        asked = sorted({i for i, _ in batch})
+        running = decoding.CausalBatch(
+            self.teacher.model,
+            [suffixes[i] for i in asked],
+            owners=[asked.index(i) for i, _ in batch],
+            prefix=prefix,
+            prefix_length=prefix_length,
+        )
+        names = [(requests[i].problem_id, s) for i, s in batch]
+        seeds = [sample_seed(options.seed, *name) for name in names]
         shape = (len(seeds), options.max_new_tokens, options.top_k)  # (R, steps, k)
         drawn, top_logprobs = torch.zeros(shape[:2]), torch.zeros(shape)
         top_ids = torch.zeros(shape, dtype=torch.int32)
@@ -154,7 +169,7 @@ class HuggingFaceBackend:
 
         uniforms = decoding.draw_uniforms(seeds, options.max_new_tokens)
         rows = decoding.write_rows(
-            batch,
+            running,
             uniforms.to(self.teacher.model.device),
             temperature=options.temperature,
             vocabulary=vocabulary,
