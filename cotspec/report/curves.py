@@ -72,7 +72,7 @@ def size_curves(
     *,
     teacher: tuple[float, float] | None = None,
 ) -> pd.DataFrame:
-    """Return accuracy on the training task against size: figure 2, B and C.
+    """Return accuracy on the training task against size: figure 2.
 
     Parameters
     ----------
@@ -80,10 +80,13 @@ def size_curves(
         Of notebook 10.
     data : DataConfig
     teacher : (parameters, accuracy), optional
-        Drawn in C to compare with. The paper's A has GPT variants.
+        Drawn in A, where the paper has GPT variants, and in C to compare with.
     """
     rows = []
     math = pick(predictions, [data.train_task], MATH_MODE)
+    for start, group in math.groupby("start", sort=False):
+        name = start.replace("_", "-")
+        rows += _curve("A: as they start", name, at_start(group), "size")
     for panel, start, series, end in (
         ("B: raw", "raw", "before", at_start),
         ("B: raw", "raw", "after", at_last_step),
@@ -95,8 +98,9 @@ def size_curves(
     table = pd.DataFrame(rows, columns=COLUMNS)
     if teacher:
         parameters, accuracy = teacher
-        row = ("C: instruction-tuned", "teacher", parameters, *[accuracy] * 3, 0, 1)
-        table.loc[len(table)] = row  # keeps sizes whole numbers
+        for panel in ("A: as they start", "C: instruction-tuned"):
+            row = (panel, "teacher", parameters, *[accuracy] * 3, 0, 1)
+            table.loc[len(table)] = row  # keeps sizes whole numbers
     return table
 
 
