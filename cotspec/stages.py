@@ -488,8 +488,8 @@ class Stage:
             A folder of the run (``"report"``) instead of the stage's own.
         """
         (self.folder / artifacts.SUCCESS).unlink(missing_ok=True)
-        target = (self.run / folder if folder else self.folder) / name
-        self._written[name] = _store(target, value)
+        target = self.run / _plain(folder) if folder else self.folder
+        self._written[name] = _store(target / _plain(name), value)
         return self._written[name]
 
     def store(self, name: str, *inputs: str) -> Path:
@@ -505,7 +505,7 @@ class Stage:
             Artifacts whose contents, if they change, begin a new folder.
         """
         sums = artifacts.digest_of([self._inputs[name].sha256 for name in inputs])
-        return self.run / "store" / f"{name}-{sums[:12]}"
+        return self.run / "store" / f"{_plain(name)}-{sums[:12]}"
 
     def figure(
         self, name: str, chart: Figure, *, data: pd.DataFrame, caption: str
@@ -529,7 +529,8 @@ class Stage:
             "seed": self.seed,
         }
         options = {"data": data, "caption": caption, "provenance": facts}
-        paths = figures.save_figure(chart, self.run / "figures", name, **options)
+        folder = self.run / "figures"
+        paths = figures.save_figure(chart, folder, _plain(name), **options)
         self._written |= {f"figure:{name}.{kind}": p for kind, p in paths.items()}
         return chart
 
@@ -545,7 +546,7 @@ class Stage:
             The first line of the Markdown file.
         """
         (self.folder / artifacts.SUCCESS).unlink(missing_ok=True)
-        path = self.run / "figures" / f"{name}.csv"
+        path = self.run / "figures" / f"{_plain(name)}.csv"
         text = f"{caption}\n\n{artifacts.markdown_table(table)}\n".encode()
         self._written |= {
             f"table:{name}.csv": artifacts.write_frame(path, table),
@@ -599,6 +600,13 @@ class Stage:
             shown += "<br><b>OVERRIDES that change nothing in this notebook:</b> "
             shown += ", ".join(unread)
         return shown
+
+
+def _plain(name: str) -> str:
+    """Refuse a name that leads out of its folder, or is that of the marker."""
+    if not re.fullmatch(r"(?!SUCCESS)\w[\w.-]*", name):
+        raise ValueError(f"stage: name {name!r}. Allowed: letters, digits and _.-")
+    return name
 
 
 def _store(target: Path, value: object) -> Path:
@@ -704,11 +712,11 @@ def alone_in(run: Path) -> Iterator[None]:
     Raises
     ------
     ValueError
-        Another process holds it; the message says which.
+        Another process holds it, which the message names, or it cannot be written.
     """
-    run.mkdir(parents=True, exist_ok=True)
     holder = run / ".holder"
     try:
+        run.mkdir(parents=True, exist_ok=True)
         lock = FileLock(run / ".lock").acquire(timeout=0)
     except Timeout:
         who = holder.read_text("utf-8") if holder.exists() else "another process"
@@ -716,6 +724,9 @@ def alone_in(run: Path) -> Iterator[None]:
             f"{run}: {who} is at work here. Wait until it has ended, or set "
             "COTSPEC_RUNS to another folder"
         ) from None
+    except OSError as error:
+        said = f"{run}: cannot be written ({error.strerror})"
+        raise ValueError(f"{said}; set COTSPEC_RUNS to another folder") from None
     with lock:
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
         artifacts.write_bytes(holder, f"process {os.getpid()} ({command})".encode())

@@ -71,8 +71,8 @@ CAUSES = {
             "answer", "solve", flags=re.IGNORECASE
         ),
         "ours reads the minutes of 7:00 pm": without(r"(?<=\d):00"),
-        "ours reads the last group of 80 000": without(r"(?<=\d) (?=\d{3}(?!\d))"),
-        "ours reads the digit of a name: mp3, D3, #12": without(r"\b(mp|D)3\b|#\d+"),
+        "ours takes no group of 80 000": without(r"(?<=\d) (?=\d{3}(?!\d))"),
+        "ours takes no digit of a name: mp3, D3, #12": without(r"\b(mp|D)3\b|#\d+"),
         "it reads Week 3:210 as a ratio": without(r"Week \d:"),
         "ours takes no number behind < or of": NO_OPEN_NUMBER,
     },

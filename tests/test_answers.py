@@ -47,7 +47,7 @@ LAST_NUMBERS = (
     "| 18 km/h | 18 eggs (in all) | Step 2: 18 | Total - 18 | - 18 eggs | * 18 eggs "
     "| It is *18* | 2 + 3\n18 | 10.5 kg or 18 | 36/2 or 18 | Those who cannot are 18 "
     "| He never did and has 18 | 18 more than he used to | a total of 18 "
-    "| 9 more than Bob in 18 | not 17 but 18"
+    "| 9 more than Bob in 18 | not 17 but 18 | Rs18 | USD18 | in 2023 18 | in 7 18"
 )
 
 
@@ -248,7 +248,7 @@ OPEN = (
     "| unlikely 18. | x - 18. | 18 (or 19). | 18 weeks (and 3 days). | 18 in base 8. "
     "| 18 (base 8). | boys: 18, girls: 20. | 18. Actually, it is 20. "
     "| 18. Oops. It is 20. | 18. Hmm, 20. | 18, correction: 20. | :\n18 boys\n4 girls "
-    "| as follows:\n* Tom: 18\n* Ann: 4"
+    "| as follows:\n* Tom: 18\n* Ann: 4 | mp18. | #18. | covid-18. | x18."
 )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from cotspec import grids, profiles, run, sizing, stages
 from cotspec.micro import shipped
@@ -22,7 +23,10 @@ def offline(monkeypatch, tmp_path):
 
 
 def stages_of(name, only="", overrides=None):
-    profile, chosen = profiles.resolve(name, overrides), run.choose(SERIES, only, "")
+    profile, chosen = (
+        profiles.resolve(name, overrides),
+        run.choose(SERIES, only or None, None),
+    )
     return [(nb, profile) for nb in SERIES if nb.name in chosen]
 
 
@@ -103,7 +107,42 @@ def test_a_path_that_leads_nowhere_is_refused_before_any_work():
 
 def test_frozen_layers_of_a_student_with_an_encoder_are_refused_before_any_work():
     message = problem("smoke", "", {"training.num_frozen_layers": 1})
-    assert "num_frozen_layers: 'micro-small' has an encoder. Allowed: 0" in message
+    assert "num_frozen_layers: 1. Allowed for 'micro-small': 0 to 0" in message
+
+
+@pytest.mark.parametrize("name", ["smollm2", "local"])
+def test_more_frozen_layers_than_a_decoder_has_are_refused_before_any_work(
+    tmp_path, monkeypatch, name
+):
+    monkeypatch.setattr("cotspec.models.smollm2_gguf", lambda: None)
+    config = transformers.LlamaConfig(num_hidden_layers=30)
+    config.save_pretrained(tmp_path)
+    student = name if name == "smollm2" else str(tmp_path)
+    for count in (30, 31):
+        given = {"student.model": student, "training.num_frozen_layers": count}
+        given["teacher.backend"] = "recorded"  # one fault at least
+        message = problem("smoke", "01,05", given)
+        said = f"num_frozen_layers: 31. Allowed for {student!r}: 0 to 30"
+        assert (said in message) == (count == 31)
+
+
+def test_an_empty_tokenizer_file_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("COTSPEC_DATA", str(tmp_path))
+    (tmp_path / "t5").mkdir()
+    (tmp_path / "t5/spiece.model").touch()
+    for field, value in (("model", "random:google/flan-t5-small"), ("tokenizer", "/")):
+        message = problem("smoke", "03", {f"student.{field}": value})
+        assert f"{tmp_path}/t5/spiece.model is empty" in message
+
+
+def test_openai_is_not_asked_for_a_model_that_it_does_not_have(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    assert "'code-davinci-002' is not to be had" in problem("flan-t5-base", "01")
+    for name in ("smoke", "smollm2"):
+        message = problem(name, "01", {"teacher.backend": "openai"})
+        assert "--set teacher.model=NAME" in message
+    own = {"teacher.backend": "openai", "teacher.base_urls": "http://localhost/v1"}
+    run.preflight(stages_of("smoke", "01", own))
 
 
 def give(monkeypatch, free):
@@ -121,8 +160,8 @@ def test_checkpoints_that_cannot_fit_are_refused_and_begun_ones_count(
 ):
     monkeypatch.setattr("cotspec.tasks.sources.is_reachable", lambda: True)
     monkeypatch.setattr("huggingface_hub.file_exists", lambda *_: True)
-    monkeypatch.setenv("OPENAI_API_KEY", "x")
     give(monkeypatch, 500 * GIB)
+    monkeypatch.setattr(run, "_teacher", lambda used: [])
     assert "disk: 500.0 GiB" in problem("flan-t5-xl")
     assert "training.num_checkpoints" in problem("flan-t5-xl")
     run.preflight(stages_of("flan-t5-xl", "03,05"))

@@ -127,6 +127,20 @@ def test_an_override_leaves_the_named_profile_alone():
         ("teacher.study_temperatures", "1,1.0", ["names 1.0 twice"]),
         ("teacher.study_temperatures", "", ["at least 1 item"]),
         ("training.max_steps", 10**400, ["less than or equal"]),
+        # What would be asked of the memory, or started, for each.
+        ("teacher.max_new_tokens", 2**32 - 1, ["less than or equal to 32768"]),
+        ("evaluation.max_input_tokens", 10**6, ["less than or equal to 32768"]),
+        ("teacher.num_samples", 10**6, ["less than or equal to 1024"]),
+        ("experiments.num_workers", 5000, ["less than or equal to 1024"]),
+        *(
+            (field, value, ["neither a number nor a text"])
+            for value in (True, [False], "[True]")
+            for field in ("experiments.seeds", "experiments.students")
+        ),
+        ("student.model", True, ["neither a number nor a text"]),
+        ("student.model", 7, ["7", "valid string"]),
+        ("training.max_steps", True, ["neither a number nor a text"]),
+        ("teacher.path", False, ["neither a number nor a text"]),
         ("evaluation.num_samples", 3, ["temperature': 0.0:", "Allowed: above 0"]),
         ("teacher.base_urls", "http://h:port/v1", ["Port"]),
         ("teacher.base_urls", "http://a b/v1", ["not an address"]),

@@ -182,7 +182,8 @@ def refused(capsys, *arguments):
     [
         (["--profile", "huge"], "profile: unknown name 'huge'"),
         (["--only", "9"], "stage: '9' names 0 notebooks"),
-        (["--only", ","], "no stage"),
+        *((["--only", odd], "' names 3") for odd in ("", " ", ",", "00,")),
+        (["--from", ""], "'' names 3"),
         (["--only", "00", "--from", "01"], "no stage"),
         (["--only", "00,02_report"], "doubled: 01_double has not finished"),
         (["--set", "training.lr=1"], "'training.lr': unknown field"),
@@ -212,6 +213,15 @@ def test_a_wrong_parameters_cell_is_one_sentence(series, capsys, old, new, words
     path = series / "notebooks/01_double.ipynb"
     path.write_text(path.read_text().replace(old, new))
     assert words in refused(capsys)
+
+
+@pytest.mark.parametrize("where", ["/dev/null", "requirements.lock"])
+def test_a_folder_that_cannot_be_written_is_named_with_its_variable(
+    series, capsys, monkeypatch, where
+):
+    monkeypatch.setenv("COTSPEC_RUNS", where)
+    said = refused(capsys)
+    assert f"{where}/smoke: cannot be written" in said and "set COTSPEC_RUNS" in said
 
 
 def test_relative_folders_and_paths_count_from_where_the_command_was_given(

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -193,6 +194,19 @@ def test_finishing_without_a_declared_artifact_is_an_error(root):
     stage = stages.open_stage("00_overview", "smoke", 0, {})
     with pytest.raises(ValueError, match=r"\['numbers'\] not written"):
         stage.finish()
+
+
+@pytest.mark.parametrize("name", ["../../../x", "a/b", "/x", "", "..", ".x", "SUCCESS"])
+def test_a_name_that_leads_out_of_its_folder_is_refused(root, name):
+    stage = stages.open_stage("00_overview", "smoke", 0, {})
+    for write in (
+        lambda: stage.write(name, {}),
+        lambda: stage.write("x", {}, folder=name or ".."),
+        lambda: stage.table(name, pd.DataFrame(), caption=""),
+        lambda: stage.store(name),
+    ):
+        with pytest.raises(ValueError, match=r"stage: name .*Allowed: letters"):
+            write()
 
 
 def test_writing_again_drops_the_old_success_marker(root):

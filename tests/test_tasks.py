@@ -77,6 +77,17 @@ def test_the_shipped_index_is_the_published_one(data_dir):
     assert readers.validation_index() == published
 
 
+@pytest.mark.parametrize(
+    ("name", "other"), [("snarks", "navigate"), ("ruin_names", "hyperbaton")]
+)
+def test_a_file_of_another_task_is_noticed(data_dir, folder, name, other):
+    content = json.loads((data_dir / f"bbh/tasks/{other}.json").read_text())
+    random.Random(0).shuffle(content["examples"])
+    write(folder / f"bbh/tasks/{name}.json", content)
+    with pytest.raises(ValueError, match=f"{name}.json: .* of bbh/{other};"):
+        tasks.load(f"bbh/{name}")
+
+
 def test_num_takes_the_first_problems_and_golds_have_no_commas(made_up):
     every = tasks.load("gsm8k", "test")
     few = tasks.load("gsm8k", "test", num=3)

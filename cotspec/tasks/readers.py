@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zlib
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
@@ -37,6 +38,9 @@ NUM_PUBLISHED |= {
 # Questions that the published sets themselves have twice.
 NUM_REPEATED = {"multiarith": 20, "asdiv": 1}
 NUM_REPEATED |= {"bbh/causal_judgement": 2, "bbh/sports_understanding": 2}
+# A BBH file does not name its task; the CRC-32 of its smallest question does.
+_BBH_MARKS = "6757 90a4 6ac6 6fcc 1591 c851 f42d c522 b1ad face cd2a c225 4660 8506 "
+_BBH_MARKS += "ad7d 341e 0080 57e2 72a4 ae7a b9a8 3afd 566b 463c 87c9 5bd1 f66c"
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")  # notes that no student shall learn
 _UNIT = re.compile(r"\s*\([^()]*[^\d()/][^()]*\)\s*\Z")  # "9 (apples)", not "-(1/3)"
@@ -189,7 +193,13 @@ def _bbh(name: str) -> Iterator[Row]:
     """Yield the problems of one of the 27 tasks in published order."""
     stem, keys = name.removeprefix("bbh/"), ("input", "target")
     file = f"bbh/tasks/{stem}.json"
-    for index, row in enumerate(read_rows(file, keys, ["test"], stem)):
+    rows = read_rows(file, keys, ["test"], stem)
+    first = min((row["input"].strip() for row in rows), default="")
+    known = dict(zip(_BBH_MARKS.split(), BBH_TASKS, strict=True))
+    found = known.get(f"{zlib.crc32(first.encode()) % 2**16:04x}", name)
+    if found != name:
+        raise ValueError(f"{file}: has the problems of {found}; fetch it again")
+    for index, row in enumerate(rows):
         question, target = row["input"].strip(), row["target"].strip()
         try:
             answers.score_bbh(stem, "", target, prompt_mode="answer_only")  # checks it
