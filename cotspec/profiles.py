@@ -525,7 +525,8 @@ def resolve(name: str, overrides: dict[str, object] | None = None) -> Profile:
             fault = f"unknown field{_hint(field, values[section])}"
         else:
             config = type(getattr(PROFILES[name], section))
-            value = _read(value, annotation := config.__annotations__[field])
+            is_list = isinstance(values[section][field], list)
+            value = _read(value, annotation := config.__annotations__[field], is_list)
             several = value if isinstance(value, (list, tuple)) else [value]
             # Python would take it for a number, and its name for a text.
             is_truth = any(isinstance(one, bool) for one in several)
@@ -543,13 +544,13 @@ def resolve(name: str, overrides: dict[str, object] | None = None) -> Profile:
     return profile
 
 
-def _read(value: object, annotation: str) -> object:
+def _read(value: object, annotation: str, is_list: bool) -> object:
     """Read what the shell or papermill made text of: None and tuples."""
     if not isinstance(value, str):
         return value
     if "None" in annotation and value in ("None", "none", "null"):
         return None
-    if "tuple[" not in annotation:
+    if not is_list:
         return value
     if value[:1] in ("(", "["):
         try:
