@@ -27,7 +27,8 @@ _NEXT_QUESTION = re.compile(r"(?:\n[ \t]*|(?<=[.!?])[ \t]+)Q:")
 # these end a text only once it has answered.
 _NEXT_TASK = re.compile(
     r"(?:\n[ \t]*|(?<=[.!?])[ \t]+)[#* ]*"
-    r"(?:q|question|problem|exercise|example|instruction|input|human|user)"
+    r"(?:q|(?:next |new )?(?:question|problem|task)|exercise|example|instruction|input"
+    r"|human|user|system|assistant)"
     r"\s*#?\d*\s*[:.\n]",
     re.IGNORECASE,
 )
@@ -210,7 +211,7 @@ def stated_number(statement: str) -> tuple[Fraction | None, bool]:
 _TAKEN_BACK = re.compile(
     r"\s*\?|[^\w(]*(?:(?-i:or|as (?:well|much) as|cannot|can['’]t|isn['’]t)\b"
     r"|is (?:wrong|incorrect|false|not (?:right|correct))\b"
-    r"|(?<=[.,;:!] )(?:no|wait|actually|oops|sorry|hmm|correction)[,.:])",
+    r"|(?<=[.,;:!] )(?:no[,.:]|(?:wait|actually|oops|sorry|hmm|correction)\b))",
     re.IGNORECASE,
 )
 # What stands before a number and leaves it open: "not 18", "at least 18", "half of 18".
@@ -247,7 +248,7 @@ _WHOLE = re.compile(
       | [^.!\n]*?(?:[-+*×·÷/^=,(:]
           |\b(?:and|or|to|plus|minus|times|by|(?<!left[ ])over))\s*\Z
       | [ a-z]*[,.!]?[ ](?:(?:no|wait)[ ]wait|is[ ]not\b
-          |(?:no|wait|actually|oops|sorry|hmm|correction)[,.:]) )
+          |no[,.:]|(?:wait|actually|oops|sorry|hmm|correction)\b) )
     (?: (?! \b(?:and|or|to|plus|minus|times|by|over)[ ](?:an?[ ])?{_WORD}\b
           | (?:,|[ ]and)[ ]\w[ ]?= )                        # x = 5, y = 7
         (?: [^\d?] | {_POWER} ) )*?
@@ -255,7 +256,8 @@ _WHOLE = re.compile(
       | (?<=[a-z]):(?![ ]?\d+\W*\Z) | [ ]\#\#\#\#           # 18 #### 18
       | (?<=[a-z]),[ ]or[ ](?=\d+[ ][a-z])                  # 15 dollars, or 3 bills
       | [ ](?:after|as|at|because|before|during|each|every|for|if|in|instead|leaving|not
-          |on|out|per|rather|since|so|that|when|where|which|who|with|(?:by|over)[ ]the)
+          |on|out(?![ ]of[ ]\d)|per|rather|since|so|that|when|where|which|who|with
+          |(?:by|over)[ ]the)
         \b (?![ ]?(?:[-+*/×÷]|(?:x|and|by|base)\b)[ ]?\d) )
     """,
     re.VERBOSE | re.IGNORECASE,
@@ -310,8 +312,9 @@ def _fold_unicode_numbers(text: str) -> str:
     text = _GROUPED.sub(lambda match: re.sub(r"\D", "", match[0]), text)
     # NFKC alone would read "2½" as 21/2 and "5²" as 52.
     text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞↉])", " ", text)
-    text = re.sub(r"(?<=\d)(?=[²³])", "^", text)  # a power; after "cm", a unit
-    text = re.sub(r"(?<!\^)[²³¹⁰⁴-⁹]", "", text)
+    # A power; after "cm", a unit.
+    text = re.sub(r"(?<=\d)(?=[²³¹⁰⁴-⁹⁻])", "^", text)
+    text = re.sub(r"(?<![⁻^])[²³¹⁰⁴-⁹]", "", text)
     text = unicodedata.normalize("NFKC", _DASHES.sub("-", text))
     text = "".join(str(int(c)) if c.isdecimal() else c for c in text)
     return text.translate({0x2044: "/", 0x66B: ".", 0x66C: ","})

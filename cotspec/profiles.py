@@ -528,9 +528,8 @@ def resolve(name: str, overrides: dict[str, object] | None = None) -> Profile:
             is_list = isinstance(values[section][field], list)
             value = _read(value, annotation := config.__annotations__[field], is_list)
             several = value if isinstance(value, (list, tuple)) else [value]
-            # Python would take it for a number, and its name for a text.
-            is_truth = any(isinstance(one, bool) for one in several)
-            if not is_truth or "bool" in annotation:
+            # Python would take True for a number.
+            if "bool" in annotation or not any(isinstance(v, bool) for v in several):
                 values[section][field] = value
                 continue
             fault = "True or False is neither a number nor a text"

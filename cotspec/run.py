@@ -466,18 +466,17 @@ def _not_on_hub(name: str, is_online: Callable[[], bool]) -> str:
 
 def _teacher(used: Mapping[str, set]) -> Iterator[str]:
     backends = used[BACKEND]
-    has_server = used["teacher.base_urls"] or os.environ.get("OPENAI_API_KEY")
-    if "openai" in backends and not has_server:
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if "openai" in backends and not key.isascii():  # no header can hold it
+        yield "OPENAI_API_KEY: has a character that no key has; copy it again"
+    if "openai" in backends and not (used["teacher.base_urls"] or key):
         yield (
             "teacher.backend 'openai': set OPENAI_API_KEY in the environment, "
             "or --set teacher.base_urls=http://localhost:8000/v1"
         )
     gone = used["teacher.model"] & {"", "code-davinci-002", "micro-teacher", "smollm2"}
     if "openai" in backends and gone and not used["teacher.base_urls"]:
-        yield (
-            f"teacher.model: {min(gone)!r} is not to be had from OpenAI; --set "
-            "teacher.model=NAME, one that returns log-probabilities"
-        )
+        yield f"teacher.model: OpenAI has no {min(gone)!r}; --set teacher.model=NAME"
     for path in used["teacher.path"] if backends & {"recorded", "release"} else ():
         is_there = os.path.isdir if "release" in backends else os.path.isfile
         if not path or not is_there(path):
@@ -497,24 +496,20 @@ def build_parser() -> argparse.ArgumentParser:
         "tests, --lab opens JupyterLab on the series.",
         allow_abbrev=False,
     )
-
-    def add(name: str, text: str, **options: object) -> None:
-        parser.add_argument(name, help=text, **options)  # type: ignore[arg-type]
-
-    known = ", ".join(profiles.PROFILES)
+    add, known = parser.add_argument, ", ".join(profiles.PROFILES)
     switch = {"action": "store_true"}
     several = {"action": "append", "default": [], "metavar": "FIELD=VALUE"}
     text = f"one of: {known} (default: %(default)s)"
-    add("--profile", text, default=profiles.DEFAULT_PROFILE)
-    add("--only", "only these stages: 04,05 or full names")
-    add("--from", "this stage and all after it", dest="from_stage")
-    add("--set", "override a field: training.learning_rate=1e-3", **several)
-    add("--seed", "override every notebook's SEED")
-    add("--force", "run the chosen stages although up to date", **switch)
-    add("--keep-going", "go on with what does not need a failed stage", **switch)
-    add("--dry-run", "say what would run, and why", **switch)
-    add("--list", "list stages and their state", **switch)
-    add("--publish", "afterwards copy figures and report to figures/", **switch)
+    add("--profile", help=text, default=profiles.DEFAULT_PROFILE)
+    add("--only", help="only these stages: 04,05 or full names")
+    add("--from", help="this stage and all after it", dest="from_stage")
+    add("--set", help="override a field: training.learning_rate=1e-3", **several)
+    add("--seed", help="override every notebook's SEED")
+    add("--force", help="run the chosen stages although up to date", **switch)
+    add("--keep-going", help="go on with what does not need a failed stage", **switch)
+    add("--dry-run", help="say what would run, and why", **switch)
+    add("--list", help="list stages and their state", **switch)
+    add("--publish", help="afterwards copy figures and report to figures/", **switch)
     return parser
 
 

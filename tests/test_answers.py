@@ -199,6 +199,8 @@ WRITTEN = [
     ("The answer is 18.</s><s>[INST] More [/INST] The answer is 4.", 18),
     ("<s> The answer is 18.<|im_end|>\n<|im_start|>user The answer is 4.", 18),
     ("The answer is 18.\n\n### Problem 2: The answer is 3.", 18),
+    ("The answer is 18.\n\nNext question: How? The answer is 4.", 18),
+    ("The answer is 18.\n\nTask 2: How? The answer is 4.", 18),
     ("Question: how many? 2.\nQuestion: in all? 2 + 3 = 5. The answer is 5.", 5),
     ("#### Step 1: x\n\n#### Step 2: Money\n9 x $2 = $18\n\nShe makes $18 a day.", 18),
     ("#### 2. Money\n9 x $2 = $18.", 18),
@@ -248,7 +250,9 @@ OPEN = (
     "| unlikely 18. | x - 18. | 18 (or 19). | 18 weeks (and 3 days). | 18 in base 8. "
     "| 18 (base 8). | boys: 18, girls: 20. | 18. Actually, it is 20. "
     "| 18. Oops. It is 20. | 18. Hmm, 20. | 18, correction: 20. | :\n18 boys\n4 girls "
-    "| as follows:\n* Tom: 18\n* Ann: 4 | mp18. | #18. | covid-18. | x18."
+    "| as follows:\n* Tom: 18\n* Ann: 4 | mp18. | #18. | covid-18. | x18. "
+    "| 18\u2076. | 18\u207b\u2076. | 18 out of 20. | 18. Actually it is 20. "
+    "| 18. Wait no, 20."
 )
 
 
@@ -266,6 +270,7 @@ TAKEN_BACK = {
                "| (A). Wait, (B). | (A) isn't it. | (A) can't be. | A. Actually, B."),
     "navigate": ("No", "No idea. | No way to tell. | no one knows | no problem: yes "
                  "| no clue | no longer clear | No matter what, yes | No, or Yes. "
+                 "| No. Actually Yes. "
                  "| No? | no conclusion follows | No. Wait, yes. | no unless so"),
     "formal_fallacies": ("valid", "valid is wrong. | valid? no. | ~valid | valid if P "
                          "| valid only if P | valid can't be | valid isn't right"),

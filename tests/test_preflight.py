@@ -137,11 +137,14 @@ def test_an_empty_tokenizer_file_is_refused_before_any_work(tmp_path, monkeypatc
 
 def test_openai_is_not_asked_for_a_model_that_it_does_not_have(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "x")
-    assert "'code-davinci-002' is not to be had" in problem("flan-t5-base", "01")
+    assert "OpenAI has no 'code-davinci-002'; " in problem("flan-t5-base", "01")
     for name in ("smoke", "smollm2"):
         message = problem(name, "01", {"teacher.backend": "openai"})
         assert "--set teacher.model=NAME" in message
     own = {"teacher.backend": "openai", "teacher.base_urls": "http://localhost/v1"}
+    monkeypatch.setenv("OPENAI_API_KEY", "x\u2019")
+    assert "OPENAI_API_KEY: has a character" in problem("smoke", "01", own)
+    monkeypatch.setenv("OPENAI_API_KEY", " \n")
     run.preflight(stages_of("smoke", "01", own))
 
 

@@ -159,7 +159,7 @@ class Client:
     def __init__(self, backend: OpenAIBackend, options: SamplingOptions):
         self.backend, self.config, self.options = backend, backend.config, options
         self.counts, self.spent = Counter(), 0  # tokens
-        self.key = os.environ.get("OPENAI_API_KEY", "")
+        self.key = os.environ.get("OPENAI_API_KEY", "").strip()  # a file ends in "\n"
         bases = self.config.base_urls or (OPENAI_URL,)
         urls = [url.rstrip("/") + PATHS[self.config.api] for url in bases]
         self.urls = cycle(urls)
@@ -359,7 +359,8 @@ def read_reply(
     """
     try:
         reply = json.loads(content)
-        if "choices" not in reply and (said := reply.get("error")):
+        given = map(reply.get, ("error", "message", "detail"))
+        if "choices" not in reply and (said := next(filter(None, given), None)):
             is_final = "insufficient_quota" in str(said)
             raise (ServerError if is_final else Busy)(f"the server says {said}")
         found = {}
