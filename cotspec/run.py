@@ -390,17 +390,23 @@ def _kept(task: str) -> bool:
 def _models(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[str]:
     """Faults of every model: all students, not only the profile's own."""
     frozen = max(used["training.num_frozen_layers"], default=0)
+    starts = {"experiments.raw_students": {"raw"}}
+    starts["student.model"] = used["student.start"]
     for field in MODEL_FIELDS:
         is_remote = field == "teacher.model" and "huggingface" not in used[BACKEND]
         for name in () if is_remote else sorted(used[field]):
             try:
-                _check_model(field, name, is_online)
+                _check_model(field, name, starts.get(field, ()), is_online)
                 is_student = frozen and field != "teacher.model"
                 if is_student and frozen > (most := _num_frozen(name)):
                     said = f"training.num_frozen_layers: {frozen}. Allowed for {name!r}"
                     yield f"{said}: 0 to {most}, the layers of a decoder-only model"
             except ValueError as error:
                 yield str(error)
+    for field in ("student.tokenizer", "student.revision"):
+        odd = used[field] - {None, ""}
+        if odd and any(name.startswith("micro-") for name in used["student.model"]):
+            yield f"{field}: {min(odd)!r} is not read of a shipped student"
     data = os.environ.get("COTSPEC_DATA", "")
     for name in {f"{data}/t5", *used["student.tokenizer"], *used["student.model"]}:
         file = Path(name or "", "spiece.model")
@@ -419,7 +425,9 @@ def _num_frozen(name: str) -> int:
     return models.AutoConfig.from_pretrained(name).get_text_config().num_hidden_layers
 
 
-def _check_model(field: str, name: str, is_online: Callable[[], bool]) -> None:
+def _check_model(
+    field: str, name: str, starts: Collection[str], is_online: Callable[[], bool]
+) -> None:
     from cotspec import models
     from cotspec.micro import shipped
 
@@ -430,6 +438,8 @@ def _check_model(field: str, name: str, is_online: Callable[[], bool]) -> None:
                 "with 'python -m cotspec.micro build' and 'python -m cotspec.micro "
                 "pack' (96 minutes of one thread when last measured)"
             )
+        for start in starts:
+            shipped.load_student(name.removeprefix(models.MICRO_PREFIX), start)
     elif name.startswith(models.RANDOM_PREFIX):
         models.flan_t5_config(name.removeprefix(models.RANDOM_PREFIX))
     elif name == "smollm2":

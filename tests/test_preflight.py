@@ -135,6 +135,19 @@ def test_an_empty_tokenizer_file_is_refused_before_any_work(tmp_path, monkeypatc
         assert f"{tmp_path}/t5/spiece.model is empty" in message
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("student.start", "random", "'random' of 'micro-base'. Allowed: raw, instr"),
+        ("experiments.raw_students", "micro-xl", "'raw' of 'micro-xl'. Allowed: instr"),
+        ("student.tokenizer", "/", "'/' is not read of a shipped student"),
+        ("student.revision", "main", "'main' is not read of a shipped student"),
+    ],
+)
+def test_what_a_shipped_student_has_not_is_refused_before_any_work(field, value, words):
+    assert words in problem("smoke", "", {field: value})
+
+
 def test_openai_is_not_asked_for_a_model_that_it_does_not_have(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "x")
     assert "OpenAI has no 'code-davinci-002'; " in problem("flan-t5-base", "01")
