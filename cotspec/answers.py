@@ -26,11 +26,10 @@ _NEXT_QUESTION = re.compile(r"(?:\n[ \t]*|(?<=[.!?])[ \t]+)Q:")
 # Other openings of a next task: some chains ask themselves "Question: …" on the way, so
 # these end a text only once it has answered.
 _NEXT_TASK = re.compile(
-    r"(?:\n[ \t]*|(?<=[.!?])[ \t]+)[#* ]*"
+    r"(?i)(?:\n[ \t]*|(?<=[.!?])[ \t]+)[#* ]*"
     r"(?:q|(?:next |new )?(?:question|problem|task)|exercise|example|instruction|input"
     r"|human|user|system|assistant)"
-    r"\s*#?\d*\s*[:.\n]",
-    re.IGNORECASE,
+    r"\s*#?\d*\s*[:.\n]"
 )
 _CONTROL_TOKEN = re.compile(
     r"</?s>|<\|[^<>|\n]*\|>|<｜[^<>｜\n]*｜>|\[/?INST\]"
@@ -38,9 +37,8 @@ _CONTROL_TOKEN = re.compile(
 )
 # Between "answer" and "is": a remark in brackets, or what it is the answer to.
 _ANSWER_IS = re.compile(
-    r"answer(?:\s*\([^()\n]*\)|\s+(?:to|for|of)\b[^.:;,\n]{1,80}?)?"
-    r"\s+is(?:n['’]t)?\b:?",
-    re.IGNORECASE,
+    r"(?i)answer(?:\s*\([^()\n]*\)|\s+(?:to|for|of)\b[^.:;,\n]{1,80}?)?"
+    r"\s+is(?:n['’]t)?\b:?"
 )
 _SPACES = "\u00a0\u2006\u2007\u2008\u2009\u200a\u202f"
 _GROUPED = re.compile(rf"(?<![\d.,])\d{{1,3}}(?:[{_SPACES}'’_]\d{{3}})+(?![\d])")
@@ -126,8 +124,7 @@ def final_number(completion: str) -> tuple[Fraction | None, str]:
     text = _normalise_number_text(cut_at_next_question(completion))
     statements = list(_ANSWER_IS.finditer(text))
     hashes = [match for match in _HASHES.finditer(text) if _is_final(match, text)]
-    found = {"answer_is": statements, "hashes": hashes}
-    for tier, matches in found.items():
+    for tier, matches in {"answer_is": statements, "hashes": hashes}.items():
         if not matches:
             continue
         number, is_open = stated_number(text[matches[-1].end() :])
@@ -147,16 +144,15 @@ def final_number(completion: str) -> tuple[Fraction | None, str]:
 # What makes the number behind it no answer: "9*2", "eggs + 3", "80 000", "1,50", "17 or
 # 18". Of "or 18" only a whole number is the other choice: "0.6 or 60%" is one number.
 _PART_OF = re.compile(
-    r"[\d)%] ?[-+*×·⋅∗x/÷~] ?\(?|[^\W\d_] [+*×x/÷] \(?|\d[^\d\n=.,;:]*? - |[\d)]\("
+    r"(?i)[\d)%] ?[-+*×·⋅∗x/÷~] ?\(?|[^\W\d_] [+*×x/÷] \(?|\d[^\d\n=.,;:]*? - |[\d)]\("
     r"|[\w)}] ?\^|\de[-+]?|\b\d\d?:(?=\d\d?\b)|\d : |\d and |\b(?:not|plus|times) "
     r"|(?<![./])\b\d+%?(?: [a-z]+)? (?:or|nor|to) |[\d%](?: [a-z]+)? (?:by|from|of) "
-    r"|\d[.,'’](?=\d)|(?<![\d.,])\d{1,3}(?: \d{3})* (?=\d{3}\b)",
-    re.IGNORECASE,
+    r"|\d[.,'’](?=\d)|(?<![\d.,])\d{1,3}(?: \d{3})* (?=\d{3}\b)"
 )
 # What makes a number the beginning of something longer: "18 +", "18 eggs =", "18,".
 _GOES_ON = re.compile(
-    r"[^.!\n]*?((?<=\d),|[-+*×·÷/^=(:]|\b(?:and|or|by|plus|minus)|(?<=\d )to)[\s.?]*\Z",
-    re.IGNORECASE,
+    r"(?i)[^.!\n]*?((?<=\d),|[-+*×·÷/^=(:]|\b(?:and|or|by|plus|minus)|(?<=\d )to)"
+    r"[\s.?]*\Z"
 )
 _CLAUSE_START = re.compile(r"[.,;:!?]\s|[\d\n=]|\b(?:is|are|was|were|so|and|but)\b")
 # GSM8K's "#### 18". A heading ("#### Step 2: Money") does not begin with a number; one
@@ -176,10 +172,9 @@ def _is_denial(statement: re.Match[str]) -> bool:
 
 
 _NOT_SAID = re.compile(
-    r"(?:\b(?:wrong|incorrect|false|if|suppose|assume|whether|doubt)"
+    r"(?i)(?:\b(?:wrong|incorrect|false|if|suppose|assume|whether|doubt)"
     r"|(?:n['’]t|\bnot|\bnever) (?:think|believe|mean|say|clear))"
-    r"(?: that)?(?: the| my)?(?: final)? \Z",
-    re.IGNORECASE,
+    r"(?: that)?(?: the| my)?(?: final)? \Z"
 )
 
 
@@ -209,10 +204,9 @@ def stated_number(statement: str) -> tuple[Fraction | None, bool]:
 
 # What takes back the answer before it.
 _TAKEN_BACK = re.compile(
-    r"\s*\?|[^\w(]*(?:(?-i:or|as (?:well|much) as|cannot|can['’]t|isn['’]t)\b"
+    r"(?i)\s*\?|[^\w(]*(?:(?-i:or|as (?:well|much) as|cannot|can['’]t|isn['’]t)\b"
     r"|is (?:wrong|incorrect|false|not (?:right|correct))\b"
-    r"|(?<=[.,;:!] )(?:no[,.:]|(?:wait|actually|oops|sorry|hmm|correction)\b))",
-    re.IGNORECASE,
+    r"|(?<=[.,;:!] )(?:no[,.:]|(?:wait|actually|oops|sorry|hmm|correction)\b))"
 )
 # What stands before a number and leaves it open: "not 18", "at least 18", "half of 18".
 _DENIED = re.compile(
@@ -301,9 +295,7 @@ def _normalise_number_text(text: str) -> str:
     text = re.sub(r"-\((\d+/\d+)\)", r"-\1", text)
     # "is - 3" is a sign apart from its digits; after a number it would subtract.
     text = re.sub(r"(\bis:?|[=(#])([ \t]*)-[ \t]+(?=\.?\d)", r"\1\2-", text)
-    text = re.sub(
-        r"\b(?:negative|minus)[ \t]+(?=\.?\d)", "-", text, flags=re.IGNORECASE
-    )
+    text = re.sub(r"(?i)\b(?:negative|minus)[ \t]+(?=\.?\d)", "-", text)
     return re.sub(r"[ \t]+", " ", text)
 
 
@@ -462,13 +454,8 @@ _OPTION = re.compile(r"\(([A-Za-z])\)|\b([A-Z])(?=[.):,;\"'`’”*_\]}]|$| or\b
 
 def _letter(line: str) -> str | None:
     """``(B)``, ``B.``, "option (B)"; two letters in one clause are no answer."""
-    line = re.sub(
-        r"^\W*boxed\{|^(?:the )?(?:correct )?(?:option|choice|letter)\b:?",
-        "",
-        line,
-        flags=re.IGNORECASE,
-    )
-    line = line.lstrip(_MARKS)
+    lead = r"(?i)^\W*boxed\{|^(?:the )?(?:correct )?(?:option|choice|letter)\b:?"
+    line = re.sub(lead, "", line).lstrip(_MARKS)
     match = _OPTION.match(line)
     if match is None or _TAKEN_BACK.match(line, match.end()):
         return None
@@ -509,9 +496,8 @@ def _choice(*allowed: str) -> Parser:
 
 def _integer(line: str) -> str | None:
     number, is_open = stated_number(_normalise_number_text(f"is {line}"))
-    if is_open:
-        return None
-    return str(number) if number is not None and number.denominator == 1 else None
+    is_whole = number is not None and number.denominator == 1
+    return str(number) if is_whole and not is_open else None
 
 
 def _word_list(line: str) -> str | None:

@@ -26,9 +26,7 @@ from cotspec import (
     stages,
     training,
 )
-from cotspec.run import Request, overrides_of
-
-USER_ERROR = 2
+from cotspec.run import USER_ERROR, Request, overrides_of
 
 
 def main(arguments: list[str] | None = None) -> int:

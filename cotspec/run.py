@@ -390,8 +390,7 @@ def _kept(task: str) -> bool:
 def _models(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[str]:
     """Faults of every model: all students, not only the profile's own."""
     frozen = max(used["training.num_frozen_layers"], default=0)
-    starts = {"experiments.raw_students": {"raw"}}
-    starts["student.model"] = used["student.start"]
+    starts = {MODEL_FIELDS[0]: used["student.start"], MODEL_FIELDS[2]: {"raw"}}
     for field in MODEL_FIELDS:
         is_remote = field == "teacher.model" and "huggingface" not in used[BACKEND]
         for name in () if is_remote else sorted(used[field]):
@@ -432,14 +431,11 @@ def _check_model(
     from cotspec.micro import shipped
 
     if name.startswith(models.MICRO_PREFIX):
-        if not (shipped.FOLDER / shipped.MANIFEST).exists():
-            raise ValueError(
-                f"{field}: the weights of {name!r} are not in this package. Make them "
-                "with 'python -m cotspec.micro build' and 'python -m cotspec.micro "
-                "pack' (96 minutes of one thread when last measured)"
-            )
+        size = name.removeprefix(models.MICRO_PREFIX)
+        if field == "teacher.model":
+            shipped.load(size)
         for start in starts:
-            shipped.load_student(name.removeprefix(models.MICRO_PREFIX), start)
+            shipped.load_student(size, start)
     elif name.startswith(models.RANDOM_PREFIX):
         models.flan_t5_config(name.removeprefix(models.RANDOM_PREFIX))
     elif name == "smollm2":

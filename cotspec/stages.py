@@ -529,9 +529,8 @@ class Stage:
             "seed": self.seed,
         }
         options = {"data": data, "caption": caption, "provenance": facts}
-        folder = self.run / "figures"
-        paths = figures.save_figure(chart, folder, _plain(name), **options)
-        self._written |= {f"figure:{name}.{kind}": p for kind, p in paths.items()}
+        made = figures.save_figure(chart, self.run / "figures", _plain(name), **options)
+        self._written |= {f"figure:{name}.{kind}": p for kind, p in made.items()}
         return chart
 
     def table(self, name: str, table: pd.DataFrame, *, caption: str) -> pd.DataFrame:

@@ -196,8 +196,7 @@ def _bbh(name: str) -> Iterator[Row]:
     rows = read_rows(file, keys, ["test"], stem)
     first = min((row["input"].strip() for row in rows), default="")
     known = dict(zip(_BBH_MARKS.split(), BBH_TASKS, strict=True))
-    found = known.get(f"{zlib.crc32(first.encode()) % 2**16:04x}", name)
-    if found != name:
+    if (found := known.get(f"{zlib.crc32(first.encode()) % 2**16:04x}", name)) != name:
         raise ValueError(f"{file}: has the problems of {found}; fetch it again")
     for index, row in enumerate(rows):
         question, target = row["input"].strip(), row["target"].strip()
@@ -216,9 +215,8 @@ _READERS = {
     "bbh": _bbh,
 }
 _BBH_DEMONSTRATION = re.compile(
-    rf"\n+Q: (.+?)\nA: {re.escape(COT_TRIGGER)}"
-    r"(.+?answer is ([^\n]+?)\.?\s*)(?=\n+Q: |\Z)",
-    re.DOTALL,
+    rf"(?s)\n+Q: (.+?)\nA: {re.escape(COT_TRIGGER)}"
+    r"(.+?answer is ([^\n]+?)\.?\s*)(?=\n+Q: |\Z)"
 )
 
 
