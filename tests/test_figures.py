@@ -54,9 +54,9 @@ ASKED = {
     "bbh/navigate": "answer_only",
 }
 RESULTS = frame(
-    "task prompt_mode step accuracy ci_low ci_high",
+    "task prompt_mode step accuracy ci_low ci_high gain_low gain_high",
     [
-        (task, mode, step, accuracy, accuracy - 0.05, accuracy + 0.05)
+        (task, mode, step, accuracy, accuracy - 0.05, accuracy + 0.05, 0.1, 0.3)
         for task, mode in ASKED.items()
         for step, accuracy in ((0, 0.1), (60, 0.3))
     ],
@@ -372,11 +372,12 @@ def drawn_changes(results):
 
 
 @pytest.mark.parametrize(
-    ("after", "way"), [(0.3, "rose"), (0.12, "either"), (0.01, "fell")]
+    ("after", "way"), [(0.16, "rose"), (0.12, "either"), (0.01, "fell")]
 )
-def test_a_line_joins_before_and_after_and_says_whether_intervals_are_apart(after, way):
+def test_a_line_joins_before_and_after_and_says_whether_the_change_is_clear(after, way):
     changed = RESULTS["accuracy"].where(RESULTS["step"] == 0, after)
     ends = {"ci_low": changed - 0.04, "ci_high": changed + 0.04}
+    ends |= {"gain_low": changed - 0.15, "gain_high": changed - 0.05}  # overlap: clear
     _, answers, *_ = drawn_changes(RESULTS.assign(accuracy=changed, **ends))
     joined, before, at_end = (
         [round(x, 2) for x in line.get_xdata()] for line in answers

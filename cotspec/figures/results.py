@@ -20,7 +20,7 @@ from cotspec.figures import style
 from cotspec.figures.style import Chart, Style
 
 
-@style.draws("task prompt_mode step accuracy ci_low ci_high")
+@style.draws("task prompt_mode step accuracy ci_low ci_high gain_low gain_high")
 def before_and_after(
     results: pd.DataFrame, groups: Mapping[str, Sequence[str]]
 ) -> Chart:
@@ -30,9 +30,9 @@ def before_and_after(
     ----------
     results : DataFrame
         Tidy results of one student and seed: ``task, prompt_mode, step, accuracy,
-        ci_low, ci_high``, one way of asking with and one without chain of thought; the
-        smallest step is "before", the largest "after". With a column ``chance`` it is
-        drawn as a dotted line across the task's row.
+        ci_low, ci_high`` and the paired change's interval, ``gain_low, gain_high``; one
+        way of asking with and one without chain of thought; the smallest step is
+        "before", the largest "after". A column ``chance`` is drawn dotted.
     groups : mapping
         Group title to its tasks, e.g. ``{"in-distribution": ["gsm8k"]}``.
 
@@ -89,9 +89,9 @@ def _draw_changes(axes: Axes, results: pd.DataFrame, tasks: list[str]) -> None:
         if both.empty:
             continue
         ends = both[["accuracy", "ci_low", "ci_high"]].to_numpy(dtype=float)[[0, -1]]
-        (before, low, high), (after, new_low, new_high) = ends
-        way = "rose" if new_low > high else "fell" if new_high < low else "either"
-        axes.plot([before, after], [y, y], c=looks[way].colour, lw=1.6, zorder=2)
+        low, high = both[["gain_low", "gain_high"]].iloc[-1]
+        way = "rose" if low > 0 else "fell" if high < 0 else "either"
+        axes.plot(ends[:, 0], [y, y], c=looks[way].colour, lw=1.6, zorder=2)
         for at, (x, *ci), name in (
             (y - 0.16, ends[0], "before"),
             (y + 0.16, ends[1], way),

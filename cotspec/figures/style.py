@@ -110,12 +110,12 @@ CURVE_STYLES = {
     "straight": Style("", BLUE, "", "--"),
     "with a bend": Style("", VERMILLION),
 }
-# What became of an accuracy; of after, whether both intervals lie apart.
+# What became of an accuracy; of after, whether the paired change is clear of 0.
 CHANGE_STYLES = {
     "before": Style("before", GREY, "o", "none"),
     "rose": Style("after, higher", BLUE, ">"),
     "fell": Style("after, lower", VERMILLION, "<"),
-    "either": Style("after, intervals overlap", BLACK, "D"),
+    "either": Style("after, no clear change", BLACK, "D"),
     "chance": Style("chance", BLACK, "", ":"),
 }
 # For series without a fixed look of their own (tasks, samplers), in order.
