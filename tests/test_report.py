@@ -134,6 +134,11 @@ def test_a_world_in_which_the_paper_is_right_reproduces_every_claim(found):
     assert list(ledger["claim"]) == [f"C{i}" for i in range(1, 9)]
     shown = report.conditions_table(found).to_string()
     assert set(ledger["verdict"]) == {"reproduced"}, shown
+    # A rise of 10 points is one, though the claim's direction is down.
+    numbers = ["condition", "effect", "ci_low", "ci_high", "unit"]
+    ledger.loc[0, numbers] = "x: falls", -0.1, -0.2, -0.05, "points"
+    weakest = report.ledger_columns(ledger)["under test: the weakest condition"]
+    assert weakest[0] == "x should fall: +10.0 [+5.0, +20.0] points"
 
 
 @pytest.mark.parametrize(

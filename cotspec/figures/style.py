@@ -106,9 +106,6 @@ CURVE_STYLES = {
     "raw": Style("", PURPLE, "s", "--"),
     "before": Style("", GREY, "v", ":"),
     "after": Style("", BLUE, "o"),
-    "measured": Style("", BLACK, "o", "none"),
-    "straight": Style("", BLUE, "", "--"),
-    "with a bend": Style("", VERMILLION),
 }
 # What became of an accuracy; of after, whether the paired change is clear of 0.
 CHANGE_STYLES = {

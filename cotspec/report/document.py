@@ -149,11 +149,14 @@ def ledger_columns(claims: pd.DataFrame) -> pd.DataFrame:
 def _effect(row) -> str:
     if pd.isna(row.effect):
         return ""
+    label, numbers = row.condition, (row.effect, row.ci_low, row.ci_high)
+    if label.endswith("falls"):  # a fall is positive in the claim's direction
+        label = label.removesuffix("falls").rstrip(": ") + " should fall"
+        numbers = -row.effect, -row.ci_high, -row.ci_low
+    interval = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*numbers)
     if row.unit == "points":
-        interval = percent(row.effect, row.ci_low, row.ci_high, signed=True)
-    else:
-        interval = f"{row.effect:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]"
-    return f"{row.condition}: {interval} {row.unit}"
+        interval = percent(*numbers, signed=True)
+    return f"{label}: {interval} {row.unit}"
 
 
 def report_page(text: str, *, title: str) -> str:
