@@ -106,6 +106,7 @@ CURVE_STYLES = {
     "raw": Style("", PURPLE, "s", "--"),
     "before": Style("", GREY, "v", ":"),
     "after": Style("", BLUE, "o"),
+    "within 5 points, as C7 asks": Style("", GREY, "", ":"),
 }
 # What became of an accuracy; of after, whether the paired change is clear of 0.
 CHANGE_STYLES = {

@@ -8,6 +8,7 @@ Same input, same text.
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,14 +150,13 @@ def ledger_columns(claims: pd.DataFrame) -> pd.DataFrame:
 def _effect(row) -> str:
     if pd.isna(row.effect):
         return ""
-    label, numbers = row.condition, (row.effect, row.ci_low, row.ci_high)
-    if label.endswith("falls"):  # a fall is positive in the claim's direction
-        label = label.removesuffix("falls").rstrip(": ") + " should fall"
-        numbers = -row.effect, -row.ci_high, -row.ci_low
-    interval = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*numbers)
+    # In the claim's direction a fall is positive.
+    label = re.sub(":? falls$", " should fall", row.condition)
+    sign = 1 if label == row.condition else -1
+    numbers = sign * row.effect, *sorted([sign * row.ci_low, sign * row.ci_high])
     if row.unit == "points":
-        interval = percent(*numbers, signed=True)
-    return f"{label}: {interval} {row.unit}"
+        return f"{label}: {percent(*numbers, signed=True)} points"
+    return "{}: {:+.3f} [{:+.3f}, {:+.3f}] {}".format(label, *numbers, row.unit)
 
 
 def report_page(text: str, *, title: str) -> str:
