@@ -313,8 +313,8 @@ def test_the_base_is_decoded_once_for_all_seeds(predictions, store):
     assert len(list((store / "bases").iterdir())) == 1
     before = predictions[predictions["step"] == 0]
     columns = ["split", "problem_id", "predicted_answer"]
-    seeds = [before.loc[before["seed"] == s, columns].to_numpy() for s in (0, 1)]
-    assert (seeds[0] == seeds[1]).all()
+    first, second = (before.loc[before["seed"] == s, columns] for s in (0, 1))
+    assert first.reset_index(drop=True).equals(second.reset_index(drop=True))
 
 
 def test_what_is_measured_on_one_checkpoint_is_decoded_together(
