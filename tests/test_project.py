@@ -145,6 +145,13 @@ def test_the_first_page_has_the_accuracies_of_the_committed_figures():
     assert f"most frequent answer would score {chance:.1f}" in page
 
 
+def test_lesson_03_has_what_a_format_left_out_costs():
+    page = (REPOSITORY / "notebooks/03_data_formats.ipynb").read_text("utf-8")
+    claims = pd.read_csv(REPOSITORY / "figures/claims.csv", index_col="claim")
+    ends = re.findall(r"asked in context \S+ → ([\d.]+%)", claims.loc["C6", "ours"])
+    assert f"{ends[1]} right asked in context, {ends[0]} after in-context" in page
+
+
 def test_the_readme_has_verdicts_and_power_of_the_committed_report():
     said = (REPOSITORY / "README.md").read_text("utf-8")
     claims = pd.read_csv(REPOSITORY / "figures/claims.csv")
