@@ -198,12 +198,10 @@ def test_a_chart_renders_whole_and_readable_without_pyplot_state(name):
 @pytest.mark.parametrize("name", CHARTS)
 def test_a_frame_it_cannot_draw_is_an_error_naming_chart_and_column(name):
     draw, frame, options = CHARTS[name]
-    column = frame.columns[-1]
-    message = rf"{draw.__name__}: missing columns \['{column}'\]; it needs"
-    with pytest.raises(ValueError, match=message):
-        draw(frame.drop(columns=column), **options)
-    with pytest.raises(ValueError, match=f"{draw.__name__}: no rows"):
-        draw(frame.head(0), **options)
+    for other in (frame.drop(columns=frame.columns[-1]), frame.head(0)):
+        message = rf"{draw.__name__}: needs rows of .* got {len(other)} rows of \["
+        with pytest.raises(ValueError, match=message):
+            draw(other, **options)
 
 
 def test_drawing_leaves_the_callers_settings_alone():
@@ -228,7 +226,8 @@ def test_every_format_rule_and_kind_has_a_look_of_its_own(styles, names):
 def test_each_data_format_has_its_own_okabe_ito_colour_and_marker():
     looks = style.FORMAT_STYLES.values()
     assert len({look.marker for look in looks}) == 4
-    assert {look.colour for look in looks} <= set(style.OKABE_ITO)
+    okabe_ito = style.BLUE, style.SKY_BLUE, style.VERMILLION, style.ORANGE
+    assert tuple(look.colour for look in looks) == okabe_ito
 
 
 def test_alternatives_are_ranked_and_the_sampled_one_is_marked():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -24,20 +25,9 @@ MAX_NUMBERED = 12  # bars
 _HEAD = {"arrowstyle": "-|>", "color": style.BLACK, "shrinkA": 0, "shrinkB": 0}
 _LINE = {"color": style.BLACK, "lw": 1}
 
-SERIES = pd.DataFrame(
-    [  # boxes of one level stand side by side
-        (0, 1, "00", "problems", "training questions"),
-        (1, 1, "01", "the TEACHER solves them, many times", "solutions, probabilities"),
-        (2, 1, "02", "is the answer right?", "right solutions | top-5 probabilities"),
-        (3, 0.5, "03", "four data formats", "text pairs"),
-        (3, 0.5, "04", "align the tokens", "targets"),
-        (4, 0.88, "05", "the STUDENT learns them", "checkpoints | one training"),
-        (4, 0.12, "", "", ""),  # the way past notebook 05
-        (5, 0.34, "06", "test it", "answers"),
-        (5, 0.66, "07–10", "price, formats, loss, size", "effects with intervals"),
-        (6, 1, "11", "the verdicts", ""),
-    ],
-    columns="level width notebook step leaves".split(),
+# The way past notebook 05 is a box without a number.
+SERIES = pd.read_csv(
+    Path(__file__).with_name("series.csv"), dtype={"notebook": str}, na_filter=False
 )
 
 
@@ -323,5 +313,5 @@ def _draw_measures(axes: Axes, study: pd.DataFrame, colours: tuple[str, ...]) ->
         curve = curve.sort_values("temperature")
         x = curve["temperature"] + apart * (index - 1)
         line = {"color": colour, "marker": look.marker, "ls": look.line, "label": name}
-        error = style.distances(curve, "value")
-        axes.errorbar(x, curve["value"], error, elinewidth=0.8, capsize=2, **line)
+        ends = curve["value"] - curve["ci_low"], curve["ci_high"] - curve["value"]
+        axes.errorbar(x, curve["value"], ends, elinewidth=0.8, capsize=2, **line)

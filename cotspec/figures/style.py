@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.style
-import numpy as np
 import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
@@ -26,13 +25,16 @@ from matplotlib.patches import Patch, Rectangle
 
 from cotspec import artifacts
 
+_FOLDER = Path(__file__).parent
 # Okabe & Ito 2008, https://jfly.uni-koeln.de/color/
 BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
-OKABE_ITO = (BLACK, ORANGE, SKY_BLUE, GREEN, YELLOW, BLUE, VERMILLION, PURPLE)
 GREY, LIGHT_GREY = "#6B6B6B", "#D9D9D9"
 
 COLUMN_WIDTH, FULL_WIDTH = 3.3, 6.9  # inches: one column, and the page
+# On top of matplotlib's defaults: a user's own matplotlibrc must neither change a
+# picture nor ask for LaTeX.
+LOOK = ["default", seaborn.axes_style("ticks"), _FOLDER / "look.mplstyle"]
 
 
 @dataclass(frozen=True)
@@ -46,112 +48,27 @@ class Style:
     hatch: str = ""
 
 
-# Hue says in-context (blue) or zero-shot (red); the darker of the two reasons aloud.
-FORMAT_STYLES = {
-    "in_context_chain_of_thought": Style("in-context CoT", BLUE, "o"),
-    "in_context_answer_only": Style("in-context answer-only", SKY_BLUE, "s", "--"),
-    "zero_shot_chain_of_thought": Style("zero-shot CoT", VERMILLION, "^", "-."),
-    "zero_shot_answer_only": Style("zero-shot answer-only", ORANGE, "D", ":"),
-}
-# By the options of `losses.distribution_matching`.
-OBJECTIVE_STYLES = {
-    "sample_matching": Style("sample matching", ORANGE, "s", "--"),
-    "bucket": Style("matching, tail in a bucket", BLUE, "o"),
-    "renormalized": Style("matching, renormalized", SKY_BLUE, "D", "-."),
-    "paper": Style("matching, as published", VERMILLION, "^", ":"),
-    "reverse_kl": Style("reverse KL", PURPLE, "X", "--"),
-    "jensen_shannon": Style("Jensen–Shannon", GREEN, "P", "-."),
-}
-# `alignment.Rule` by name; the last two leave the target one-hot.
-RULE_STYLES = {
-    "identical": Style("identical token", GREEN),
-    "same_span": Style("same span, spelled otherwise", SKY_BLUE, hatch="...."),
-    "starts_together": Style("starts together", ORANGE, hatch="////"),
-    "inside": Style("inside (one-hot)", LIGHT_GREY, hatch="||||"),
-    "not_one_to_one": Style(
-        "no equal partner of its own (one-hot)", PURPLE, hatch="xxxx"
-    ),
-}
-# The parts of an example: what the student reads, and what it must write.
-PART_STYLES = {
-    "demonstrations": Style("demonstrations", LIGHT_GREY),
-    "question": Style("question", SKY_BLUE),
-    "rationale": Style("rationale (target)", YELLOW),
-    "answer": Style("answer (target)", ORANGE),
-}
-# `teacher.studies.KINDS`; what is right is plain, what fails is hatched.
-KIND_STYLES = {
-    "right": Style("right", GREEN),
-    "wrong arithmetic": Style("wrong arithmetic: a false sum", VERMILLION, hatch="///"),
-    "other operations": Style("true sums, other operations", ORANGE, hatch="\\\\\\"),
-    "another number": Style("true sums, another number", YELLOW, hatch="++"),
-    "no equation": Style("wrong, no equation to check", SKY_BLUE, hatch="..."),
-    "no answer": Style("no answer", PURPLE, hatch="xxx"),
-    "cut off": Style("cut off at the limit", LIGHT_GREY, hatch="|||"),
-}
-# Series of curves: each looks the same wherever it is drawn.
-CURVE_STYLES = {
-    "in-distribution": Style("", BLUE, "o"),
-    "out of distribution": Style("", VERMILLION, "^", "--"),
-    "generic, CoT": Style("", GREEN, "s"),
-    "generic, answer-only": Style("", ORANGE, "D", "--"),
-    "with reasoning": Style("", BLUE, "o"),
-    "answers alone": Style("", ORANGE, "s", "--"),
-    "asked in context": Style("", BLUE, "o"),
-    "asked zero-shot": Style("", VERMILLION, "^", "--"),
-    "distribution matching": Style("", BLUE),
-    "sample matching": Style("", ORANGE, "", "--"),
-    "teacher": Style("", BLACK, "*", "none"),
-    "instruction-tuned": Style("", GREEN, "D", "-."),
-    "raw": Style("", PURPLE, "s", "--"),
-    "before": Style("", GREY, "v", ":"),
-    "after": Style("", BLUE, "o"),
-    "within 5 points, as C7 asks": Style("", GREY, "", ":"),
-}
-# What became of an accuracy; of after, whether the paired change is clear of 0.
-CHANGE_STYLES = {
-    "before": Style("before", GREY, "o", "none"),
-    "rose": Style("after, higher", BLUE, ">"),
-    "fell": Style("after, lower", VERMILLION, "<"),
-    "either": Style("after, no clear change", BLACK, "D"),
-    "chance": Style("chance", BLACK, "", ":"),
-}
-# For series without a fixed look of their own (tasks, samplers), in order.
-SERIES_STYLES = (
-    Style("", GREEN, "P"),
-    Style("", PURPLE, "X", "--"),
-    Style("", BLACK, "*", ":"),
-    Style("", VERMILLION, "v", "-."),
-)
-STATUS_STYLES = {
-    "met": Style("met", GREEN, "o"),
-    "open": Style("open", GREY, "d"),
-    "excluded": Style("excluded", ORANGE, "s"),
-    "opposite": Style("opposite", VERMILLION, "X"),
-}
+def _styles(thing: str) -> dict[str, Style]:
+    """The looks of a thing's kinds, in order; their colours are named as above."""
+    table = pd.read_csv(_FOLDER / "styles.csv", keep_default_na=False)
+    styles = {}
+    for _, kind, label, name, *look in table[table["thing"] == thing].to_numpy():
+        styles[kind] = Style(label, globals()[name], *look)
+    return styles
 
-# On top of matplotlib's defaults: a user's own matplotlibrc must neither change a
-# picture nor ask for LaTeX.
-LOOK = {
-    **seaborn.axes_style("ticks"),
-    "font.family": ["DejaVu Sans"],
-    "font.size": 8,
-    "axes.titlesize": 8.5,
-    "axes.labelsize": 8,
-    "axes.linewidth": 0.7,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": "#E5E5E5",
-    "grid.linewidth": 0.6,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 4.5,
-    "hatch.linewidth": 0.6,
-}
+
+# Hue says in-context (blue) or zero-shot (red); the darker of the two reasons aloud.
+FORMAT_STYLES = _styles("format")
+OBJECTIVE_STYLES = _styles("objective")  # options of `losses.distribution_matching`
+RULE_STYLES = _styles("rule")  # `alignment.Rule`; the last two leave targets one-hot
+PART_STYLES = _styles("part")  # what the student reads, and what it must write
+KIND_STYLES = _styles("kind")  # `teacher.studies.KINDS`; what fails is hatched
+CURVE_STYLES = _styles("curve")  # each series looks the same wherever it is drawn
+# What became of an accuracy; of after, whether the paired change is clear of 0.
+CHANGE_STYLES = _styles("change")
+STATUS_STYLES = _styles("status")
+# For series without a fixed look of their own (tasks, samplers), in order.
+SERIES_STYLES = tuple(_styles("series").values())
 
 
 class Chart(Figure):
@@ -167,37 +84,20 @@ class Chart(Figure):
         return buffer.getvalue()
 
 
-def require_columns(frame: pd.DataFrame, columns: str, chart: str) -> None:
-    """Refuse a frame a chart cannot draw; `columns` are separated by spaces.
-
-    Raises
-    ------
-    ValueError
-        A column is missing, or there is no row; the message names chart and columns.
-    """
-    needed = columns.split()
-    missing = [column for column in needed if column not in frame]
-    if missing:
-        raise ValueError(
-            f"{chart}: missing columns {missing}; it needs {needed}, "
-            f"got {list(frame.columns)}"
-        )
-    if frame.empty:
-        raise ValueError(f"{chart}: no rows to draw; it needs {needed}")
-
-
 def draws(columns: str) -> Callable:
     """Decorate a chart function that draws these columns of its first argument.
 
-    They are required before it is called; our look holds while it draws, and the
-    caller's settings are restored after it.
+    A frame without them, or without rows, is refused before it is called (ValueError);
+    our look holds while it draws, and the caller's settings are restored after it.
     """
 
     def decorate(function: Callable) -> Callable:
         @functools.wraps(function)
         def checked(frame: pd.DataFrame, *args: object, **kwargs: object) -> Chart:
-            require_columns(frame, columns, function.__name__)
-            with matplotlib.style.context(["default", LOOK]):
+            if frame.empty or not set(columns.split()) <= set(frame):
+                got = f"got {len(frame)} rows of {list(frame)}"
+                raise ValueError(f"{function.__name__}: needs rows of {columns}; {got}")
+            with matplotlib.style.context(LOOK):
                 return function(frame, *args, **kwargs)
 
         return checked
@@ -209,12 +109,6 @@ def new_chart(height: float, width: float = FULL_WIDTH, **grid: object):
     """Return a `Chart` of so many inches and its axes; `grid` as for `subplots`."""
     chart = Chart(figsize=(width, height), layout="constrained")
     return chart, chart.subplots(**grid)
-
-
-def distances(frame: pd.DataFrame, value: str) -> np.ndarray:
-    """Return how far the interval lies below and above: (2, n), for `Axes.errorbar`."""
-    ends = [frame[value] - frame["ci_low"], frame["ci_high"] - frame[value]]
-    return np.clip(ends, 0, None)
 
 
 def patch_legend(chart: Chart, styles: Iterable[Style], **place: object) -> None:
