@@ -211,15 +211,20 @@ def conditions_table(findings: Mapping[str, Finding]) -> pd.DataFrame:
     Columns: ``claim, condition, effect, ci_low, ci_high, smallest, paper, unit, status,
     n, num_seeds``.
     """
-    columns = "claim condition effect ci_low ci_high smallest paper unit status n"
-    names = {"label": "condition", "estimate": "effect", "num_problems": "n"}
     rows = [
-        {"claim": claim, "status": one.status} | vars(one)
+        {"id": claim, "status": one.status} | vars(one)
         for claim, finding in findings.items()
         for one in finding.conditions
     ]
-    table = pd.DataFrame(rows).rename(columns=names)
-    return table.reindex(columns=[*columns.split(), "num_seeds"])
+    columns = "claim condition effect ci_low ci_high smallest paper unit status n"
+    return _named(rows, f"{columns} num_seeds")
+
+
+def _named(rows: list[dict], columns: str) -> pd.DataFrame:
+    """A table of claims and conditions, their fields named as readers see them."""
+    names = {"id": "claim", "label": "condition", "estimate": "effect"}
+    table = pd.DataFrame(rows).rename(columns=names | {"num_problems": "n"})
+    return table.reindex(columns=columns.split())
 
 
 def power_table(
@@ -294,25 +299,15 @@ def claims_table(
     for claim in CLAIMS:
         finding = findings[claim.id]
         reason = withheld or finding.reason
-        said = (
-            finding.ours and f"{scale}: {finding.ours}",
-            reason and f"not judged: {reason}",
-        )
-        one = finding.weakest or Condition("", *[math.nan] * 4, num_seeds=0)
-        row = {
-            "claim": claim.id,
-            "statement": claim.statement,
-            "ours": "; ".join(filter(None, said)),
-            "condition": one.label,
-            "effect": one.estimate,
-            "ci_low": one.ci_low,
-            "ci_high": one.ci_high,
-            "unit": one.unit,
-            "verdict": NOT_TESTABLE if reason else finding.verdict,
-            "former_verdict": "" if reason else former_verdict(claim, finding),
-        }
+        said = finding.ours and f"{scale}: {finding.ours}"
+        unsaid = reason and f"not judged: {reason}"
+        row = vars(claim) | (vars(finding.weakest) if finding.conditions else {})
+        row["ours"] = "; ".join(filter(None, [said, unsaid]))
+        row["verdict"] = NOT_TESTABLE if reason else finding.verdict
+        row["former_verdict"] = "" if reason else former_verdict(claim, finding)
         rows.append(row)
-    return pd.DataFrame(rows)
+    columns = "claim statement ours condition effect ci_low ci_high unit verdict"
+    return _named(rows, f"{columns} former_verdict")
 
 
 def rules_table() -> pd.DataFrame:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 
@@ -23,25 +23,20 @@ from cotspec.report.tables import our_rows, percent, scorer_rows, summary_rows
 _FOLDER = Path(__file__).parent
 
 
-@dataclass(frozen=True)
-class Scale:
-    """Attributes: `name` as tables say it, and sentences for the report.
+def scale_of(profile_name: str) -> SimpleNamespace:
+    """Return what a profile's run can show: the texts of ``scales.json``.
 
-    `withheld` says why no claim may be judged; "" where claims are judged.
+    Returns
+    -------
+    SimpleNamespace
+        ``name`` as tables say it, ``proves`` and ``cannot`` (sentences), and
+        ``withheld``: why no claim may be judged; "" where claims are judged.
     """
-
-    name: str
-    proves: str
-    cannot: str
-    withheld: str
-
-
-def scale_of(profile_name: str) -> Scale:
-    """Return what a profile's run can show: the texts of ``scales.json``."""
     known = read_json(_FOLDER / "scales.json")
     family, size = "flan-t5-<size>", profile_name.removeprefix("flan-t5-")
     texts = known[profile_name if size == profile_name else family]
-    return Scale(**texts | {"name": texts["name"].replace("<size>", size)})
+    name = texts["name"].replace("<size>", size)
+    return SimpleNamespace(**texts | {"name": name})
 
 
 def report_text(
@@ -90,36 +85,31 @@ def report_text(
         "details": our_rows(main),
     }
     titled = [f"## {title}\n\n{markdown_table(t)}" for title, t in paper_tables.items()]
-    return (
-        (_FOLDER / "report.md")
-        .read_text("utf-8")
-        .format(
-            profile=profile_name,
-            facts="\n".join(f"- {name}: {value}" for name, value in facts.items()),
-            was_run=_was_run(main),
-            scale=scale_of(profile_name),
-            counts=", ".join(f"{counts[v]} {v}" for v in VERDICTS if v in counts),
-            rules_date=RULES_DATE,
-            paper_tables="\n\n".join(titled),
-            **{name: markdown_table(table) for name, table in tables.items()},
-        )
+    template = (_FOLDER / "report.md").read_text("utf-8")
+    return template.format(
+        profile=profile_name,
+        facts="\n".join(f"- {name}: {value}" for name, value in facts.items()),
+        was_run=_was_run(main),
+        scale=scale_of(profile_name),
+        counts=", ".join(f"{counts[v]} {v}" for v in VERDICTS if v in counts),
+        rules_date=RULES_DATE,
+        paper_tables="\n\n".join(titled),
+        **{name: markdown_table(table) for name, table in tables.items()},
     )
 
 
 def _was_run(main: pd.DataFrame) -> str:
     """Name students by what they are, not by what they are called."""
     students, others = [], []
-    for model, size in (
-        main[["model", "size"]].drop_duplicates().itertuples(index=False)
-    ):
-        students.append(f"{model} ({int(size):,} parameters)")
+    for model, size in main[["model", "size"]].drop_duplicates().to_numpy():
+        students.append(f"{model} ({size:,} parameters)")
         published = sizing.num_parameters(model)
         if published not in (0, size):
             others.append(f"{model} ({published:,})")
-    counts = main.loc[~main["task"].str.startswith("all "), "n"].astype(int)
-    sizes = dict.fromkeys(f"{count:,}" for count in (counts.min(), counts.max()))
-    text = f"**What was run:** {', '.join(students)}; {' to '.join(sizes)} problems"
-    text += " a set."
+    counts = main.loc[~main["task"].str.startswith("all "), "n"]
+    sizes = dict.fromkeys(f"{count:,.0f}" for count in (counts.min(), counts.max()))
+    problems = f"{' to '.join(sizes)} problems a set."
+    text = f"**What was run:** {', '.join(students)}; {problems}"
     if others:
         text += f" Not of the published size: {', '.join(others)}."
     return text
@@ -133,18 +123,14 @@ def ledger_columns(claims: pd.DataFrame) -> pd.DataFrame:
     claims : DataFrame
         From `claims.claims_table`; effects are fractions, shown in points.
     """
-    return pd.DataFrame(
-        {
-            "claim": claims["claim"],
-            "verdict": claims["verdict"],
-            "the paper says": claims["statement"],
-            "as the paper measured it, here": claims["ours"],
-            "under test: the weakest condition": [
-                _effect(row) for row in claims.itertuples()
-            ],
-            "by the former rule": claims["former_verdict"],
-        }
-    )
+    names = {
+        "statement": "the paper says",
+        "ours": "as the paper measured it, here",
+        "condition": "under test: the weakest condition",
+        "former_verdict": "by the former rule",
+    }
+    shown = claims.assign(condition=[_effect(row) for row in claims.itertuples()])
+    return shown[["claim", "verdict", *names]].rename(columns=names)
 
 
 def _effect(row) -> str:

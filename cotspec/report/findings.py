@@ -12,27 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from cotspec import statistics
-from cotspec.profiles import AlignmentConfig, DataConfig, LossConfig
-from cotspec.report import claims
+from cotspec.profiles import DataConfig
+from cotspec.report import claims, pairing
 from cotspec.report.claims import SMALLEST, Condition, Finding
-from cotspec.report.pairing import (
-    MATH_MODE,
-    TRAINING,
-    ZERO_SHOT_MODE,
-    at_chosen,
-    at_last_step,
-    at_start,
-    before_and_after,
-    best_steps,
-    by_size,
-    independent,
-    pair,
-    pick,
-    right_answers,
-)
+from cotspec.report.pairing import MATH_MODE, TRAINING, ZERO_SHOT_MODE
 
 # The paper's smallest effects, fractions: Table 1 (C1 to C3) and Table 2 (C4).
 PAPER_LIFT, PAPER_LIFT_LARGEST = 0.089, 0.028
@@ -56,8 +41,6 @@ class Measured:
     problems : DataFrame
         ``task, split, answer`` of all problems, for what chance would score.
     data : DataConfig
-    loss : LossConfig
-    alignment : AlignmentConfig
     """
 
     abilities: pd.DataFrame
@@ -67,8 +50,6 @@ class Measured:
     loss_logs: pd.DataFrame
     problems: pd.DataFrame
     data: DataConfig
-    loss: LossConfig = LossConfig()
-    alignment: AlignmentConfig = AlignmentConfig()
 
 
 def find(run: Measured) -> dict[str, Finding]:
@@ -79,13 +60,11 @@ def find(run: Measured) -> dict[str, Finding]:
     ValueError
         Predictions that are not of the same problems on both sides.
     """
-    data = run.data
+    outside = run.data.out_of_distribution_tasks
     return {
-        "C1": lift(run, [data.train_task], PAPER_LIFT, PAPER_LIFT),
+        "C1": lift(run, [run.data.train_task], PAPER_LIFT, PAPER_LIFT),
         # The paper gains least at its largest size.
-        "C2": lift(
-            run, data.out_of_distribution_tasks, 2 * SMALLEST, PAPER_LIFT_LARGEST
-        ),
+        "C2": lift(run, outside, 2 * SMALLEST, PAPER_LIFT_LARGEST),
         "C3": generic_price(run),
         "C4": starts(run),
         "C5": smooth_growth(run),
@@ -97,11 +76,12 @@ def find(run: Measured) -> dict[str, Finding]:
 
 def lift(run: Measured, tasks: Sequence[str], paper: float, largest: float) -> Finding:
     """C1, C2: accuracy after minus before, at every size, with the paper's effects."""
-    _, tuned = _raw_and_tuned(pick(run.sizes, tasks, MATH_MODE))
-    groups, conditions = by_size(tuned), []
+    _, tuned = _raw_and_tuned(pairing.pick(run.sizes, tasks, MATH_MODE))
+    groups, conditions = pairing.by_size(tuned), []
     for number, (model, group) in enumerate(groups, 1):
         known = largest if number == len(groups) else paper
-        conditions.append(condition(model, *before_and_after(group), paper=known))
+        sides = pairing.before_and_after(group)
+        conditions.append(condition(model, *sides, paper=known))
     return _finding([_in_words(*named) for named in groups], conditions)
 
 
@@ -113,9 +93,10 @@ def generic_price(run: Measured) -> Finding:
         ("chain_of_thought", "CoT", PAPER_COT_FALL),
         ("answer_only", "answer-only", PAPER_ANSWER_FALL),
     ):
-        _, tuned = _raw_and_tuned(pick(run.sizes, run.data.generic_tasks, mode))
-        for model, group in by_size(tuned):
-            before, after = before_and_after(group)
+        rows = pairing.pick(run.sizes, run.data.generic_tasks, mode)
+        _, tuned = _raw_and_tuned(rows)
+        for model, group in pairing.by_size(tuned):
+            before, after = pairing.before_and_after(group)
             label = f"{model}, generic {name}"
             words.append(_in_words(label, group))
             base = np.full_like(before, level)
@@ -155,7 +136,7 @@ def chance_level(problems: pd.DataFrame, data: DataConfig) -> float:
 
 def starts(run: Measured) -> Finding:
     """C4: a tuned start ends higher, a raw one gains more; means over the sizes."""
-    rows = pick(run.sizes, [run.data.train_task], MATH_MODE)
+    rows = pairing.pick(run.sizes, [run.data.train_task], MATH_MODE)
     groups = [
         group
         for _, group in rows.groupby("size")
@@ -164,8 +145,8 @@ def starts(run: Measured) -> Finding:
     if not groups:
         return Finding("", reason="no size was specialized from both starts")
     (raw_before, tuned_before), (raw, tuned) = (
-        np.mean([pair(*_raw_and_tuned(end(group))) for group in groups], axis=0)
-        for end in (at_start, at_last_step)
+        np.mean([pairing.pair(*_raw_and_tuned(end(g))) for g in groups], axis=0)
+        for end in (pairing.at_start, pairing.at_last_step)
     )
     words = [
         f"instruction-tuned start {tuned_before.mean():.1%} → {tuned.mean():.1%}",
@@ -183,7 +164,7 @@ def starts(run: Measured) -> Finding:
 
 def smooth_growth(run: Measured) -> Finding:
     """C5: slopes in log size, the lift at every size, and no bend, up or down."""
-    rows = pick(run.sizes, [run.data.train_task], MATH_MODE)
+    rows = pairing.pick(run.sizes, [run.data.train_task], MATH_MODE)
     raw, tuned = _raw_and_tuned(rows)
     sizes, needed = tuned["size"].nunique(), claims.MIN_SIZES
     if sizes < needed:
@@ -192,19 +173,18 @@ def smooth_growth(run: Measured) -> Finding:
     for name, group in (("tuned", tuned), ("raw", raw)):
         if group["size"].nunique() < needed:
             continue
-        slope, kink = size_coefficients(at_last_step(group))
+        slope, kink = size_coefficients(pairing.at_last_step(group))
         zero = np.zeros_like(slope)
         slope = condition(f"slope, {name} start", zero, slope)
-        no_bend = {"smallest": claims.MAX_KINK, "is_equivalence": True}
         label = f"bend, {name} start, within 10 points"
-        bend = condition(label, zero, kink, **no_bend)
+        bend = condition(label, zero, kink, within=claims.MAX_KINK)
         conditions += [slope, bend]
         words.append(
             f"{name} start after: {100 * slope.estimate:+.1f} points per doubling, "
             f"bend {100 * bend.estimate:+.1f}"
         )
-    for model, group in by_size(tuned):
-        sides = before_and_after(group)
+    for model, group in pairing.by_size(tuned):
+        sides = pairing.before_and_after(group)
         conditions.append(condition(f"lift, {model}", *sides, paper=PAPER_LIFT))
     return _finding(words, conditions)
 
@@ -224,8 +204,8 @@ def size_coefficients(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         weighted sum of the sizes' answers.
     """
     sizes = sorted(rows["size"].unique())
-    smallest = rows[rows["size"] == sizes[0]]
-    answers = np.stack([pair(smallest, rows[rows["size"] == s])[1] for s in sizes])
+    groups = [rows[rows["size"] == size] for size in sizes]
+    answers = np.stack([pairing.pair(groups[0], group)[1] for group in groups])
     doublings = np.log2(np.asarray(sizes, dtype=float))
     above = np.maximum(0, doublings - np.median(doublings))
     line = np.stack([np.ones_like(doublings), doublings], axis=1)  # (K, 2)
@@ -244,14 +224,14 @@ def what_formats_teach(run: Measured) -> Finding:
     words, conditions = [], []
     for name in ("in_context", "zero_shot"):
         for mode in (MATH_MODE, ZERO_SHOT_MODE):
-            rows = pick(run.formats, [run.data.train_task], mode)
+            rows = pairing.pick(run.formats, [run.data.train_task], mode)
             rows = rows[rows["data_formats"] == name]
             asked = "in context" if mode == MATH_MODE else "zero-shot"
             label = f"tuned on {name.replace('_', '-')} data, asked {asked}"
             if rows.empty:
                 return Finding("", reason=f"no student was {label}")
             words.append(_in_words(label, rows))
-            before, after = before_and_after(rows)
+            before, after = pairing.before_and_after(rows)
             falls = name == "zero_shot" and mode == MATH_MODE
             sides = (after, before) if falls else (before, after)
             verb = "falls" if falls else "rises"
@@ -261,14 +241,10 @@ def what_formats_teach(run: Measured) -> Finding:
 
 def what_losses_teach(run: Measured) -> Finding:
     """C7: the training loss less its floor, and accuracy within five points."""
-    rows = at_last_step(pick(run.losses, [run.data.train_task], MATH_MODE))
-    # Of distribution matching the profile's own variant; sample matching has none.
-    fields = ["tail", "divergence", "cross_entropy_weight"]
-    is_own = (rows[fields] == [getattr(run.loss, f) for f in fields]).all(axis=1)
-    is_own &= rows["alignment"] == run.alignment.method
+    rows = pairing.pick(run.losses, [run.data.train_task], MATH_MODE)
+    rows = pairing.at_last_step(rows)
     losses = ["sample_matching", "distribution_matching"]
-    sampled = rows[rows["loss"] == losses[0]]
-    matched = rows[is_own & (rows["loss"] == losses[1])]
+    sampled, matched = (rows[rows["loss"] == loss] for loss in losses)
     if sampled.empty or matched.empty:
         return Finding("", reason="students of both losses were not measured")
     logs = run.loss_logs.pivot(index="step", columns=["loss", "seed"], values="excess")
@@ -288,12 +264,8 @@ def what_losses_teach(run: Measured) -> Finding:
         over_seeds(f"lower loss {when}", part.mean(), model, SMALLEST_LOSS, "nats")
         for when, part in parts.items()
     ]
-    equal = condition(
-        "accuracy within 5 points",
-        *pair(sampled, matched),
-        smallest=SMALLEST,
-        is_equivalence=True,
-    )
+    sides = pairing.pair(sampled, matched)
+    equal = condition("accuracy within 5 points", *sides, within=SMALLEST)
     return _finding(words, [*conditions, equal])
 
 
@@ -306,18 +278,17 @@ def two_choices(run: Measured) -> Finding:
         "in distribution": [data.train_task],
         "out of distribution": data.out_of_distribution_tasks,
     }
-    test = {where: pick(rows, names, MATH_MODE) for where, names in tasks.items()}
-    valid = {
-        where: pick(rows, names, MATH_MODE, split="validation")
-        for where, names in tasks.items()
-    }
+    test, valid = (
+        {w: pairing.pick(rows, t, MATH_MODE, split=split) for w, t in tasks.items()}
+        for split in ("test", "validation")
+    )
     if any(side.empty for side in (*test.values(), *valid.values())):
         return Finding("", reason="validation and test were not measured on both sides")
     inside, outside = valid.values()
     steps, needed = inside["step"].nunique(), claims.MIN_CHECKPOINTS
     if steps < needed:
         return Finding("", reason=f"{steps} checkpoints; the rule needs {needed}")
-    choices = {where: best_steps(side) for where, side in valid.items()}
+    choices = {where: pairing.best_steps(side) for where, side in valid.items()}
     words = [
         f"chosen {where}: steps {', '.join(map(str, steps))}"
         for where, steps in choices.items()
@@ -331,9 +302,9 @@ def two_choices(run: Measured) -> Finding:
         conditions.append(share)
     papers = (0.02, 0.013)
     for own, other, paper in zip(tasks, reversed(tasks), papers, strict=True):
-        sides = [at_chosen(test[own], choices[where]) for where in (other, own)]
+        sides = [pairing.at_chosen(test[own], choices[where]) for where in (other, own)]
         label = f"own choice is better {own}"
-        conditions.append(condition(label, *pair(*sides), paper=paper))
+        conditions.append(condition(label, *pairing.pair(*sides), paper=paper))
     return _finding(words, conditions)
 
 
@@ -369,39 +340,32 @@ def condition(
     first: np.ndarray,
     second: np.ndarray,
     *,
-    paper: float = float("nan"),
+    paper: float = np.nan,
     smallest: float | None = None,
-    is_equivalence: bool = False,
+    within: float | None = None,
 ) -> Condition:
     """Return a condition on second minus first, arrays of shape (seeds, problems).
 
     The smallest effect of interest is 5 points, or half the paper's where smaller.
+    What must lie `within` a margin of 0 has that instead.
     """
     if smallest is None:
-        smallest = SMALLEST if np.isnan(paper) else min(SMALLEST, paper / 2)
+        smallest = within or float(np.nanmin([SMALLEST, paper / 2]))
     change = statistics.paired_difference(first, second)
-    return Condition(
-        label,
-        change.estimate,
-        change.ci_low,
-        change.ci_high,
-        smallest,
-        *first.shape,
-        is_equivalence=is_equivalence,
-        paper=paper,
-        squares=change.squares,
-    )
+    interval = change.estimate, change.ci_low, change.ci_high
+    known = {"is_equivalence": within is not None, "paper": paper}
+    known["squares"] = change.squares
+    return Condition(label, *interval, smallest, *first.shape, **known)
 
 
 def over_seeds(
     label: str, by_seed: pd.Series, model: str, smallest: float, unit: str
 ) -> Condition:
     """Return a condition on a mean over seeds, or their bases, by Student's t."""
-    values = independent(by_seed.to_frame().T, model).to_numpy().ravel()
-    mean, error = values.mean(), stats.sem(values)
-    half = stats.t.ppf(0.975, len(values) - 1) * error
-    ends = statistics.settled(np.array([mean, mean - half, mean + half]))
-    return Condition(label, *ends, smallest, num_seeds=len(values), unit=unit)
+    values = pairing.independent(by_seed.to_frame().T, model).to_numpy().ravel()
+    mean = statistics.paired_difference(np.zeros_like(values), values)
+    interval = mean.estimate, mean.ci_low, mean.ci_high
+    return Condition(label, *interval, smallest, num_seeds=len(values), unit=unit)
 
 
 def _finding(
@@ -420,7 +384,7 @@ def _raw_and_tuned(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _in_words(label: str, rows: pd.DataFrame) -> str:
-    before, after = right_answers(at_start(rows)), right_answers(at_last_step(rows))
+    before, after = map(pairing.right_answers, pairing.both_ends(rows))
     seeds = f", {after.shape[1]} seeds" if after.shape[1] > 1 else ""
     means = f"{before.mean(axis=None):.1%} → {after.mean(axis=None):.1%}"
     return f"{label} {means} (n = {len(after)}{seeds})"
@@ -457,4 +421,4 @@ def own_trainings(*frames: pd.DataFrame) -> pd.DataFrame:
             f"of {disagree.idxmax()}. Run notebooks 07 to 10 with the same OVERRIDES"
         )
     rows = rows.drop_duplicates(key)
-    return pd.concat([at_start(rows), at_last_step(rows)], ignore_index=True)
+    return pd.concat(pairing.both_ends(rows), ignore_index=True)

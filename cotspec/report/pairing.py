@@ -70,6 +70,11 @@ def at_last_step(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["step"] == steps.transform("max")]
 
 
+def both_ends(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the rows of the start and of the last step of some trainings."""
+    return at_start(rows), at_last_step(rows)
+
+
 def by_size(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Return each model's name and rows, smallest first."""
     return [(model, g) for (_, model), g in rows.groupby(["size", "model"])]
@@ -135,7 +140,7 @@ def pair(first: pd.DataFrame, second: pd.DataFrame) -> tuple[np.ndarray, np.ndar
 
 def before_and_after(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Return `pair` of the start and the last step of some trainings."""
-    return pair(at_start(rows), at_last_step(rows))
+    return pair(*both_ends(rows))
 
 
 def best_steps(validation: pd.DataFrame) -> pd.Series:

@@ -15,13 +15,8 @@ import pandas as pd
 
 from cotspec import statistics
 from cotspec.profiles import DataConfig
-from cotspec.report.pairing import (
-    MATH_MODE,
-    at_last_step,
-    at_start,
-    before_and_after,
-    right_answers,
-)
+from cotspec.report import pairing
+from cotspec.report.pairing import MATH_MODE
 
 DATA_FILES = ("published.csv",)  # part of the keys of stages that read them
 COLUMNS = (
@@ -104,29 +99,27 @@ def main_table(
     sets = {task: [task] for tasks in groups.values() for task in tasks}
     sets |= {pooled_name(name, tasks): tasks for name, tasks in groups.items()}
     rows = []
-    for key, student in predictions.groupby(["size", "model", "start"]):
-        size, model, start = key
+    for (size, model, start), student in predictions.groupby(STUDENT):
         for task, tasks in sets.items():
             picked = student[student["task"].isin(tasks)]
             for mode, asked in picked.groupby("prompt_mode", sort=False):
-                row = {"model": model, "start": start, "size": size}
-                row |= {"task": task, "prompt_mode": mode}
-                rows.append(row | _change(asked))
+                key = zip(COLUMNS, (model, start, size, task, mode), strict=False)
+                rows.append(dict(key) | _change(asked))
     return pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 
 def _change(rows: pd.DataFrame) -> dict[str, float]:
-    change = statistics.paired_difference(*before_and_after(rows))
-    row = {"change": change.estimate}
+    change = statistics.paired_difference(*pairing.before_and_after(rows))
     # Student's interval knows no ends; an accuracy cannot change by more than all.
-    row |= {"change_low": max(-1.0, change.ci_low)}
-    row |= {"change_high": min(1.0, change.ci_high)}
-    for side, answered in (("before", at_start(rows)), ("after", at_last_step(rows))):
-        answers = right_answers(answered).to_numpy().T
+    low, high = np.clip([change.ci_low, change.ci_high], -1, 1)
+    row = {"change": change.estimate, "change_low": low, "change_high": high}
+    ends = zip(("before", "after"), pairing.both_ends(rows), strict=True)
+    for side, answered in ends:
+        answers = pairing.right_answers(answered).to_numpy().T
         num_seeds, n = answers.shape
         row |= {"n": n, "num_seeds": num_seeds, side: answers.mean()}
-        ends = [statistics.wilson_interval(right, n) for right in answers.sum(axis=1)]
-        row[f"{side}_low"], row[f"{side}_high"] = np.mean(ends, axis=0)
+        each = [statistics.wilson_interval(right, n) for right in answers.sum(axis=1)]
+        row[f"{side}_low"], row[f"{side}_high"] = np.mean(each, axis=0)
         for name, column in SCORERS.items():
             row[f"{side}_{name}"] = answered[column].astype(float).mean()
     return row
@@ -249,8 +242,8 @@ def form_rows(form: pd.DataFrame) -> pd.DataFrame:
     }
     shown = form[["checkpoint", "prompt_mode", "n", *names]].rename(columns=names)
     shown["prompt_mode"] = shown["prompt_mode"].str.replace("_", " ")
-    for title in names.values():
-        shown[title] = [percent(value) for value in shown[title]]
+    shares = list(names.values())
+    shown[shares] = shown[shares].map(percent)
     return shown
 
 
@@ -346,30 +339,18 @@ def table3(published: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
         From `curves.abilities_of_choices`. Its test columns are the sharper question:
         does the choice pay on problems that did not choose?
     """
-    rows = []
-    chosen = _of_table(published, 3)
+    names = {"chosen_by": "chosen by"}
+    for split in ("validation", "test"):
+        names[f"in-distribution, {split}"] = f"in distribution, {split}"
+        names[f"out of distribution, {split}"] = f"out of it, {split}"
+    columns = ["where", "model", *names.values()]
+    rows, chosen = [], _of_table(published, 3)
     chosen = chosen[chosen["stage"] == "after"]
     for (size, kind), group in chosen.groupby(["size", "kind"], sort=False):
         values = group.set_index("dataset")["value_percent"]
-        rows.append(
-            {
-                "where": "paper",
-                "model": f"FlanT5 {size}",
-                "chosen by": kind.split("chosen by ")[1],
-                "in distribution, validation": values["gsm8k (validation)"],
-                "out of it, validation": values["M-A-S (validation mean)"],
-            }
-        )
-    names = {"model": "model", "chosen_by": "chosen by"} | {
-        f"{ours}, {split}": f"{papers}, {split}"
-        for split in ("validation", "test")
-        for ours, papers in (
-            ("in-distribution", "in distribution"),
-            ("out of distribution", "out of it"),
-        )
-    }
-    ours = choices.reindex(columns=list(names)).rename(columns=names)
-    shares = list(names.values())[2:]
-    ours[shares] = ours[shares].map(percent)
-    table = pd.concat([pd.DataFrame(rows), ours.assign(where="here")])
-    return table[["where", *names.values()]].fillna("").reset_index(drop=True)
+        own = values["gsm8k (validation)"], values["M-A-S (validation mean)"]
+        rows.append(("paper", f"FlanT5 {size}", kind.split("chosen by ")[1], *own))
+    ours = choices.rename(columns=names).reindex(columns=columns).assign(where="here")
+    ours[columns[3:]] = ours[columns[3:]].map(percent)
+    papers = pd.DataFrame(rows, columns=columns[:5])
+    return pd.concat([papers, ours], ignore_index=True).fillna("")
