@@ -208,8 +208,6 @@ def test_c3_is_measured_against_chance(run):
     found = findings.generic_price(changed(run, sizes=generic_change(0.9, 0.75, 0.3)))
     assert found.verdict == "not reproduced"  # it falls, and is not lost
     assert found.weakest.label.endswith("below chance + 5 points")
-    found = findings.generic_price(changed(run, sizes=change(0.1, 0.2)))
-    assert found.reason == "no generic task was measured"
 
 
 def test_c4_needs_both_halves(run):
@@ -312,7 +310,7 @@ def test_several_notebooks_answers_count_once_and_must_agree():
 def test_two_settings_are_refused_by_name():
     one, two = answers(0.1), answers(0.1, settings="t")
     report.require_one_setting({"07": one})
-    with pytest.raises(ValueError, match="s: 07; t: 10"):
+    with pytest.raises(ValueError, match="07: s; 10: t"):
         report.require_one_setting({"07": one, "10": two})
 
 

@@ -35,27 +35,14 @@ def before_and_after(
         "before", the largest "after". A column ``chance`` is drawn dotted.
     groups : mapping
         Group title to its tasks, e.g. ``{"in-distribution": ["gsm8k"]}``.
-
-    Raises
-    ------
-    ValueError
-        No task of the groups has a result.
     """
-    present = set(results["task"])
-    rows = {name: [t for t in tasks if t in present] for name, tasks in groups.items()}
-    rows = {name: tasks for name, tasks in rows.items() if tasks}
-    if not rows:
-        raise ValueError(
-            f"groups: no task of {dict(groups)} is in the results {sorted(present)}"
-        )
-    heights = [len(tasks) + 0.4 for tasks in rows.values()]
+    heights = [len(tasks) + 0.4 for tasks in groups.values()]
     is_reasoned = results["prompt_mode"].str.endswith("chain_of_thought")
-    shape = {"nrows": len(rows), "ncols": 2, "height_ratios": heights}
+    shape = {"nrows": len(groups), "ncols": 2, "height_ratios": heights}
     shape |= {"sharex": True, "sharey": "row", "squeeze": False}
-    chart, panels = style.new_chart(
-        0.21 * sum(heights) + 0.3 * len(rows) + 0.6, **shape
-    )
-    for line, (name, tasks) in zip(panels, rows.items(), strict=True):
+    height = 0.21 * sum(heights) + 0.3 * len(groups) + 0.6
+    chart, panels = style.new_chart(height, **shape)
+    for line, (name, tasks) in zip(panels, groups.items(), strict=True):
         labels = [task.rpartition("/")[2].replace("_", " ") for task in tasks]
         line[0].set_yticks(range(len(tasks)), labels, fontsize=7)
         line[0].set_ylim(len(tasks) - 0.3, -0.7)

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -33,36 +34,15 @@ MAX_KINK = 0.1  # bend of a smooth curve, up or down: accuracy per doubling of t
 RULES_DATE = "2026-11-26"
 
 
-@dataclass(frozen=True)
-class Claim:
-    """One claim as the paper makes it, and the conditions of its rule.
-
-    Attributes
-    ----------
-    statement : str
-    rule : str
-        What must hold, in words; every part has its own 95% interval.
-    notebook : str
-        The notebook whose numbers judge it.
-    former : str
-        What the rule was before `RULES_DATE`, and why it changed.
-    judged_formerly : str
-        Pattern of the conditions that the former rule asked about; "" if it asked
-        for something else. See `former_verdict`.
-    """
-
-    id: str
-    statement: str
-    rule: str
-    notebook: str
-    former: str
-    judged_formerly: str
-
-
-CLAIMS = tuple(
-    Claim(**texts)
-    for texts in artifacts.read_json(Path(__file__).with_name("claims.json"))
-)
+# Each claim has
+# - id, statement: as the paper makes it
+# - rule: what must hold, in words; every part has its own 95% interval
+# - notebook: the one whose numbers judge it
+# - former: what the rule was before `RULES_DATE`, and why it changed
+# - judged_formerly: pattern of the conditions that the former rule asked about; "" if
+#   it asked for something else, see `former_verdict`
+_TEXTS = artifacts.read_json(Path(__file__).with_name("claims.json"))
+CLAIMS = tuple(SimpleNamespace(**texts) for texts in _TEXTS)
 
 
 @dataclass(frozen=True)
@@ -164,7 +144,7 @@ class Finding:
         )
 
 
-def former_verdict(claim: Claim, finding: Finding) -> str:
+def former_verdict(claim: SimpleNamespace, finding: Finding) -> str:
     """Say what the rule before `RULES_DATE` would have said; "" if it cannot be told.
 
     It knew no *undecided*: an effect whose interval holds 0 was not reproduced. Its

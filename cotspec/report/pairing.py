@@ -46,12 +46,9 @@ def require_one_setting(frames: Mapping[str, pd.DataFrame]) -> None:
     ValueError
         Naming which notebooks agree with which.
     """
-    found: dict[str, list[str]] = {}
-    for name, rows in frames.items():
-        for setting in rows["settings"].unique():
-            found.setdefault(setting, []).append(name)
-    if len(found) > 1:
-        groups = "; ".join(f"{key}: {', '.join(names)}" for key, names in found.items())
+    found = {name: sorted(set(rows["settings"])) for name, rows in frames.items()}
+    if len(set().union(*found.values())) > 1:
+        groups = "; ".join(f"{name}: {', '.join(keys)}" for name, keys in found.items())
         raise ValueError(
             "predictions: made with different training or evaluation settings "
             f"({groups}). Allowed: one setting in a report. Run notebooks 05 to 10 "
@@ -90,10 +87,9 @@ def right_answers(rows: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["task", "problem_id", "seed"]
     if rows.duplicated(keys).any():
-        task, problem, seed = rows.loc[rows.duplicated(keys), keys].iloc[0]
         raise ValueError(
-            f"predictions: several rows for {problem!r} and seed {seed}. Allowed: one "
-            "system, step and prompt mode"
+            "predictions: several rows for one problem and seed. Allowed: one system, "
+            "step and prompt mode"
         )
     table = rows.pivot(index=keys[:2], columns="seed", values="is_correct")
     if table.isna().any(axis=None):

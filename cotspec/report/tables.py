@@ -34,14 +34,9 @@ SUMMARY = {
     "generic, CoT": ("generic ability", "chain_of_thought"),
     "generic, answer-only": ("generic ability", "answer_only"),
 }
-SETS = {
-    "GSM8K": ("gsm8k", "chain_of_thought"),
-    "MultiArith": ("multiarith", "chain_of_thought"),
-    "ASDiv": ("asdiv", "chain_of_thought"),
-    "SVAMP": ("svamp", "chain_of_thought"),
-    "BBH-AO": ("bbh", "answer_only"),
-    "BBH-CoT": ("bbh", "chain_of_thought"),
-}
+MATH_SETS = "GSM8K MultiArith ASDiv SVAMP".split()
+SETS = {name: (name.lower(), "chain_of_thought") for name in MATH_SETS}
+SETS |= {"BBH-AO": ("bbh", "answer_only"), "BBH-CoT": ("bbh", "chain_of_thought")}
 
 
 def load_published() -> pd.DataFrame:
@@ -149,16 +144,13 @@ def _cells(rows: pd.DataFrame, name: str, *, signed: bool = False) -> list[str]:
 
 
 def _wide(
-    rows: pd.DataFrame,
-    texts: Sequence[str],
-    index: Sequence[str],
-    columns: Sequence[str],
-    names: Mapping[str, object],
+    rows: pd.DataFrame, texts: Sequence[str], places: Mapping[str, tuple[str, str]]
 ) -> pd.DataFrame:
-    """Spread a text per row over columns, `names` to their values; empty if missing."""
-    table = rows.assign(text=texts).pivot(index=index, columns=columns, values="text")
-    table = table.reindex(columns=list(names.values())).fillna("")
-    return table.set_axis(list(names), axis=1).reset_index()
+    """A line per student, a column per named place; empty where there is no text."""
+    table = rows.assign(text=texts).pivot(index=STUDENT, columns=PLACE, values="text")
+    table = table.reindex(columns=list(places.values())).fillna("")
+    table = table.set_axis(list(places), axis=1).reset_index()
+    return table.assign(start=table["start"].str.replace("_", " "))
 
 
 def summary_rows(
@@ -184,13 +176,10 @@ def summary_rows(
     }
     changes = zip(_sides(table), _cells(table, "change", signed=True), strict=True)
     texts = [f"{sides} ({change})" for sides, change in changes]
-    rows = _wide(table, texts, STUDENT, PLACE, places)
-    named = {
-        "student": rows["model"],
-        "start": rows["start"].str.replace("_", " "),
-        "parameters": rows["size"].astype(int).map("{:,}".format),
-    }
-    return pd.DataFrame(named | {column: rows[column] for column in places})
+    rows = _wide(table, texts, places)
+    rows["size"] = rows["size"].astype(int).map("{:,}".format)
+    names = {"model": "student", "start": "start", "size": "parameters"}
+    return rows[[*names, *places]].rename(columns=names)
 
 
 def scorer_rows(
@@ -288,8 +277,8 @@ def table1(
             row[name] = _cell(cell) or ("?" if is_asked else "–")
         rows.append(row)
     places = dict(zip(SETS, _our_places(groups), strict=True))
-    ours = _wide(main, _sides(main), STUDENT, PLACE, places)
-    ours["model"] += ", " + ours.pop("start").str.replace("_", " ")
+    ours = _wide(main, _sides(main), places)
+    ours["model"] += ", " + ours.pop("start")
     ours["size"] = ours["size"].map("{:,.0f}".format)
     return pd.concat([pd.DataFrame(rows), ours.assign(where="here")], ignore_index=True)
 
@@ -297,7 +286,7 @@ def table1(
 def _our_places(groups: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
     """Our set and prompt for each column: tasks are in the paper's order, by name."""
     others = groups["out of distribution"]
-    named = [next((t for t in others if n.lower() in t), "") for n in list(SETS)[1:4]]
+    named = [next((t for t in others if n.lower() in t), "") for n in MATH_SETS[1:]]
     generic = pooled_name("generic ability", groups["generic ability"])
     math = [(task, MATH_MODE) for task in (groups["in-distribution"][0], *named)]
     return [*math, (generic, "answer_only"), (generic, "chain_of_thought")]
@@ -319,15 +308,14 @@ def table2(published: pd.DataFrame, main: pd.DataFrame, task: str) -> pd.DataFra
     rows = []
     for size, known in _of_table(published, 2).groupby("size", sort=False):
         cells = {model: _cell(group) for model, group in known.groupby("model")}
-        row = {"where": "paper (validation)", "size": size}
-        row |= {"instruction-tuned": cells["FlanT5"], "raw": cells["T5"]}
-        rows.append(row)
+        rows.append(("paper (validation)", size, cells["FlanT5"], cells["T5"]))
     ours = main[(main["task"] == task) & (main["prompt_mode"] == MATH_MODE)]
-    starts = {"instruction-tuned": "instruction_tuned", "raw": "raw"}
-    ours = _wide(ours, _sides(ours), ["size", "model"], ["start"], starts)
-    ours["size"] = ours.pop("model")
-    ours["where"] = "here (test)"
-    return pd.concat([pd.DataFrame(rows), ours], ignore_index=True)
+    ours = ours.assign(text=_sides(ours))
+    for model, group in ours.groupby("model", sort=False):
+        texts = group.set_index("start")["text"]
+        both = texts.get("instruction_tuned", ""), texts.get("raw", "")
+        rows.append(("here (test)", model, *both))
+    return pd.DataFrame(rows, columns=["where", "size", "instruction-tuned", "raw"])
 
 
 def table3(published: pd.DataFrame, choices: pd.DataFrame) -> pd.DataFrame:
