@@ -201,13 +201,11 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     Raises
     ------
     ValueError
-        Unless ``0 <= num_correct <= num_samples`` and ``1 <= k <= num_samples``.
+        Unless ``1 <= k <= num_samples``.
 
     Source: Chen et al. 2021, arXiv 2107.03374, equation 1.
     """
     _check_k(num_samples, k)
-    if not 0 <= num_correct <= num_samples:
-        raise ValueError(f"num_correct: {num_correct!r}. Allowed: 0 to {num_samples}")
     wrong = num_samples - num_correct
     return 1 - math.comb(wrong, k) / math.comb(num_samples, k)
 

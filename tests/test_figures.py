@@ -340,9 +340,7 @@ def test_a_saved_figure_carries_its_numbers_and_its_caption(tmp_path):
     assert described["provenance"] == {"seed": 1}
 
 
-def test_a_figure_name_with_a_folder_or_no_caption_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"name: '\.\./loss'"):
-        save(tmp_path, name="../loss")
+def test_a_figure_without_a_caption_is_refused(tmp_path):
     with pytest.raises(ValueError, match="caption: empty"):
         save(tmp_path, caption=" ")
     assert list(tmp_path.iterdir()) == []

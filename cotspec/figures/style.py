@@ -187,7 +187,7 @@ def save_figure(
     folder : path
         Made if it is missing.
     name : str
-        Stem of the four files: letters, digits, ``_`` and ``-``.
+        Stem of the four files.
     data : DataFrame
         What the figure draws, one observation a row.
     caption : str
@@ -204,12 +204,8 @@ def save_figure(
     Raises
     ------
     ValueError
-        A name that is not a plain stem, or an empty caption.
+        An empty caption.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise ValueError(
-            f"name: {name!r} must be letters, digits, '_' and '-' (no folder, no dot)"
-        )
     if not caption.strip():
         raise ValueError(f"caption: empty for figure {name!r}; say what it shows")
     numbers = data.to_csv(index=False, lineterminator="\n", float_format="%.6g")

@@ -264,7 +264,7 @@ def claims_table(
     findings : mapping
         From `findings.find`: claim id to what was measured.
     scale : str
-        Where ours was measured, said in each row ("micro-world", "FlanT5-base").
+        Where ours was measured, said in each row ("micro-world", "FlanT5").
     withheld : str
         Why no claim can be judged at this scale, whatever was measured.
 

@@ -33,10 +33,7 @@ def scale_of(profile_name: str) -> SimpleNamespace:
         ``withheld``: why no claim may be judged; "" where claims are judged.
     """
     known = read_json(_FOLDER / "scales.json")
-    family, size = "flan-t5-<size>", profile_name.removeprefix("flan-t5-")
-    texts = known[profile_name if size == profile_name else family]
-    name = texts["name"].replace("<size>", size)
-    return SimpleNamespace(**texts | {"name": name})
+    return SimpleNamespace(**known.get(profile_name, known["flan-t5"]))
 
 
 def report_text(
