@@ -14,7 +14,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from cotspec import alignment, figures, profiles
-from cotspec.alignment import table as targets
 from cotspec.figures import style
 from cotspec.teacher.studies import KINDS
 
@@ -422,15 +421,3 @@ def test_a_real_codex_solution_is_drawn_whole(data_dir):
     shown = texts(figures.probability_strip(alternatives))
     assert alternatives.groupby("position")["is_sampled"].sum().eq(1).all()
     assert "␣answer" in shown and "␣72" in shown
-
-
-def test_a_real_alignment_is_drawn_with_every_token_of_both_sides(t5):
-    text = "If 48/2 = 24.\nIn total"
-    tokens = ("If", " 48", "/", "2", " =", " 24", ".", "\n", "In", " total")
-    steps = [[(token, 1.0), (token, 1.0)] for token in tokens]
-    trace = alignment.TeacherTrace.from_token_strings(steps)
-    assert trace.text == text
-    tokens = targets.token_spans(trace, t5, method="offsets")
-    shown = texts(figures.token_alignment(tokens))
-    for token in ("If", "␣If", "␣48", "/2", "↵", "␣In", "In"):
-        assert token in shown

@@ -69,13 +69,11 @@ def report_text(
     ledger["verdict"] = "**" + ledger["verdict"] + "**"
     shown = conditions.rename(columns={"num_seeds": "repeats"})
     shown["condition"] = [_effect(row) for row in conditions.itertuples()]
-    shares = power.copy()
-    for name in shares.columns[2:]:
-        shares[name] = shares[name].map("{:.0%}".format)
+    shares = power.set_index(["claim", "world"]).map("{:.0%}".format)
     tables = {
         "ledger": ledger,
         "conditions": shown[["claim", "condition", "n", "repeats", "status"]],
-        "power": shares,
+        "power": shares.reset_index(),
         "students": summary_rows(main, groups),
         "scorers": scorer_rows(main, groups),
         "rules": rules_table(),

@@ -26,11 +26,8 @@ def pick(
     predictions: pd.DataFrame, tasks: Sequence[str], mode: str, *, split: str = "test"
 ) -> pd.DataFrame:
     """Return the rows of some tasks in one prompt mode and split."""
-    return predictions[
-        predictions["task"].isin(tasks)
-        & (predictions["prompt_mode"] == mode)
-        & (predictions["split"] == split)
-    ]
+    is_asked = (predictions["prompt_mode"] == mode) & (predictions["split"] == split)
+    return predictions[is_asked & predictions["task"].isin(tasks)]
 
 
 def require_one_setting(frames: Mapping[str, pd.DataFrame]) -> None:
@@ -121,9 +118,8 @@ def pair(first: pd.DataFrame, second: pd.DataFrame) -> tuple[np.ndarray, np.ndar
     ValueError
         They did not answer the same problems with the same seeds.
     """
-    tables = right_answers(first), right_answers(second)
-    same_problems = tables[0].index.equals(tables[1].index)
-    if not (same_problems and tables[0].columns.equals(tables[1].columns)):
+    tables = one, two = right_answers(first), right_answers(second)
+    if not (one.index.equals(two.index) and one.columns.equals(two.columns)):
         shapes = " and ".join(f"{t.shape[0]} × {t.shape[1]}" for t in tables)
         raise ValueError(
             f"predictions: not paired, got {shapes} problems × seeds. Allowed: both "

@@ -293,11 +293,11 @@ def _our_places(groups: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
 
 
 def _cell(rows: pd.DataFrame) -> str:
-    """Before → after, or the one number; several sources that differ: all of them."""
-    stages = {s: g["value_percent"].tolist() for s, g in rows.groupby("stage")}
-    if {"before", "after"} <= set(stages):
-        return f"{stages['before'][0]} → {stages['after'][0]}"
-    return " / ".join(map(str, dict.fromkeys(stages.get("published", []))))
+    """Before → after, or the one number; "" if there is none."""
+    values = rows.set_index("stage")["value_percent"]
+    if "before" in values:
+        return f"{values['before']} → {values['after']}"
+    return str(values.get("published", ""))
 
 
 def table2(published: pd.DataFrame, main: pd.DataFrame, task: str) -> pd.DataFrame:
