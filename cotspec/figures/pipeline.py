@@ -140,11 +140,9 @@ def rule_shares(shares: pd.DataFrame) -> Chart:
         ``method``, ``rule`` (a key of `RULE_STYLES`), ``share`` (fraction of the
         method's student tokens, 0 to 1).
     """
-    wide = _wide(shares, "method", "rule")
-    chart, axes = style.new_chart(0.34 * len(wide) + 1.05)
-    _stack(axes, wide, style.RULE_STYLES, edgecolor=style.BLACK, lw=0.5)
+    wide, edge = _wide(shares, "method", "rule"), {"edgecolor": style.BLACK, "lw": 0.5}
+    chart, axes = _stacked_bars(wide, style.RULE_STYLES, 1.05, **edge)
     axes.set_xlabel("student tokens (% by rule)")
-    chart.legend(loc="outside upper center", ncols=3)
     return chart
 
 
@@ -165,11 +163,9 @@ def failures_by_steps(shares: pd.DataFrame) -> Chart:
     bars = bars.agg({"num_questions": "first", "count": "sum"})
     labels = [f"{n}  ({q:,} q., {s:,} sol.)" for n, q, s in bars.itertuples()]
     wide = _wide(shares, "steps", "kind").set_axis(labels)
-    chart, axes = style.new_chart(0.34 * len(wide) + 1.15)
     seen = wide.loc[:, wide.max() >= _VISIBLE]  # others are in the table alone
-    _stack(axes, seen, style.KIND_STYLES, edgecolor="white")
+    chart, axes = _stacked_bars(seen, style.KIND_STYLES, 1.15, edgecolor="white")
     axes.set(xlabel="solutions", ylabel="steps of the question")
-    chart.legend(loc="outside upper center", ncols=3)
     return chart
 
 
@@ -179,8 +175,9 @@ def _wide(shares: pd.DataFrame, bar: str, part: str) -> pd.DataFrame:
     return wide.reindex(shares[bar].unique()).fillna(0)
 
 
-def _stack(axes: Axes, wide: pd.DataFrame, styles: Mapping, **edge: object) -> None:
+def _stacked_bars(wide: pd.DataFrame, styles: Mapping, above: float, **edge: object):
     """Draw each row as a bar; shares stand in their parts where there is room."""
+    chart, axes = style.new_chart(0.34 * len(wide) + above)
     box = {"fc": "white", "ec": "none", "pad": 0.8, "alpha": 0.85}
     rows, left = range(len(wide)), np.zeros(len(wide))
     for name, look in styles.items():
@@ -198,6 +195,8 @@ def _stack(axes: Axes, wide: pd.DataFrame, styles: Mapping, **edge: object) -> N
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter("{x:.0%}")
+    chart.legend(loc="outside upper center", ncols=3)
+    return chart, axes
 
 
 @style.draws("batch step epoch loss learning_rate")

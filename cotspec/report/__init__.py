@@ -33,7 +33,6 @@ from cotspec.report.tables import (
     form_rows,
     load_published,
     main_table,
-    scorer_rows,
     summary_rows,
     table1,
     table2,

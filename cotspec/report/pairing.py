@@ -118,15 +118,15 @@ def pair(first: pd.DataFrame, second: pd.DataFrame) -> tuple[np.ndarray, np.ndar
     ValueError
         They did not answer the same problems with the same seeds.
     """
-    tables = one, two = right_answers(first), right_answers(second)
-    if not (one.index.equals(two.index) and one.columns.equals(two.columns)):
-        shapes = " and ".join(f"{t.shape[0]} × {t.shape[1]}" for t in tables)
+    a, b = right_answers(first), right_answers(second)
+    if not (a.index.equals(b.index) and a.columns.equals(b.columns)):
+        shapes = " and ".join(f"{t.shape[0]} × {t.shape[1]}" for t in (a, b))
         raise ValueError(
             f"predictions: not paired, got {shapes} problems × seeds. Allowed: both "
             "systems on the same problems with the same seeds"
         )
     model = first["model"].iloc[0]
-    one, two = (independent(table, model).to_numpy().T for table in tables)
+    one, two = (independent(table, model).to_numpy().T for table in (a, b))
     return one, two
 
 
