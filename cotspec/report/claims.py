@@ -281,7 +281,8 @@ def claims_table(
         reason = withheld or finding.reason
         said = finding.ours and f"{scale}: {finding.ours}"
         unsaid = reason and f"not judged: {reason}"
-        row = vars(claim) | (vars(finding.weakest) if finding.conditions else {})
+        one = finding.weakest
+        row = vars(claim) | (vars(one) if one else {"unit": "points"})
         row["ours"] = "; ".join(filter(None, [said, unsaid]))
         row["verdict"] = NOT_TESTABLE if reason else finding.verdict
         row["former_verdict"] = "" if reason else former_verdict(claim, finding)
