@@ -13,11 +13,13 @@ import difflib
 import re
 import typing
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
+import yaml
 from pydantic import (
     AfterValidator,
     ConfigDict,
@@ -26,7 +28,6 @@ from pydantic import (
     PositiveFloat,
     TypeAdapter,
     ValidationError,
-    ValidationInfo,
 )
 from pydantic.dataclasses import dataclass
 
@@ -84,15 +85,6 @@ def _no_overflow(temperature: float) -> float:
     """Refuse what logits cannot be divided by; 0 divides nothing."""
     if 0 < temperature < 1e-3:
         raise ValueError("Allowed: 0 (greedy), or 0.001 to 10")
-    return temperature
-
-
-def _not_greedy(temperature: float, info: ValidationInfo) -> float:
-    """Refuse several samples without a temperature: all were the same."""
-    count = info.data.get("num_samples", 1)
-    if count > 1 and temperature == 0:
-        said = f"with evaluation.num_samples {count}. Allowed: above 0, or one sample"
-        raise ValueError(said)
     return temperature
 
 
@@ -281,11 +273,13 @@ class EvaluationConfig:
     precision: Precision = "auto"
     # Self-consistency: more samples than one, at a temperature above 0, and a vote.
     num_samples: Few = 1
-    # Without a word pydantic does not look at a default.
-    temperature: Annotated[
-        Temperature, AfterValidator(_not_greedy), Field(validate_default=True)
-    ] = 0.0
+    temperature: Temperature = 0.0
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+    def __post_init__(self):
+        if self.num_samples > 1 and self.temperature == 0:  # all were the same
+            said = f"evaluation.num_samples {self.num_samples} at temperature 0"
+            raise ValueError(f"{said}. Allowed: above 0, or one sample")
 
 
 @dataclass(**_CHECKED)
@@ -323,170 +317,20 @@ class Profile:
 _PROFILE = TypeAdapter(Profile)
 SECTIONS = tuple(f.name for f in fields(Profile) if f.name not in ("name", "summary"))
 
-_MICRO = Profile(
-    name="micro",
-    summary="the whole experiment in the micro-world, on a laptop, offline",
-    data=DataConfig(
-        train_task="micro/math",
-        out_of_distribution_tasks=_tasks("micro", "multiarith asdiv svamp"),
-        generic_tasks=MICRO_GENERIC,
-        num_train=2000,
-        num_validation=150,
-        num_test_math=300,
-        num_test_generic=40,
-    ),
-    teacher=TeacherConfig(
-        backend="huggingface",
-        model="micro-teacher",
-        num_samples=5,
-        max_new_tokens=96,
-        batch_size=512,
-    ),
-    student=StudentConfig(model="micro-base"),
-    # PAPER: four demonstrations. HERE: one; they are most of an input's tokens.
-    formats=FormatsConfig(num_demonstrations=1),
-    training=TrainingConfig(
-        optimizer="adafactor",
-        learning_rate=1.5e-2,
-        max_steps=640,
-        batch_tokens=2048,
-        num_checkpoints=5,
-        precision="float32",
-    ),
-    evaluation=EvaluationConfig(
-        num_demonstrations=1,
-        max_input_tokens=512,
-        max_new_tokens=80,
-        batch_tokens=65536,
-        precision="float32",
-    ),
-    experiments=ExperimentsConfig(
-        seeds=(0, 1, 2, 3, 4),
-        students=MICRO_STUDENTS,
-        raw_students=MICRO_STUDENTS[:3],  # the paper's Table 2 has three sizes
-        num_workers=None,
-    ),
-)
-_SMOKE = replace(
-    _MICRO,
-    name="smoke",
-    summary="the micro-world at its smallest counts (tests, CI)",
-    data=replace(
-        _MICRO.data,
-        generic_tasks=_tasks(
-            "micro", "last_letters boolean_expressions object_counting"
-        ),
-        num_train=48,
-        num_validation=24,
-        num_test_math=24,
-        num_test_generic=24,
-    ),
-    teacher=replace(_MICRO.teacher, num_samples=4, batch_size=64),
-    training=replace(
-        _MICRO.training,
-        max_steps=36,
-        batch_tokens=4096,
-        num_checkpoints=3,
-        precision="auto",
-    ),
-    experiments=replace(
-        _MICRO.experiments,
-        seeds=(0,),
-        students=MICRO_STUDENTS[:2],
-        raw_students=MICRO_STUDENTS[:2],
-    ),
-)
-_REAL_MATH = {
-    "train_task": "gsm8k",
-    "out_of_distribution_tasks": ("multiarith", "asdiv", "svamp"),
-}
-_BBH_SAMPLE = _tasks(
-    "bbh",
-    "boolean_expressions causal_judgement date_understanding disambiguation_qa "
-    "logical_deduction_three_objects navigate object_counting snarks "
-    "tracking_shuffled_objects_three_objects web_of_lies",
-)
-_SMOLLM2 = Profile(
-    name="smollm2",
-    summary="a pretrained student on real problems, on a laptop, without a hub",
-    data=DataConfig(
-        **_REAL_MATH,
-        generic_tasks=_BBH_SAMPLE[::2],
-        num_train=400,
-        num_validation=8,
-        num_test_math=16,
-        num_test_generic=4,
-    ),
-    teacher=TeacherConfig(
-        backend="dataset", num_samples=1, study_questions=8, study_samples=1
-    ),
-    student=StudentConfig(model="smollm2"),
-    # PAPER: four demonstrations. HERE: one; they are most of an input's tokens.
-    formats=FormatsConfig(num_demonstrations=1),
-    loss=LossConfig(name="sample_matching"),
-    training=TrainingConfig(
-        learning_rate=1e-4,
-        max_steps=40,
-        batch_tokens=2048,
-        num_frozen_layers=20,
-        num_checkpoints=2,
-    ),
-    evaluation=EvaluationConfig(
-        math_prompt_modes=("in_context_chain_of_thought", "zero_shot_chain_of_thought"),
-        num_demonstrations=1,
-        max_input_tokens=1024,
-        max_new_tokens=100,
-        batch_tokens=32768,
-    ),
-    experiments=ExperimentsConfig(seeds=(0,), students=("smollm2",), num_workers=2),
-)
-# The defaults are what one card finishes; README.md has the paper's counts.
-FLAN_T5_SIZES = ("small", "base", "large", "xl", "xxl")
+
+def _named() -> dict[str, Profile]:
+    """Read the named profiles; one that is ``like`` another gives what differs."""
+    text = Path(__file__).with_name("profiles.yaml").read_text("utf-8")
+    given = yaml.safe_load(text)
+    for name, profile in given.items():
+        like = given.get(profile.pop("like", ""), {})
+        profile["name"] = name
+        for section in SECTIONS:
+            profile[section] = like.get(section, {}) | profile.get(section, {})
+    return {name: _PROFILE.validate_python(given[name]) for name in given}
 
 
-def _flan_t5(size: str, batch_tokens: int, **training: object) -> Profile:
-    up_to_this = FLAN_T5_SIZES[: FLAN_T5_SIZES.index(size) + 1]
-    return Profile(
-        name=f"flan-t5-{size}",
-        summary=f"the paper with google/flan-t5-{size}, on one GPU",
-        data=DataConfig(
-            **_REAL_MATH,
-            generic_tasks=_BBH_SAMPLE,
-            num_test_math=300,
-            num_test_generic=50,
-        ),
-        teacher=TeacherConfig(
-            backend="openai", model="code-davinci-002", precision="auto", num_samples=4
-        ),
-        student=StudentConfig(model=f"google/flan-t5-{size}"),
-        # Measured: 512 tokens rarely hold four GSM8K CoT demonstrations.
-        formats=FormatsConfig(max_input_tokens=1024),
-        training=TrainingConfig(
-            num_epochs=3.0,
-            batch_tokens=batch_tokens,
-            gradient_accumulation_steps=65536 // batch_tokens,
-            **training,
-        ),
-        evaluation=EvaluationConfig(batch_tokens=131_072),
-        experiments=ExperimentsConfig(
-            seeds=(0,),
-            students=tuple(f"google/flan-t5-{s}" for s in up_to_this),
-            raw_students=tuple(f"google/t5-v1_1-{s}" for s in up_to_this),
-        ),
-    )
-
-
-_ALL = (
-    _SMOKE,
-    _MICRO,
-    _SMOLLM2,
-    _flan_t5("small", 16384),
-    _flan_t5("base", 8192),
-    _flan_t5("large", 8192, activation_checkpointing=True),
-    _flan_t5("xl", 16384, activation_checkpointing=True),
-    _flan_t5("xxl", 8192, activation_checkpointing=True, optimizer="adafactor"),
-)
-PROFILES = MappingProxyType({profile.name: profile for profile in _ALL})
+PROFILES = MappingProxyType(_named())
 DEFAULT_PROFILE = "micro"
 
 
@@ -511,43 +355,41 @@ def resolve(name: str, overrides: dict[str, object] | None = None) -> Profile:
         raise ValueError(f"profile: unknown name {name!r}{_hint(name, PROFILES)}")
     overrides = {} if overrides is None else overrides
     if not isinstance(overrides, dict):
-        raise ValueError(
-            f"OVERRIDES: {overrides!r}. Allowed: a dict such as "
-            '{"training.learning_rate": 1e-3}'
-        )
-    values = as_dict(PROFILES[name])
+        example = '{"training.learning_rate": 1e-3}'
+        raise ValueError(f"OVERRIDES: {overrides!r}. Allowed: a dict such as {example}")
+    base, values = PROFILES[name], as_dict(PROFILES[name])
     faults: list[str] = []
     for dotted, value in overrides.items():
         section, _, field = str(dotted).partition(".")
         if section not in values:
-            fault = f"unknown section{_hint(section, values)}"
+            faults.append(f"{dotted!r}: unknown section{_hint(section, values)}")
         elif field not in values[section]:
-            fault = f"unknown field{_hint(field, values[section])}"
+            faults.append(f"{dotted!r}: unknown field{_hint(field, values[section])}")
         else:
-            config = type(getattr(PROFILES[name], section))
-            is_list = isinstance(values[section][field], list)
-            value = _read(value, annotation := config.__annotations__[field], is_list)
+            kind = getattr(base, section).__annotations__[field]
+            value = _read(value, kind, isinstance(values[section][field], list))
             several = value if isinstance(value, (list, tuple)) else [value]
             # Python would take True for a number.
-            if "bool" in annotation or not any(isinstance(v, bool) for v in several):
+            if "bool" not in kind and any(isinstance(v, bool) for v in several):
+                faults.append(f"{dotted!r}: {value!r} is neither a number nor a text")
+            else:
                 values[section][field] = value
-                continue
-            fault = "True or False is neither a number nor a text"
-        faults.append(f"profile field {dotted!r}: {fault}")
     try:
-        profile = replace(PROFILES[name], **values)
+        profile = _PROFILE.validate_python(
+            {"name": name, "summary": base.summary, **values}
+        )
     except ValidationError as error:
         faults += map(_in_words, error.errors())
     if faults:
-        raise ValueError("; ".join(faults))
+        raise ValueError("; ".join(f"profile field {fault}" for fault in faults))
     return profile
 
 
-def _read(value: object, annotation: str, is_list: bool) -> object:
+def _read(value: object, kind: str, is_list: bool) -> object:
     """Read what the shell or papermill made text of: None and tuples."""
     if not isinstance(value, str):
         return value
-    if "None" in annotation and value in ("None", "none", "null"):
+    if "None" in kind and value in ("None", "none", "null"):
         return None
     if not is_list:
         return value
@@ -561,14 +403,9 @@ def _read(value: object, annotation: str, is_list: bool) -> object:
 
 def _in_words(fault: dict) -> str:
     field = ".".join(fault["loc"][:2])
-    said = fault["msg"].removeprefix("Value error, ")
     # An address may hold a password.
     shown = "" if field == "teacher.base_urls" else f" {fault['input']!r}:"
-    allowed = str(fault.get("ctx", {}).get("expected", "")).replace("'", "")
-    allowed = [word for word in allowed.replace(" or ", ", ").split(", ") if word]
-    close = difflib.get_close_matches(str(fault["input"]), allowed, n=1)
-    guess = f"; did you mean {close[0]!r}?" if close else ""
-    return f"profile field {field!r}:{shown} {said}{guess}"
+    return f"{field!r}:{shown} {fault['msg'].removeprefix('Value error, ')}"
 
 
 def _hint(name: str, allowed: Iterable[str]) -> str:

@@ -102,7 +102,6 @@ def test_an_override_leaves_the_named_profile_alone():
         ("training.num_checkpoints", 0, ["0", "greater than 0"]),
         ("training.checkpoint_every", 60, ["unknown field"]),
         ("loss.tail", "head", ["'head'", "'bucket', 'renormalized' or 'paper'"]),
-        ("loss.tail", "bukket", ["did you mean 'bucket'"]),
         ("loss.cross_entropy_weight", 1.5, ["1.5", "equal to 1"]),
         ("formats.data_formats", "cot", ["'cot'", "zero_shot_answer_only"]),
         ("formats.data_formats", [], ["[]", "at least 1"]),
@@ -141,10 +140,10 @@ def test_an_override_leaves_the_named_profile_alone():
         ("student.model", 7, ["7", "valid string"]),
         ("training.max_steps", True, ["neither a number nor a text"]),
         ("teacher.path", False, ["neither a number nor a text"]),
-        ("evaluation.num_samples", 3, ["temperature': 0.0:", "Allowed: above 0"]),
+        ("evaluation.num_samples", 3, ["temperature 0", "Allowed: above 0"]),
         ("teacher.base_urls", "http://h:port/v1", ["Port"]),
         ("teacher.base_urls", "http://a b/v1", ["not an address"]),
-        ("data.generic_tasks", "bbh/snark", ["did you mean 'bbh/snarks'"]),
+        ("data.generic_tasks", "bbh/snark", ["'bbh/snarks'"]),
         ("data.generic_tasks", "svamp", ["svamp", "bbh/snarks"]),  # not text
         ("data.out_of_distribution_tasks", "micro/navigate", ["micro/asdiv"]),
         ("data.generic_tasks", "", ["at least 1 item"]),  # lessons show the first
@@ -226,6 +225,6 @@ def test_sections_are_frozen_dataclasses_that_copy_pickle_and_hash():
 
 
 def test_several_greedy_samples_are_refused_in_code_too():
-    with pytest.raises(ValueError, match=r"num_samples 5\. Allowed: above 0"):
+    with pytest.raises(ValueError, match=r"num_samples 5 .*Allowed: above 0"):
         profiles.EvaluationConfig(num_samples=5)
     assert profiles.EvaluationConfig(num_samples=5, temperature=0.5).num_samples == 5
