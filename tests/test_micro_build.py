@@ -135,8 +135,8 @@ def test_a_finished_build_is_left_alone(built):
     assert before == {kind: file.stat().st_mtime_ns for kind, file in built.items()}
 
 
-def test_another_configuration_in_the_same_folder_is_refused(built):
-    with pytest.raises(ValueError, match="another configuration .learning_rate"):
+def test_another_recipe_in_the_same_folder_is_refused(built):
+    with pytest.raises(ValueError, match="teacher: holds a model of another recipe"):
         build_all(built["raw"].parents[1], learning_rate=1.0)
 
 
