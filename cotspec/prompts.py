@@ -270,16 +270,27 @@ def build_examples(
     ValueError
         Nothing kept, a solution of an unknown problem, or too few questions to show.
     """
-    rows = _kept_rows(kept, problems)
-    pool: dict[str, list[dict]] = {}
+    columns = "problem_id sample_id question answer completion drop_reason".split()
+    rows = [row for row in kept.select_columns(columns) if not row["drop_reason"]]
+    by_question: dict[str, list[dict]] = {}
     for row in rows:
-        pool.setdefault(row["problem_id"], []).append(row)
-    if len(pool) < 2 and any(f.startswith("in_context") for f in config.data_formats):
+        by_question.setdefault(row["problem_id"], []).append(row)
+    if not rows:
+        raise ValueError(
+            f"0 of {len(kept)} solutions were kept, nothing to train on: sample more "
+            "solutions, use a stronger teacher, or loosen the filter"
+        )
+    if unknown := sorted(by_question.keys() - set(problems["problem_id"][:])):
+        raise ValueError(
+            f"problem_id: {unknown[0]!r} has a kept solution but is not among the "
+            "training problems"
+        )
+    if len(by_question) < 2 and any("in_context" in f for f in config.data_formats):
         raise ValueError(
             "formats.data_formats: in-context examples show other questions, but only "
             "1 question has a kept solution. Sample more, or use zero-shot formats"
         )
-    groups, num_shown = list(pool.values()), config.num_demonstrations
+    groups, num_shown = list(by_question.values()), config.num_demonstrations
     examples = []
     for data_format in config.data_formats:
         is_cot = data_format.endswith("chain_of_thought")
@@ -288,14 +299,31 @@ def build_examples(
         for index, row in enumerate(chosen):
             rng = Random(seed + index)
             drawn = rng.sample(groups, min(len(groups), num_shown + _SPARES))
-            shown = [_as_demonstration(rng.choice(solutions)) for solutions in drawn]
+            shown = [
+                Demonstration(one["question"], one["completion"], one["answer"])
+                for one in map(rng.choice, drawn)
+            ]
             # Under another id too the question itself is none of them.
             items.append((row["question"], _others(row["question"], shown)[:num_shown]))
         fitted = fit_prompts(
             items, data_format, tokenizer, max_input_tokens=config.max_input_tokens
         )
         for row, prompt in zip(chosen, fitted, strict=True):
-            examples.append(_example(row, data_format, prompt))
+            sample_id = row["sample_id"] if is_cot else _UNSET_SAMPLE_ID
+            completion, answer = row["completion"], row["answer"]
+            examples.append(
+                {
+                    "example_id": f"{row['problem_id']}/{sample_id}/{data_format}",
+                    "problem_id": row["problem_id"],
+                    "sample_id": sample_id,
+                    "data_format": data_format,
+                    "inputs": prompt.text,
+                    "targets": build_target(
+                        data_format, completion=completion, answer=answer
+                    ),
+                    "num_demonstrations": prompt.num_demonstrations,
+                }
+            )
     return Dataset.from_list(examples)
 
 
@@ -325,44 +353,6 @@ def _others(
 ) -> list[Demonstration]:
     """Leave out demonstrations that would give this question's answer away."""
     return [d for d in demonstrations if _fold(d.question) != _fold(question)]
-
-
-def _kept_rows(kept: Dataset, problems: Dataset) -> list[dict]:
-    columns = "problem_id sample_id question answer completion drop_reason".split()
-    rows = [row for row in kept.select_columns(columns) if not row["drop_reason"]]
-    if not rows:
-        raise ValueError(
-            f"0 of {len(kept)} solutions were kept, nothing to train on: sample more "
-            "solutions, use a stronger teacher, or loosen the filter"
-        )
-    known = set(problems["problem_id"][:])
-    for row in rows:
-        if row["problem_id"] not in known:
-            raise ValueError(
-                f"problem_id: {row['problem_id']!r} has a kept solution but is not "
-                "among the training problems"
-            )
-    return rows
-
-
-def _as_demonstration(row: dict) -> Demonstration:
-    return Demonstration(row["question"], row["completion"], row["answer"])
-
-
-def _example(row: dict, data_format: str, fitted: FittedPrompt) -> dict:
-    is_cot = data_format.endswith("chain_of_thought")
-    sample_id = row["sample_id"] if is_cot else _UNSET_SAMPLE_ID
-    return {
-        "example_id": f"{row['problem_id']}/{sample_id}/{data_format}",
-        "problem_id": row["problem_id"],
-        "sample_id": sample_id,
-        "data_format": data_format,
-        "inputs": fitted.text,
-        "targets": build_target(
-            data_format, completion=row["completion"], answer=row["answer"]
-        ),
-        "num_demonstrations": fitted.num_demonstrations,
-    }
 
 
 # The sentence has said something before it ends: a colon may put its answer on the next

@@ -44,17 +44,6 @@ def test_the_same_seed_draws_the_same_problems_and_another_seed_others(problems)
     assert other["problem_id"][:] != problems["problem_id"][:]
 
 
-def test_a_task_without_demonstrations_does_not_borrow_the_math_ones(monkeypatch):
-    own = tasks.demonstrations
-
-    def without_one(name):
-        return [] if name == "micro/last_letters" else own(name)
-
-    monkeypatch.setattr(tasks, "demonstrations", without_one)
-    with pytest.raises(ValueError, match="none for task 'micro/last_letters'"):
-        selection.select_demonstrations(DATA)
-
-
 def test_math_tasks_share_the_training_tasks_demonstrations(problems):
     table = selection.select_demonstrations(DATA)
     shown = selection.demonstrations_by_task(table, problems)

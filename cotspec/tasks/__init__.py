@@ -13,10 +13,10 @@ the rows of GSM8K that are held out come with the package.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import pandas as pd
 from datasets import Dataset, Features, Value
@@ -25,8 +25,6 @@ from cotspec.micro import world
 from cotspec.profiles import BBH_TASKS
 from cotspec.prompts import Demonstration
 from cotspec.tasks import readers
-
-log = logging.getLogger(__name__)
 
 REAL_TASKS = tuple(readers.NUM_PUBLISHED)
 MICRO_TASKS = tuple(f"micro/{family}" for family in world.FAMILIES)
@@ -67,23 +65,18 @@ def load(name: str, split: str | None = None, *, num: int | None = None) -> Data
     _check_name(name)
     if split not in (None, *SPLITS):
         raise ValueError(f"split: {split!r}. Allowed: {', '.join(SPLITS)} or None")
-    wanted = SPLITS if split is None else (split,)
-    if name in MICRO_TASKS:
-        family, rows = name.removeprefix("micro/"), []
-        for one in wanted:
-            count = NUM_MICRO[one] if num is None else min(num, NUM_MICRO[one])
-            rows += world.generate(family, one, count, seed=MICRO_SEED)
-    else:
-        published = readers.problems(name)
-        scored = [row for row in published if not row["reason"]]
-        if num_left_out := len(published) - len(scored):
-            log.info("%s: %d left out, see tasks.unscorable", name, num_left_out)
-        rows = [row for row in scored if row["split"] in wanted]
-        if not rows:
-            raise ValueError(f"split: {name} has no {split!r} split")
-    if num is not None:
-        parts = [[row for row in rows if row["split"] == one] for one in wanted]
-        rows = [row for part in parts for row in part[:num]]
+    is_micro, rows = name in MICRO_TASKS, []
+    published = [] if is_micro else readers.problems(name)
+    for one in SPLITS if split is None else (split,):
+        if is_micro:
+            family, size = name.removeprefix("micro/"), NUM_MICRO[one]
+            size = size if num is None else min(num, size)
+            rows += world.generate(family, one, size, seed=MICRO_SEED)
+        else:
+            scored = (r for r in published if r["split"] == one and not r["reason"])
+            rows += islice(scored, num)
+    if not rows:
+        raise ValueError(f"split: {name} has no {split!r} split")
     return _table(rows, COLUMNS)
 
 

@@ -15,17 +15,16 @@ from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
 
-from cotspec import answers
+from cotspec import answers, artifacts
 from cotspec.profiles import BBH_TASKS
 from cotspec.prompts import COT_TRIGGER, Demonstration
-from cotspec.tasks.sources import SHIPPED, data_folder, read_json, read_rows, read_text
+from cotspec.tasks.sources import SHIPPED, data_folder, read_rows
 
-NUM_GSM8K = {"train": 7_473, "test": 1_319}  # 200 of train are held out
 NUM_MULTIARITH_TEST = 400
 NUM_MATH_DEMONSTRATIONS = 4
 # Unscorable golds included.
 NUM_PUBLISHED = {
-    "gsm8k": sum(NUM_GSM8K.values()),
+    "gsm8k": 7_473 + 1_319,  # 200 of the former are held out
     "multiarith": 600,
     "asdiv": 2_305,
     "svamp": 1_000,
@@ -60,11 +59,13 @@ class Row(NamedTuple):
 def problems(name: str) -> list[dict]:
     """Read a task, count it, and give every row its task and id."""
     rows = list(_READERS[name.split("/")[0]](name))
-    _check_count(name, rows, NUM_PUBLISHED[name])
-    num_repeated = len(rows) - len({row.question for row in rows})
-    is_twice = num_repeated > NUM_REPEATED.get(name, 0)
-    if is_twice or len({(row.split, row.index) for row in rows}) < len(rows):
-        raise ValueError(f"{name}: a problem stands twice in {_origin()}")
+    published, num_repeated = NUM_PUBLISHED[name], NUM_REPEATED.get(name, 0)
+    num_different = len({row.question for row in rows})
+    if len(rows) != published or num_different < published - num_repeated:
+        raise ValueError(
+            f"{name}: {len(rows)} problems, {num_different} of them different, in "
+            f"{data_folder() or 'the hub'}; {published} were published"
+        )
     width = len(str(max(row.index for row in rows)))
     return [
         {"problem_id": f"{name}/{row.split}/{row.index:0{width}d}", "task": name}
@@ -74,27 +75,16 @@ def problems(name: str) -> list[dict]:
 
 
 def demonstrations(name: str) -> list[Demonstration]:
-    """Return what a prompt shows; math shows GSM8K's, whose test set is not read."""
+    """Return what a prompt shows; every math task shows GSM8K's."""
     if name.startswith("bbh/"):
         return list(bbh_prompt(name)[1])
     # PAPER: 4 demonstrations "from the training set", which ones is not known here.
     # HERE: the first four training rows, because that needs no choice.
-    train = (row for row in _gsm8k_file("train") if row.split == "train")
+    train = (row for row in _gsm8k(name) if row.split == "train")
     return [
         Demonstration(row.question, row.rationale, row.answer)
         for row in islice(train, NUM_MATH_DEMONSTRATIONS)
     ]
-
-
-def _check_count(what: str, rows: list, published: int) -> None:
-    if len(rows) != published:
-        raise ValueError(
-            f"{what}: {len(rows)} problems in {_origin()}, {published} were published"
-        )
-
-
-def _origin() -> str:
-    return str(data_folder() or "the hub")
 
 
 def _plain_number(published: str, where: str) -> str:
@@ -108,29 +98,26 @@ def _plain_number(published: str, where: str) -> str:
 
 
 def _gsm8k(name: str) -> Iterator[Row]:
-    """Yield train, validation and test."""
-    for published in NUM_GSM8K:
-        yield from _gsm8k_file(published)
-
-
-def _gsm8k_file(published: str) -> Iterator[Row]:
-    """Yield the problems of one published file, 200 of train as validation."""
-    where, keys = f"gsm8k/{published}", ("question", "answer")
-    rows = read_rows(f"{where}.jsonl", keys, [published], "main")
-    _check_count(where, rows, NUM_GSM8K[published])
-    held_out = set(validation_index()) if published == "train" else set()
-    for index, row in enumerate(rows):
-        split = "validation" if index in held_out else published
-        rationale, _, gold = row["answer"].rpartition("####")
-        answer = _plain_number(gold, f"{where} row {index}")
-        question = row["question"].strip()
-        rationale = _CALCULATOR.sub("", rationale).strip()
-        yield Row(split, index, question, answer, rationale)
+    """Yield train, 200 of them as validation, and test."""
+    held_out = set(validation_index())
+    for published in ("train", "test"):
+        file = f"gsm8k/{published}.jsonl"
+        rows = read_rows(file, ("question", "answer"), [published], "main")
+        for index, row in enumerate(rows):
+            is_held_out = published == "train" and index in held_out
+            rationale, _, gold = row["answer"].rpartition("####")
+            yield Row(
+                "validation" if is_held_out else published,
+                index,
+                row["question"].strip(),
+                _plain_number(gold, f"{file}, item {index}"),
+                _CALCULATOR.sub("", rationale).strip(),
+            )
 
 
 def validation_index() -> list[int]:
     """Return the 200 rows of the training file that the paper's code holds out."""
-    return read_json(SHIPPED / "gsm8k_validation_index.json")
+    return artifacts.read_json(SHIPPED / "gsm8k_validation_index.json")
 
 
 def _multiarith(name: str) -> Iterator[Row]:
@@ -156,14 +143,14 @@ def _svamp(name: str) -> Iterator[Row]:
     """Yield the 1,000 problems; ids are the published numbers."""
     keys = ("ID", "Body", "Question", "Answer")
     rows = read_rows("svamp/SVAMP.json", keys, ["train", "test"])
-    if odd := [
-        row["ID"] for row in rows if not re.fullmatch(r"chal-[0-9]{1,6}", row["ID"])
-    ]:
-        raise ValueError(f"svamp: ID {odd[0]!r}. Allowed: chal-1, chal-2 and so on")
-    for row in sorted(rows, key=lambda row: int(row["ID"].removeprefix("chal-"))):
+    by_id = {row["ID"]: row for row in rows}
+    for number in range(1, len(rows) + 1):
+        row = by_id.get(f"chal-{number}")
+        if row is None:
+            raise ValueError(f"svamp: no ID chal-{number} among {len(rows)} problems")
         question = f"{row['Body'].strip()} {row['Question'].strip()}"
-        answer = _plain_number(str(row["Answer"]), f"svamp {row['ID']}")
-        yield Row("test", int(row["ID"].removeprefix("chal-")), question, answer)
+        answer = _plain_number(str(row["Answer"]), f"svamp, chal-{number}")
+        yield Row("test", number, question, answer)
 
 
 def _asdiv(name: str) -> Iterator[Row]:
@@ -223,13 +210,11 @@ _BBH_DEMONSTRATION = re.compile(
 @lru_cache(maxsize=len(BBH_TASKS))
 def bbh_prompt(name: str) -> tuple[str, tuple[Demonstration, ...]]:
     """Return (task description, demonstrations) of a published CoT prompt."""
-    origin = SHIPPED / "bbh-cot-prompts" / f"{name.removeprefix('bbh/')}.txt"
+    file = SHIPPED / "bbh-cot-prompts" / f"{name.removeprefix('bbh/')}.txt"
     # The first line is the canary, which must never reach a model; then "-----".
-    _, _, prompt = read_text(origin).partition("\n-----\n")
+    _, _, prompt = file.read_text("utf-8").partition("\n-----\n")
     shown = tuple(
         Demonstration(question.strip(), chain.strip(), answer.strip())
         for question, chain, answer in _BBH_DEMONSTRATION.findall(prompt)
     )
-    if len(shown) != 3:
-        raise ValueError(f"{origin}: {len(shown)} demonstrations, 3 were published")
     return re.split(r"\n+Q: ", prompt)[0].strip(), shown

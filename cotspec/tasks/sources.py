@@ -72,8 +72,7 @@ def read_rows(
         name = file.split("/")[0]
         return [row for split in splits for row in _from_hub(name, split, config)]
     path = folder / file
-    read = {".jsonl": read_json_lines, ".json": read_json, ".xml": _read_xml}
-    content = read[path.suffix](path)
+    content = read_file(path)
     if not isinstance(content, list):  # BBH's has one more level
         content = _with_keys([content], ["examples"], path)[0]["examples"]
     return _with_keys(content, keys, path)
@@ -93,49 +92,23 @@ def _with_keys(rows: list[dict], keys: Sequence[str], path: Path) -> list[dict]:
     return rows
 
 
-def read_text(path: Path) -> str:
-    """Return a UTF-8 file, or say that it is absent or damaged."""
+def read_file(path: Path) -> list | dict:
+    """Return a file's content, or say that it is absent or damaged, and where."""
     try:
-        return path.read_text("utf-8-sig")  # a byte order mark is no text
+        text = path.read_text("utf-8-sig")  # a byte order mark is no text
+        if path.suffix == ".xml":
+            problems = ElementTree.fromstring(text).iter("Problem")
+            return [{part.tag.lower(): part.text for part in one} for one in problems]
+        if path.suffix == ".jsonl":
+            # Not `splitlines`: a string may hold U+2028, which ends no line of JSON.
+            lines = [line for line in text.split("\n") if line.strip()]
+            text = "[" + ",\n".join(lines) + "]"
+        return json.loads(text)
     except OSError as error:  # also a folder, no permission, a link to itself
         said = str(error.strerror).lower()
         raise ValueError(f"{path}: {said}; README.md has the layout") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 ({error}); fetch it again") from None
-
-
-def read_json(path: Path) -> list | dict:
-    """Return a JSON file, or say in which line it breaks off."""
-    return _parse(read_text(path), path, first_line=1)
-
-
-def read_json_lines(path: Path) -> list:
-    """Return a file of one JSON object a line."""
-    # Not `splitlines`: a string may hold U+2028, which ends no line of JSON.
-    lines = enumerate(read_text(path).split("\n"), start=1)
-    return [_parse(line, path, number) for number, line in lines if line.strip()]
-
-
-def _parse(text: str, path: Path, first_line: int) -> list | dict:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # also numbers without end
-        line = first_line + getattr(error, "lineno", 1) - 1
-        said = getattr(error, "msg", error)
-        raise ValueError(
-            f"{path}, line {line}: not complete JSON ({said}); fetch it again"
-        ) from None
-
-
-def _read_xml(path: Path) -> list[dict]:
-    try:
-        root = ElementTree.fromstring(read_text(path))
-    except ElementTree.ParseError as error:
-        raise ValueError(f"{path}: not complete XML: {error}") from None
-    return [
-        {child.tag.lower(): child.text for child in problem if child.text}
-        for problem in root.iter("Problem")
-    ]
+    except (ValueError, RecursionError, ElementTree.ParseError) as error:
+        raise ValueError(f"{path}: damaged ({error}); fetch it again") from None
 
 
 def is_reachable() -> bool:
