@@ -99,10 +99,8 @@ def test_generic_modes_begin_with_the_task_description():
 
 
 def test_the_teacher_prompt_is_the_in_context_prompt_and_a_newline():
-    text = prompts.teacher_prompt("Q1?", [TWO])
-    assert text.endswith("\n\nQ: Q1?\nA: Let's think step by step.\n")
     student = prompts.build_inputs("Q1?", "in_context_chain_of_thought", [TWO])
-    assert text == student + "\n"
+    assert prompts.teacher_prompt("Q1?", [TWO]) == student + "\n"
 
 
 def test_a_demonstration_of_the_question_itself_is_left_out():
@@ -144,10 +142,8 @@ def test_completing_a_solution_twice_changes_nothing(rationale, answer):
 
 def test_targets_are_the_stripped_completion_or_the_answer_sentence():
     said = {"completion": " Half of 8.\nThe answer is 4.\n", "answer": "4"}
-    cot = prompts.build_target("in_context_chain_of_thought", **said)
-    assert cot == "Half of 8.\nThe answer is 4."
-    short = prompts.build_target("zero_shot_answer_only", **said)
-    assert short == "The answer is 4."
+    cot, short = (prompts.build_target(mode, **said) for mode in DATA_FORMATS[::3])
+    assert (cot, short) == ("Half of 8.\nThe answer is 4.", "The answer is 4.")
 
 
 def fit(question, mode, shown, *, max_input_tokens, description=""):
@@ -201,25 +197,16 @@ def test_cot_keeps_every_solution_and_answer_only_one_example_a_question():
 
 
 def test_demonstrations_are_other_questions_with_a_kept_solution():
-    kept = kept_traces(num_questions=6)
-    examples = build(kept, seed=3)
+    kept = kept_traces(num_questions=6).to_list()
+    twin = kept[0] | {"problem_id": "toy/train/twin"}  # the question, another id
+    examples = build(Dataset.from_list([*kept, twin]), seed=3)
     for row in only(examples, "in_context_chain_of_thought"):
         *shown, asked = row["inputs"].split("\n\n")
         assert row["num_demonstrations"] == len(shown) == 4
         questions = {block.split("\n")[0] for block in shown}
-        assert len(questions) == 4
+        assert len(questions) >= 3
         assert asked.split("\n")[0] not in questions
         assert all("The answer is" in block for block in shown)
-
-
-def test_a_twin_of_the_question_is_never_shown():
-    kept = kept_traces(num_questions=4, samples_each=1).to_list()
-    twin = kept[0] | {"problem_id": "toy/train/twin"}
-    kept = Dataset.from_list([*kept, twin])
-    examples = build(kept, seed=1)
-    for row in examples:
-        *shown, asked = row["inputs"].split("\n\n")
-        assert all(asked.split("\n")[0] != block.split("\n")[0] for block in shown)
 
 
 def test_examples_depend_on_the_seed_alone():
@@ -230,10 +217,9 @@ def test_examples_depend_on_the_seed_alone():
 
 def test_dropped_solutions_are_not_trained_on():
     rows = kept_traces(num_questions=3, samples_each=2).to_list()
-    for row in rows:
-        row["drop_reason"] = "wrong" if row["sample_id"] else ""
-    kept = Dataset.from_list(rows)
-    examples = build(kept, data_formats=("zero_shot_chain_of_thought",))
+    reasons = {0: "", 1: "wrong"}
+    kept = [row | {"drop_reason": reasons[row["sample_id"]]} for row in rows]
+    examples = build(Dataset.from_list(kept), data_formats=DATA_FORMATS[2:3])
     assert examples["sample_id"] == [0, 0, 0]
 
 
@@ -286,14 +272,12 @@ def test_t5_loses_99_dyck_answers_and_no_other_bbh_answer(t5, data_dir):
 
 def test_every_published_bbh_prompt_is_rebuilt_word_for_word(data_dir):
     for name in tasks.BBH_TASKS:
-        stem = name.removeprefix("bbh/")
-        file = data_dir / "bbh" / "cot-prompts" / f"{stem}.txt"
+        file = data_dir / "bbh/cot-prompts" / f"{name.removeprefix('bbh/')}.txt"
         published = file.read_text("utf-8").split("-----\n", 1)[1]
+        about = tasks.task_description(name)
+        shown = tasks.demonstrations(name)
         rebuilt = prompts.build_inputs(
-            "Next?",
-            "chain_of_thought",
-            tasks.demonstrations(name),
-            description=tasks.task_description(name),
+            "Next?", "chain_of_thought", shown, description=about
         )
         expected = f"{published} Q: Next? A: Let's think step by step."
         assert rebuilt.split() == expected.split(), name

@@ -127,13 +127,10 @@ def test_what_is_damaged_is_named(made_up, name, pattern, new, message):
         tasks.load(name)
 
 
-def test_a_truncated_xml_file_is_named(folder):
-    write(folder / "asdiv" / "ASDiv.xml", "<ProblemSet>\n<Problem><Body>Half a")
+def test_a_missing_file_or_folder_or_half_of_xml_is_named(made_up, monkeypatch):
+    write(made_up / "asdiv" / "ASDiv.xml", "<ProblemSet>\n<Problem><Body>Half a")
     with pytest.raises(ValueError, match=r"ASDiv\.xml: damaged .* line 2"):
         tasks.load("asdiv")
-
-
-def test_a_missing_file_or_folder_is_named(made_up, monkeypatch):
     with pytest.raises(ValueError, match=r"svamp/SVAMP\.json: no such file"):
         tasks.load("svamp")
     (made_up / "svamp/SVAMP.json").mkdir(parents=True)
@@ -220,15 +217,11 @@ def test_the_hubs_rows_give_the_same_problems_as_the_folder(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize("name", sources.HUB)
-def test_every_revision_is_a_full_commit(name):
-    revision = sources.HUB[name][1]
-    assert len(revision) == 40 and int(revision, 16)
-
-
-@pytest.mark.parametrize("name", sources.HUB)
 def test_the_hub_has_the_sets_at_their_revisions_with_the_published_counts(
     name, monkeypatch
 ):
+    revision = sources.HUB[name][1]
+    assert len(revision) == 40 and int(revision, 16)
     if not sources.is_reachable():
         pytest.skip("the Hugging Face hub cannot be reached")
     task = "bbh/navigate" if name == "bbh" else name
@@ -263,7 +256,9 @@ def test_a_file_that_is_damaged_anywhere_is_one_sentence_or_loads(made_up, task)
 
 
 def test_overlap_finds_exact_and_near_repeats_and_nothing_else():
+    cows = "A farmer has {} cows and sells half of them at the fair on Sunday."
     train = [
+        cows.format(10),
         "Tom has 3 red apples, and he buys 4 more red apples at the market.",
         "How many legs do 7 spiders have?",
     ]
@@ -271,19 +266,15 @@ def test_overlap_finds_exact_and_near_repeats_and_nothing_else():
         "how many legs do 7 spiders have",
         "Tom has 3 red apples, and he buys 4 more red pears at the shop.",
         "Ann sells 9 books on Monday and 12 books on Tuesday. How many in all?",
+        cows.format(12),  # another number is another question
     ]
     found = tasks.overlap(train, test, ngram=5)
     assert found.values.tolist() == [
-        [0, 1, "exact", 1.0],
+        [0, 2, "exact", 1.0],
         # 11 runs of five words, seven of them before the changed word.
-        [1, 0, "near", pytest.approx(7 / 11)],
+        [1, 1, "near", pytest.approx(7 / 11)],
+        [3, 0, "near", pytest.approx(7 / 11)],
     ]
-
-
-def test_overlap_of_another_number_is_near_and_not_exact():
-    question = "A farmer has {} cows and sells half of them at the fair on Sunday."
-    found = tasks.overlap([question.format(10)], [question.format(12)], ngram=4)
-    assert found["kind"].tolist() == ["near"]
 
 
 def test_the_micro_world_loads_in_the_same_schema():
@@ -294,12 +285,6 @@ def test_the_micro_world_loads_in_the_same_schema():
     assert again.to_list() == train.to_list()[:5]
     splits = Counter(tasks.load("micro/word_sorting", num=4)["split"])
     assert splits == {"train": 4, "validation": 4, "test": 4}
-
-
-def test_micro_demonstrations_are_two_for_generic_and_four_for_math():
-    assert len(tasks.demonstrations("micro/word_sorting")) == 2
-    assert len(tasks.demonstrations("micro/svamp")) == 4
-    assert tasks.demonstrations("micro/svamp") == tasks.demonstrations("micro/math")
 
 
 @pytest.mark.parametrize(
@@ -334,12 +319,8 @@ def test_the_212_asdiv_golds_that_are_not_one_number_are_listed(data_dir):
     assert len(scored) + len(left_out) == 2_305
     assert not set(scored["problem_id"]) & set(left_out["problem_id"])
     assert len(tasks.unscorable("svamp")) == 0
-
-
-def test_the_nine_asdiv_fractions_are_scored(data_dir):
-    golds = tasks.load("asdiv")["answer"]
-    fractions = "-1/3 1/6 25/3 3/7 4/7 5/13 5/2 5/2 7/9".split()
-    assert sorted(gold for gold in golds if "/" in gold) == fractions
+    fractions = "-1/3 1/6 25/3 3/7 4/7 5/13 5/2 5/2 7/9".split()  # these are scored
+    assert sorted(gold for gold in scored["answer"] if "/" in gold) == fractions
 
 
 def test_rationales_have_no_calculator_notes(data_dir):
@@ -355,13 +336,8 @@ def test_bbh_demonstrations_are_three_right_ones_without_canary(name):
     text = description + "".join(one.question + one.rationale for one in shown)
     assert "canary" not in text.lower() and "Let's think" not in text
     for one in shown:
-        score = answers.score_bbh(
-            name.removeprefix("bbh/"),
-            one.rationale,
-            one.answer,
-            prompt_mode="chain_of_thought",
-        )
-        assert score.is_correct, one.answer
+        case = name.removeprefix("bbh/"), one.rationale, one.answer
+        assert answers.score_bbh(*case, prompt_mode="chain_of_thought").is_correct
 
 
 def test_math_demonstrations_are_four_training_problems(data_dir):
@@ -388,27 +364,26 @@ MULTIARITH = {"sQuestion": "q", "lSolutions": [5.0]}
 
 
 @pytest.mark.parametrize(
-    ("file", "row", "said"),
+    ("change", "said"),
     [
-        ("svamp/SVAMP.json", SVAMP | {"Answer": {"a": 1}}, "Answer"),
-        ("svamp/SVAMP.json", SVAMP | {"Answer": True}, "Answer"),
-        ("svamp/SVAMP.json", SVAMP | {"Body": ["b"]}, "Body"),
-        ("svamp/SVAMP.json", SVAMP | {"ID": 5}, "ID"),
-        ("svamp/SVAMP.json", SVAMP | {"ID": "chal--1"}, "chal-1"),
-        ("multiarith/MultiArith.json", MULTIARITH | {"lSolutions": "51"}, "lSolutions"),
-        ("multiarith/MultiArith.json", MULTIARITH | {"lSolutions": []}, "lSolutions"),
-        ("multiarith/MultiArith.json", MULTIARITH | {"lSolutions": [5, 6]}, "gold"),
-        *(
-            ("multiarith/MultiArith.json", MULTIARITH | {"sQuestion": text}, "sQuest")
-            for text in ("", " \n", "a \ud800")
-        ),
-        ("svamp/SVAMP.json", SVAMP | {"ID": "chal-" + "9" * 5000}, "no ID chal-1"),
+        ({"Answer": {"a": 1}}, "Answer"),
+        ({"Answer": True}, "Answer"),
+        ({"Body": ["b"]}, "Body"),
+        ({"ID": 5}, "ID"),
+        ({"ID": "chal--1"}, "no ID chal-1"),
+        ({"ID": "chal-" + "9" * 5000}, "no ID chal-1"),
+        ({"lSolutions": "51"}, "lSolutions"),
+        ({"lSolutions": []}, "lSolutions"),
+        ({"lSolutions": [5, 6]}, "gold"),
+        *(({"sQuestion": text}, "sQuestion") for text in ("", " \n", "a \ud800")),
     ],
 )
-def test_a_value_of_another_form_is_refused(folder, monkeypatch, file, row, said):
-    name = file.split("/")[0]
+def test_a_value_of_another_form_is_refused(folder, monkeypatch, change, said):
+    name, file, row = "svamp", "svamp/SVAMP.json", SVAMP
+    if not change.keys() <= SVAMP.keys():
+        name, file, row = "multiarith", FILES["multiarith"], MULTIARITH
     monkeypatch.setitem(readers.NUM_PUBLISHED, name, 1)
-    write(folder / file, [row])
+    write(folder / file, [row | change])
     with pytest.raises(ValueError, match=said):
         readers.problems(name)
 

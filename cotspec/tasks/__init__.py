@@ -178,31 +178,27 @@ def overlap(
 
     Source: word n-gram overlap as in Brown et al. 2020, appendix C.
     """
-    exact: dict[tuple, int] = {}
+    train = [tuple(_WORD.findall(question.lower())) for question in train_questions]
     index = defaultdict(set)
-    for train_index, question in enumerate(train_questions):
-        words, grams = _words_and_ngrams(question, ngram)
-        exact.setdefault(words, train_index)
-        for gram in grams:
+    for train_index, words in enumerate(train):
+        for gram in _ngrams(words, ngram):
             index[gram].add(train_index)
     rows = []
     for test_index, question in enumerate(test_questions):
-        words, grams = _words_and_ngrams(question, ngram)
-        if words in exact:
-            rows.append((test_index, exact[words], "exact", 1.0))
-            continue
-        shared = Counter(train for gram in grams for train in index.get(gram, ()))
-        # The earliest of those that share most.
-        train_index = min(shared, key=lambda one: (-shared[one], one), default=-1)
-        share = shared[train_index] / len(grams)
+        words = tuple(_WORD.findall(question.lower()))
+        grams = _ngrams(words, ngram)
+        shared = Counter(one for gram in grams for one in index.get(gram, ()))
+        # Of those that share most an equal one, or the earliest.
+        order = {one: (-n, train[one] != words, one) for one, n in shared.items()}
+        best = min(order, key=order.get, default=-1)
+        share = shared[best] / len(grams)
         if share >= threshold:
-            rows.append((test_index, train_index, "near", share))
+            kind = "exact" if shared and train[best] == words else "near"
+            rows.append((test_index, best, kind, share))
     columns = ["test_index", "train_index", "kind", "similarity"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _words_and_ngrams(question: str, n: int) -> tuple[tuple[str, ...], set]:
-    """Split into words, and runs of `n`; a shorter question is one run of its own."""
-    words = tuple(_WORD.findall(question.lower()))
-    starts = range(max(len(words) - n, 0) + 1)
-    return words, {words[start : start + n] for start in starts}
+def _ngrams(words: tuple[str, ...], n: int) -> set[tuple[str, ...]]:
+    """Return all runs of `n` words; fewer words are one run."""
+    return {words[i : i + n] for i in range(max(len(words) - n, 0) + 1)}
