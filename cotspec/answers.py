@@ -462,9 +462,8 @@ def _letter(line: str) -> str | None:
     # A reason may name the others; what is joined to the first by a comma is a list.
     reason = r"\.\s|;(?! \(| [A-Z]\W)|,?\s(?:because|since|as|not|rather|instead)\b"
     clause = re.split(reason, line, maxsplit=1)[0]
-    named = {(a or b).upper() for a, b in _OPTION.findall(clause)}
-    letter = (match[1] or match[2]).upper()
-    return f"({letter})" if named == {letter} else None
+    named = {f"({a or b})".upper() for a, b in _OPTION.findall(clause)}
+    return named.pop() if len(named) == 1 else None
 
 
 # What makes another thing of the word before it: "no idea", "valid is wrong".
@@ -482,14 +481,14 @@ def _choice(*allowed: str) -> Parser:
     def parse(line: str) -> str | None:
         clause = re.split(r"[.,;:!]", line.strip(_MARKS + "("), maxsplit=1)[0]
         found = re.findall(r"[a-z]+", clause.casefold())
-        said = [word for word in found if word in words]
-        lead = found[: found.index(said[0])] if said else []
-        follow = set(found[len(lead) + 1 :][:2]) if said else set()
-        is_one = len(set(said)) == 1 and set(lead) <= _LEAD_IN
-        end = line.casefold().find(said[0]) + len(said[0]) if said else 0
-        is_open = follow & _TURNS or re.search(r"[~¬^]|!=", line)
-        is_open = is_open or _TAKEN_BACK.match(line, end)
-        return words[said[0]] if is_one and not is_open else None
+        said = {word for word in found if word in words}
+        if len(said) != 1:
+            return None
+        (word,) = said
+        start, end = found.index(word), line.casefold().find(word) + len(word)
+        is_open = re.search(r"[~¬^]|!=", line) or _TAKEN_BACK.match(line, end)
+        is_open = is_open or _TURNS.intersection(found[start + 1 :][:2])
+        return None if is_open or set(found[:start]) - _LEAD_IN else words[word]
 
     return parse
 
@@ -513,15 +512,16 @@ def _brackets(line: str) -> str | None:
     return " ".join(match.group().replace(" ", ""))
 
 
-_YES_NO = ("causal_judgement", "navigate", "web_of_lies")
-_PARSERS: dict[str, Parser] = {
-    **{task.removeprefix("bbh/"): _letter for task in BBH_TASKS},
-    **dict.fromkeys(_YES_NO, _choice("Yes", "No")),
-    **dict.fromkeys(("multistep_arithmetic_two", "object_counting"), _integer),
+_PARSERS = {task.removeprefix("bbh/"): _letter for task in BBH_TASKS} | {
     "boolean_expressions": _choice("True", "False"),
+    "causal_judgement": _choice("Yes", "No"),
     "dyck_languages": _brackets,
     "formal_fallacies": _choice("valid", "invalid"),
+    "multistep_arithmetic_two": _integer,
+    "navigate": _choice("Yes", "No"),
+    "object_counting": _integer,
     "sports_understanding": _choice("yes", "no"),
+    "web_of_lies": _choice("Yes", "No"),
     "word_sorting": _word_list,
 }
 

@@ -101,30 +101,20 @@ def _plain_url(url: str) -> str:
     return url
 
 
-def _tasks(folder: str, names: str) -> tuple[str, ...]:
-    return tuple(f"{folder}/{name}" for name in names.split())
+def _tasks(folder: str, names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{folder}/{name}" for name in names)
 
 
-BBH_TASKS = _tasks(
-    "bbh",
-    "boolean_expressions causal_judgement date_understanding disambiguation_qa "
-    "dyck_languages formal_fallacies geometric_shapes hyperbaton "
-    "logical_deduction_five_objects logical_deduction_seven_objects "
-    "logical_deduction_three_objects movie_recommendation multistep_arithmetic_two "
-    "navigate object_counting penguins_in_a_table reasoning_about_colored_objects "
-    "ruin_names salient_translation_error_detection snarks sports_understanding "
-    "temporal_sequences tracking_shuffled_objects_five_objects "
-    "tracking_shuffled_objects_seven_objects tracking_shuffled_objects_three_objects "
-    "web_of_lies word_sorting",
-)
-
-
-MICRO_MATH = _tasks("micro", "math multiarith asdiv svamp")
+_BBH_PROMPTS = Path(__file__).parent / "tasks/data/bbh-cot-prompts"  # of all 27 tasks
+BBH_TASKS = _tasks("bbh", sorted(file.stem for file in _BBH_PROMPTS.glob("*.txt")))
+MICRO_MATH = _tasks("micro", ("math", "multiarith", "asdiv", "svamp"))
 MICRO_GENERIC = _tasks(
     "micro",
-    "last_letters word_sorting object_counting boolean_expressions navigate "
-    "tracking_shuffled_objects date_understanding web_of_lies "
-    "reasoning_about_colored_objects logical_deduction",
+    (
+        "last_letters word_sorting object_counting boolean_expressions navigate "
+        "tracking_shuffled_objects date_understanding web_of_lies "
+        "reasoning_about_colored_objects logical_deduction"
+    ).split(),
 )
 
 
@@ -319,15 +309,14 @@ SECTIONS = tuple(f.name for f in fields(Profile) if f.name not in ("name", "summ
 
 
 def _named() -> dict[str, Profile]:
-    """Read the named profiles; one that is ``like`` another gives what differs."""
+    """Read the named profiles; one that is ``like`` an earlier gives what differs."""
     text = Path(__file__).with_name("profiles.yaml").read_text("utf-8")
-    given = yaml.safe_load(text)
-    for name, profile in given.items():
-        like = given.get(profile.pop("like", ""), {})
-        profile["name"] = name
-        for section in SECTIONS:
-            profile[section] = like.get(section, {}) | profile.get(section, {})
-    return {name: _PROFILE.validate_python(given[name]) for name in given}
+    known: dict[str, dict] = {}
+    for name, given in yaml.safe_load(text).items():
+        like = known[given.pop("like")] if "like" in given else {}
+        sections = {s: like.get(s, {}) | given.pop(s, {}) for s in SECTIONS}
+        known[name] = {"name": name, **given, **sections}
+    return {name: _PROFILE.validate_python(values) for name, values in known.items()}
 
 
 PROFILES = MappingProxyType(_named())

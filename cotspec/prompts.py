@@ -205,31 +205,27 @@ def fit_prompts(
         [] if mode.startswith("zero_shot") else _others(question, demonstrations)
         for question, demonstrations in items
     ]
-    num_kept = [len(demonstrations) for demonstrations in shown]
     fitted: list[FittedPrompt | None] = [None] * len(items)
-    pending = list(range(len(items)))
+    pending = list(enumerate(shown))  # and what is left of each to be shown
     while pending:
         batch, pending = pending[:_TOKENIZER_BATCH], pending[_TOKENIZER_BATCH:]
         texts = [
-            build_inputs(
-                items[i][0], mode, shown[i][: num_kept[i]], description=description
-            )
-            for i in batch
+            build_inputs(items[i][0], mode, left, description=description)
+            for i, left in batch
         ]
         lengths = [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
-        for i, text, length in zip(batch, texts, lengths, strict=True):
+        for (i, left), text, length in zip(batch, texts, lengths, strict=True):
             if length <= max_input_tokens:
-                dropped = len(shown[i]) - num_kept[i]
-                fitted[i] = FittedPrompt(text, num_kept[i], dropped)
-                continue
-            if num_kept[i] == 0:
+                dropped = len(shown[i]) - len(left)
+                fitted[i] = FittedPrompt(text, len(left), dropped)
+            elif left:
+                pending.append((i, left[:-1]))
+            else:
                 raise ValueError(
                     f"question {items[i][0][:60]!r}…: {length} tokens without "
                     f"demonstrations; max_input_tokens is {max_input_tokens}. Raise it "
                     "or leave the problem out"
                 )
-            num_kept[i] -= 1
-            pending.append(i)
     return fitted
 
 

@@ -297,30 +297,24 @@ def make(name: str, out_dir: Path) -> Path:
 def pack(out_dir: Path) -> int:
     """Write the models that `make` left in `out_dir` as float16, and the manifest.
 
-    What `out_dir` lacks stays as it is in the package; what is shipped no more goes.
+    What `out_dir` lacks stays as it is in the package.
 
     Returns
     -------
     int
         Bytes of all weights.
     """
-    folder = shipped.FOLDER
-    path = folder / shipped.MANIFEST
-    old = artifacts.read_json(path)
-    manifest = {}
+    path = shipped.FOLDER / shipped.MANIFEST
+    manifest = artifacts.read_json(path)
     for name in shipped.names():
-        built, packed = out_dir / name, folder / f"{name}.safetensors"
-        if name in old and not (built / _DONE).exists():
-            manifest[name] = old[name]  # not built again
-            continue
-        weights = load_file(built / "model.safetensors")
-        save_file({key: tensor.half() for key, tensor in weights.items()}, packed)
-        facts = {"sha256": artifacts.checksum(packed), "bytes": packed.stat().st_size}
-        manifest[name] = facts | artifacts.read_json(built / _DONE)["facts"]
+        built, packed = out_dir / name, shipped.FOLDER / f"{name}.safetensors"
+        if (built / _DONE).exists():
+            weights = load_file(built / "model.safetensors")
+            save_file({key: tensor.half() for key, tensor in weights.items()}, packed)
+            files = {"sha256": artifacts.checksum(packed)}
+            files["bytes"] = packed.stat().st_size
+            manifest[name] = files | artifacts.read_json(built / _DONE)["facts"]
     path.write_text(json.dumps(manifest, indent=1) + "\n")
-    for stray in folder.glob("*.safetensors"):
-        if stray.stem not in manifest:
-            stray.unlink()
     return sum(entry["bytes"] for entry in manifest.values())
 
 

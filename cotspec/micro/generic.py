@@ -8,7 +8,7 @@ math ones. `cotspec.micro.world` draws from `FAMILIES` what belongs to a split.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -34,10 +34,6 @@ class Problem(NamedTuple):
     answer: str
     num_steps: int
     program: str
-
-
-# How each family draws a problem, and its answers where they are few.
-Families = Mapping[str, tuple[Callable[[Random], Problem], Sequence[str]]]
 
 
 def _item(question: str, steps: list[str], answer: str, program: object) -> Problem:
@@ -206,7 +202,8 @@ def _logical_deduction(rng: Random) -> Problem:
     return _multiple_choice(rng, question, steps, choices, order[place], program)
 
 
-FAMILIES: Families = {
+# How each family draws a problem, and its answers where they are few.
+FAMILIES: dict[str, tuple[Callable[[Random], Problem], Sequence[str]]] = {
     "last_letters": (_last_letters, ()),
     "word_sorting": (_word_sorting, ()),
     "object_counting": (_object_counting, ()),
