@@ -180,16 +180,12 @@ def load(name: str) -> ModelAndTokenizer:
         Missing or changed weights.
     """
     path = FOLDER / f"{name}.safetensors"
-    if not path.exists() or not (FOLDER / MANIFEST).exists():
+    wanted = artifacts.read_json(FOLDER / MANIFEST).get(name, {}).get("sha256")
+    if not path.exists() or artifacts.checksum(path) != wanted:
         raise ValueError(
-            f"{path}: no such weights. Reinstall cotspec, or make them with "
-            "'python -m cotspec.micro build' and 'python -m cotspec.micro pack'"
-        )
-    found, wanted = artifacts.checksum(path), facts(name)["sha256"]
-    if found != wanted:
-        raise ValueError(
-            f"{path}: changed or damaged (SHA-256 {found[:12]}…, expected "
-            f"{wanted[:12]}…). Reinstall cotspec"
+            f"{path}: no such weights, or changed ones. Reinstall cotspec, or make "
+            "them with 'python -m cotspec.micro build' and 'python -m cotspec.micro "
+            "pack'"
         )
     model, tokenizer = new_model(recipe_of(name))
     load_model(model, path)

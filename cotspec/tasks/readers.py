@@ -187,10 +187,7 @@ def _bbh(name: str) -> Iterator[Row]:
         raise ValueError(f"{file}: has the problems of {found}; fetch it again")
     for index, row in enumerate(rows):
         question, target = row["input"].strip(), row["target"].strip()
-        try:
-            answers.score_bbh(stem, "", target, prompt_mode="answer_only")  # checks it
-        except ValueError as error:
-            raise ValueError(f"{file}, item {index}: {error}") from None
+        answers.score_bbh(stem, "", target, prompt_mode="answer_only")  # checks it
         yield Row("test", index, question, target)
 
 

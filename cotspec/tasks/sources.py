@@ -81,13 +81,11 @@ def read_rows(
 def _with_keys(rows: list[dict], keys: Sequence[str], path: Path) -> list[dict]:
     for index, row in enumerate(rows):
         for key in keys:
-            if not isinstance(row, dict) or row.get(key) is None:
-                raise ValueError(f"{path}, item {index}: key {key!r} is missing")
             form, words = _FORMS.get(key, (str, "some text"))
-            value = row[key]
+            value = row.get(key) if isinstance(row, dict) else None
             is_blank = value == [] or re.search(r"\A\s*\Z|[\ud800-\udfff]", str(value))
             if not isinstance(value, form) or is_blank or value is True:
-                said = f"{key} {str(value)[:60]!r}. Allowed: {words}"
+                said = f"{key!r} is {str(value)[:60]!r}. Allowed: {words}"
                 raise ValueError(f"{path}, item {index}: {said}")
     return rows
 
