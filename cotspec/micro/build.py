@@ -304,8 +304,9 @@ def pack(out_dir: Path) -> int:
     int
         Bytes of all weights.
     """
+    shipped.FOLDER.mkdir(exist_ok=True)
     path = shipped.FOLDER / shipped.MANIFEST
-    manifest = artifacts.read_json(path)
+    manifest = artifacts.read_json(path) if path.exists() else {}
     for name in shipped.names():
         built, packed = out_dir / name, shipped.FOLDER / f"{name}.safetensors"
         if (built / _DONE).exists():

@@ -180,8 +180,8 @@ def load(name: str) -> ModelAndTokenizer:
         Missing or changed weights.
     """
     path = FOLDER / f"{name}.safetensors"
-    wanted = artifacts.read_json(FOLDER / MANIFEST).get(name, {}).get("sha256")
-    if not path.exists() or artifacts.checksum(path) != wanted:
+    is_there = path.exists() and (FOLDER / MANIFEST).exists()
+    if not is_there or artifacts.checksum(path) != facts(name)["sha256"]:
         raise ValueError(
             f"{path}: no such weights, or changed ones. Reinstall cotspec, or make "
             "them with 'python -m cotspec.micro build' and 'python -m cotspec.micro "
