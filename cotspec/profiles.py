@@ -170,7 +170,6 @@ class TeacherConfig:
     api: Literal["completions", "chat"] = "completions"
     max_in_flight: Few = 16  # concurrent requests per run
     samples_per_request: Few = 8
-    max_total_tokens: PositiveInt | None = None  # budget: prompts and completions
     # Notebook 01's study: a few questions at each temperature.
     study_temperatures: Temperatures = (0.2, 0.5, 1.0, 1.5)
     study_questions: Few = 16

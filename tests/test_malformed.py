@@ -52,7 +52,7 @@ def outcome(function, *arguments, **options):
     """Return "read", or the sentence of a refusal."""
     try:
         function(*arguments, **options)
-    except (ValueError, openai.ServerError, openai.Busy) as error:
+    except (ValueError, openai.InvalidReply, openai.ServerError, openai.Busy) as error:
         said = str(error)
         assert said.strip() and "Traceback" not in said, repr(error)
         # What a library says for itself names no field and no file.

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import logging
 
 import pytest
 import torch
@@ -187,7 +186,7 @@ def test_a_resumed_run_redoes_whole_batches_and_equals_an_unbroken_one(
     backend, traces, tmp_path
 ):
     draw(backend, store=tmp_path)
-    (tmp_path / "traces.identity").unlink()
+    (tmp_path / "traces.arrow").unlink()
     samples = tmp_path / "samples.jsonl"
     samples.write_bytes(samples.read_bytes()[: samples.stat().st_size // 2])
     resumed = draw(backend, store=tmp_path)
@@ -224,12 +223,6 @@ def test_a_question_among_the_demonstrations_does_not_shorten_the_prefix():
     assert huggingface.group_by_context(REQUESTS) == [[0, 2, 3], [1]]
 
 
-def test_a_model_without_shared_prefix_says_so(caplog):
-    with caplog.at_level(logging.WARNING):
-        draw(HuggingFaceBackend(tiny_teacher("mistral"), 4, 4))
-    assert "tiny-mistral: demonstrations are computed per question" in caplog.text
-
-
 def test_prompts_without_a_common_token_are_sampled_too(llama):
     backend = HuggingFaceBackend(llama, 4, max_new_tokens=4)
     texts = {"x": "x: ", "y": "y is longer: "}
@@ -260,14 +253,8 @@ def test_a_question_beyond_the_window_is_named_before_anything_is_sampled(llama)
     window = llama.model.config.max_position_embeddings
     table = problems((*QUESTIONS, "Why? " * window))
     backend = HuggingFaceBackend(llama)
-    with pytest.raises(ValueError, match=rf"'p/4'.*{window} that"):
+    with pytest.raises(ValueError, match=rf"'p/4': .* reads {window}\."):
         teacher.sample(table, backend, num_samples=1, temperature=1.0, seed=0)
-
-
-def test_more_alternatives_than_tokens_are_refused(llama):
-    backend = HuggingFaceBackend(llama, top_k=10**9)
-    with pytest.raises(ValueError, match="teacher.top_k: 1000000000. Allowed .* 1 to "):
-        draw(backend)
 
 
 def test_auto_loads_the_model_in_that_precision_and_names_it(

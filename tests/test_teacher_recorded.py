@@ -87,7 +87,7 @@ def test_what_is_not_recorded_is_left_out_and_counted(recorded, caplog):
     with caplog.at_level(logging.WARNING):
         traces = draw(recorded)
     assert list(traces["sample_id"]) == [0, 0]
-    assert "2 samples are not in it" in caplog.text
+    assert "2 of 4 solutions are missing" in caplog.text
 
 
 LINES = "".join(map(as_json_line, rows()))
@@ -102,18 +102,20 @@ def odd_last(name: str, value: object) -> str:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("t.jsonl", LINES[:-20], "t.jsonl, line 6: not JSON"),
-        ("t.jsonl", LINES.replace("finish_reason", "x"), "'finish_reason' is missing"),
-        ("t.jsonl", odd_last("completion", None), "line 6: a column .*'completion'"),
-        ("t.jsonl", odd_last("sample_id", "x"), "line 6: a column .*'x'"),
-        ("t.jsonl", odd_last("token_bytes", [1]), "line 6: a column .*'int'"),
-        ("t.pkl", "", r"t.pkl'. Allowed: \*.parquet, \*.jsonl"),
+        ("t.jsonl", LINES[:-20], "line 6: JSONDecodeError"),
+        ("t.jsonl", LINES.replace("finish_reason", "x"), r"\('finish_reason'\)"),
+        ("t.jsonl", odd_last("completion", None), "completion"),
+        ("t.jsonl", odd_last("sample_id", "x"), "'x' with type str"),
+        ("t.jsonl", odd_last("token_bytes", [1]), "line 6: .*'int'"),
+        ("t.jsonl", odd_last("topk_bytes", None), "line 6: .*'NoneType'"),
+        ("t.pkl", "", "Parquet or .jsonl"),
         ("nowhere.parquet", None, "teacher.path: .*nowhere.* does not exist"),
     ],
 )
 def test_a_file_without_traces_is_named(tmp_path, name, text, message):
     if text is not None:
         (tmp_path / name).write_text(text)
+        message = f"{name}: no traces .*{message}"
     with pytest.raises(ValueError, match=message):
         draw(tmp_path / name)
 
@@ -152,14 +154,9 @@ def test_a_written_solution_is_one_hot_in_the_students_tokens():
 def test_one_solution_a_question_and_a_changed_one_is_another_sample(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert len(written(["1 + 1 = 2", ""], num_samples=3, store=tmp_path)) == 1
-    assert "5 samples are not in it" in caplog.text
+    assert "5 of 6 solutions are missing" in caplog.text
     [row] = written(["2 - 2 = 0", ""], store=tmp_path)
     assert row["completion"].startswith("2 - 2")
-
-
-def test_a_task_without_solutions_cannot_teach():
-    with pytest.raises(ValueError, match="none of 2 problems.*data.train_task"):
-        written(["", ""])
 
 
 @pytest.mark.parametrize(
@@ -194,17 +191,10 @@ def test_a_parquet_row_with_nothing_in_it_is_left_out(tmp_path, name):
         assert len(draw(tmp_path / "t.parquet")) == 0
 
 
-def test_a_repeated_sample_is_said(tmp_path, caplog):
-    path = tmp_path / "traces.jsonl"
-    path.write_text(as_json_line(rows(1, 1)[0]) * 3)
-    assert len(draw(path)) == 1
-    assert "2 traces repeat" in caplog.text
-
-
 @pytest.mark.parametrize("at", [0, 30, 400, -20])
 def test_a_damaged_parquet_file_is_named(recorded, at):
     content = bytearray(recorded.read_bytes())
     content[at : at + 20 or None] = b"\xff" * 20
     recorded.write_bytes(content)
-    with pytest.raises(ValueError, match="traces.parquet: damaged, or a column"):
+    with pytest.raises(ValueError, match="traces.parquet: no traces"):
         read_traces(recorded)

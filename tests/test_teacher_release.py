@@ -1,11 +1,9 @@
-"""The authors' released files: read without running anything, repaired, counted."""
+"""The authors' released files: read without running anything, trimmed."""
 
 import collections
 import json
-import logging
 import os
 import pickle
-from collections import Counter
 
 import numpy as np
 import psutil
@@ -46,10 +44,6 @@ def write_release(folder, questions, num_solutions=1) -> None:
     files = {
         "codex_questions": questions,
         "codex_answers": [f"Answer: …\n#### {i},000\n" for i in range(count)],
-        "codex_predictions": [
-            [f"Model output {j}: \n2." for j in range(num_solutions)]
-            for _ in range(count)
-        ],
         "codex_per_step_probs": [[SOLUTION] * num_solutions for _ in range(count)],
     }
     for name, content in files.items():
@@ -131,105 +125,83 @@ def test_changed_bytes_load_or_name_the_file(little_memory, release_bytes, chang
         assert str(path) in str(error) and "Allowed: lists" in str(error)
 
 
-def test_the_prompts_and_the_stop_strings_tokens_are_trimmed_and_counted():
-    repairs = Counter()
-    completion = read_solution(SOLUTION, repairs)
+def test_the_prompts_and_the_stop_strings_tokens_are_trimmed():
+    completion = read_solution(SOLUTION)
     assert completion.text == "2."
     assert completion.token_bytes == [b"2", b"."]
     assert completion.topk_bytes == [[b"2", b"Two"], [b".", b" and"]]
     assert np.exp(completion.topk_logprobs[0]) == pytest.approx([0.6, 0.3])
     assert completion.finish_reason == "stop"
-    assert {name: count for name, count in repairs.items() if count} == {
-        "leading ' step'": 1,
-        "leading newlines": 1,
-        "trailing newlines": 2,
-        "alternatives rounded to probability 0 (left out)": 1,
-    }
-
-
-def test_a_solution_without_trailing_newlines_was_cut_off():
-    assert read_solution(SOLUTION[:4], Counter()).finish_reason == "length"
+    # Without trailing newlines it was cut off.
+    assert read_solution(SOLUTION[:4]).finish_reason == "length"
 
 
 def test_half_a_character_keeps_the_space_before_it():
     names = ["4", "8", "bytes: \\xc3", "bytes:\\x97", " 2"]
-    steps = [[(name, 0.5), (name, 0.5)] for name in names]
-    assert read_solution(steps, Counter()).text == "48 × 2"
+    assert read_solution([[(name, 0.5)] * 2 for name in names]).text == "48 × 2"
 
 
 @pytest.mark.parametrize("probability", [2.0, float("nan"), -0.1])
 def test_a_solution_with_an_impossible_probability_is_left_out(probability):
-    assert read_solution([[("a", 0.5), ("a", probability)]], Counter()) is None
+    assert read_solution([[("a", 0.5), ("a", probability)]]) is None
+
+
+QUESTIONS = ["Question 0: a?\n", "Question 1: b?\n"]
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "message"),
+    ("file", "content"),
     [
-        ("per_step_probs", [[[3]]] * 2, "question 0, solution 0 is no list of steps"),
-        ("answers", ["Answer: #### 1"], r"\[2, 1, 2, 2\] questions, answers"),
-        ("answers", None, "codex_answers.pkl: not there. Needed"),
-        ("answers", [5, 5], "not in the authors' form"),
-        ("questions", [["a"], ["b"]], "not in the authors' form"),
-        ("questions", "ab", "codex_questions is a str, no list"),
-        ("predictions", [None, None], "not in the authors' form"),
-        ("per_step_probs", {0: [], 1: []}, "codex_per_step_probs is a dict, no list"),
+        ("per_step_probs", [[[3]]] * 2),
+        ("per_step_probs", [[[[("a",)]]]] * 2),
+        ("per_step_probs", {0: [], 1: []}),
+        ("answers", ["Answer: #### 1"]),
+        ("answers", [5, 5]),
+        ("questions", [["a"], ["b"]]),
+        ("questions", Harmful()),
     ],
 )
 def test_files_that_do_not_fit_are_named_and_nothing_is_written(
-    tmp_path, file, content, message
+    tmp_path, file, content
 ):
-    write_release(tmp_path, ["Question 0: a?\n", "Question 1: b?\n"])
-    path = tmp_path / f"codex_{file}.pkl"
-    path.write_bytes(pickle.dumps(content)) if content else path.unlink()
-    with pytest.raises(ValueError, match=message):
+    write_release(tmp_path, QUESTIONS)
+    (tmp_path / f"codex_{file}.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match=f"{tmp_path}: not in the authors' form"):
         import_release(tmp_path, tmp_path / "traces.parquet")
-    assert len(list(tmp_path.iterdir())) == 4 - (content is None)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_question_listed_twice_shifts_nothing_and_duplicates_are_counted(tmp_path):
-    questions = ["Question 0: a?\n", "Question 1: b?\n", "Question 1: b?\n"]
-    write_release(tmp_path, [*questions, "Question 2: c?\n"], num_solutions=3)
-    target = tmp_path / "traces.parquet"
-    repairs = import_release(tmp_path, target)
-    rows = release.read_traces(target)
-    assert list(
-        zip(rows["question"], rows["answer"], rows["sample_id"], strict=True)
-    ) == [
+def test_a_question_listed_twice_shifts_nothing(tmp_path):
+    questions = [*QUESTIONS, QUESTIONS[-1], "Question 2: c?\n"]
+    write_release(tmp_path, questions, num_solutions=3)
+    import_release(tmp_path, tmp_path / "traces.parquet")
+    rows = release.read_traces(tmp_path / "traces.parquet")
+    names = zip(rows["question"], rows["answer"], rows["sample_id"], strict=True)
+    assert list(names) == [
         (question, answer, sample_id)
         for question, answer in (("a?", "0,000"), ("b?", "1,000"), ("c?", "2,000"))
         for sample_id in range(3)
     ]
-    assert repairs["question listed twice"] == 1
-    assert repairs["duplicate solutions (kept)"] == 6
-    assert repairs["text differs from codex_predictions"] == 0
 
 
-def test_the_release_is_a_backend_and_what_was_repaired_is_said(
-    tmp_path, caplog, monkeypatch
-):
+def test_the_release_is_a_backend_that_follows_its_files(tmp_path, monkeypatch):
     folder = tmp_path / "release"
     folder.mkdir()
     monkeypatch.setattr(release.constants, "HF_HOME", str(tmp_path))
-    write_release(folder, ["Question 0: a?\n", "Question 1: b?\n"])
-    before = artifacts.checksum(folder)
     config = TeacherConfig(backend="release", path=str(folder))
-    for _ in range(2):  # imported, then found
-        with caplog.at_level(logging.INFO):
-            backend = teacher.load_backend(config)
-        assert caplog.text.count("\"leading ' step'\": 2") == 1
-        options = {"num_samples": 1, "temperature": 0.5, "seed": 0}
-        [row] = teacher.sample(problems(["b?"]), backend, **options)
+    options = {"num_samples": 1, "temperature": 0.5, "seed": 0}
+    for asked in ("b?", "b?", "c?"):  # imported, found, imported again
+        write_release(folder, [QUESTIONS[0], f"Question 1: {asked}\n"])
+        before = artifacts.checksum(folder)
+        backend = teacher.load_backend(config)
+        [row] = teacher.sample(problems([asked]), backend, **options)
         assert (row["completion"], row["problem_id"]) == ("2.", "p/0")
-    assert artifacts.checksum(folder) == before  # else the next run found it changed
-    write_release(folder, ["Question 0: a?\n", "Question 1: c?\n"])
-    backend = teacher.load_backend(config)
-    assert len(teacher.sample(problems(["c?"]), backend, **options)) == 1
+        assert artifacts.checksum(folder) == before  # else it would seem changed
 
 
 def test_real_codex_solutions_join_to_their_text(data_dir):
     path = data_dir / "codex" / "per_step_probs_question0.json"
-    repairs = Counter()
-    read = [read_solution(steps, repairs) for steps in json.loads(path.read_text())]
+    read = [read_solution(steps) for steps in json.loads(path.read_text())]
     assert len(read) == 20
     for completion in read:
         assert b"".join(completion.token_bytes).decode() == completion.text
@@ -237,7 +209,3 @@ def test_real_codex_solutions_join_to_their_text(data_dir):
         assert completion.finish_reason == "stop"
         masses = [sum(np.exp(top)) for top in completion.topk_logprobs]
         assert 0 < min(masses) and max(masses) < 1 + 1e-3
-    assert repairs["leading ' step'"] == 20
-    assert repairs["trailing newlines"] == 40
-    assert repairs["sampled token outside the top five"] == 1
-    assert repairs["alternatives rounded to probability 0 (left out)"] > 0

@@ -35,9 +35,6 @@ from cotspec.teacher.traces import (
     sample_keys,
 )
 
-# Backends whose temperature was chosen by others, or that have none.
-RECORDED = ("recorded", "release", "dataset")
-
 logger = logging.getLogger(__name__)
 
 
@@ -137,17 +134,20 @@ def _draw(
         if key not in samples:
             missing[i].add(sample_id)
     wanted = sum(map(len, missing.values()))
-    started, num_kept = time.monotonic(), len(keys) - wanted
-    with tqdm(
-        total=len(keys), initial=num_kept, unit="solution", desc="sampling"
-    ) as bar:
+    started, size = (
+        time.monotonic(),
+        {"total": len(keys), "initial": len(keys) - wanted},
+    )
+    with tqdm(**size, unit="solution", desc="sampling") as bar:
         batches = backend.complete(requests, options, missing) if wanted else ()
         for batch in batches:
             samples.update((keys[i, sample_id], done) for i, sample_id, done in batch)
             bar.update(len(batch))
-    seconds = time.monotonic() - started
-    done = f"sampled {wanted} of {len(keys)} solutions in {seconds:.1f} s"
-    logger.info("%s with %s", done, backend.model)
+    seconds, said = time.monotonic() - started, "sampled %d solutions in %.1f s with %s"
+    logger.info(said, wanted, seconds, backend.model)
+    if lacking := sum(key not in samples for key in keys.values()):
+        said = "%s: %d of %d solutions are missing: it has none, or they were malformed"
+        logger.warning(said, backend.model, lacking, len(keys))
 
 
 def build_requests(
@@ -193,8 +193,8 @@ def sample_study(
         Filtered traces (all rows, see `filter_traces`) with ``temperature``, for
         `studies.compare_temperatures`.
     """
-    recorded = config.backend in RECORDED
-    temperatures = (config.temperature,) if recorded else config.study_temperatures
+    is_asked = config.backend in ("huggingface", "openai")
+    temperatures = config.study_temperatures if is_asked else (config.temperature,)
     count = min(config.study_questions, len(problems))
     chosen = problems.select(np.arange(count) * len(problems) // count)
     parts = []

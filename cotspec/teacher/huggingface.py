@@ -8,7 +8,6 @@ run, each question once for its samples, and many questions are decoded together
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -30,8 +29,6 @@ from cotspec.teacher.traces import (
     sample_seed,
     valid_length,
 )
-
-logger = logging.getLogger(__name__)
 
 
 def load(config: TeacherConfig) -> HuggingFaceBackend:
@@ -70,6 +67,11 @@ class HuggingFaceBackend:
             return self.teacher.name
         return f"{self.teacher.name} ({str(dtype).removeprefix('torch.')})"
 
+    @functools.cached_property
+    def vocabulary(self) -> list[bytes]:
+        """What each token id spells."""
+        return decoding.padded_vocabulary(self.teacher.tokenizer, self.teacher.model)
+
     def complete(
         self,
         requests: Sequence[Request],
@@ -85,33 +87,20 @@ class HuggingFaceBackend:
         token_ids = [tokenizer(request.prompt)["input_ids"] for request in requests]
         self._check_window(requests, token_ids)
         is_shared = decoding.shares_prefixes(model)
-        if not is_shared:
-            logger.warning("%s: demonstrations are computed per question", self.model)
         attention = decoding.shared_prefix_attention if is_shared else nullcontext
-        vocabulary = decoding.padded_vocabulary(tokenizer, model)
-        if options.top_k > len(vocabulary):
-            allowed = f"Allowed for {self.teacher.name}: 1 to {len(vocabulary)}"
-            raise ValueError(f"teacher.top_k: {options.top_k}. {allowed}")
         num_threads = models.batches_at_once(model)
         with attention(model), ThreadPoolExecutor(num_threads) as threads:
             for group in group_by_context(requests):
                 prompts = {i: token_ids[i] for i in group}
                 planned = plan_batches(prompts, options.num_samples, self.batch_size)
                 due = [b for b in planned if any(s in missing[i] for i, s in b)]
-                shared: decoding.Prefix | None = None
-                length = 0
+                length, prefix = 0, None
                 if due and is_shared:
                     length = common_prefix_length(prompts.values())
-                    shared = decoding.compute_prefix(model, prompts[group[0]][:length])
-                suffixes = {i: ids[length:] for i, ids in prompts.items()}
+                    prefix = decoding.compute_prefix(model, prompts[group[0]][:length])
+                shared = prefix, length
                 write = functools.partial(
-                    self._write,
-                    requests=requests,
-                    suffixes=suffixes,
-                    prefix=shared,
-                    prefix_length=length,
-                    options=options,
-                    vocabulary=vocabulary,
+                    self._write, requests, options, prompts, shared
                 )
                 for batch, done in zip(due, threads.map(write, due), strict=True):
                     samples = zip(batch, done, strict=True)
@@ -121,40 +110,37 @@ class HuggingFaceBackend:
         self, requests: Sequence[Request], token_ids: Sequence[Sequence[int]]
     ) -> None:
         """Raise ValueError, before anything is sampled, if a prompt cannot fit."""
-        name, config = self.teacher.name, self.teacher.model.config
+        config = self.teacher.model.config
         window = getattr(config, "max_position_embeddings", None) or math.inf
         for request, ids in zip(requests, token_ids, strict=True):
             if len(ids) + self.max_new_tokens > window:
                 raise ValueError(
-                    f"problem {request.problem_id!r}: its prompt of {len(ids)} tokens "
-                    f"and {self.max_new_tokens} new ones exceed the {window} that "
-                    f"{name} reads. Lower teacher.num_demonstrations or "
-                    "teacher.max_new_tokens, or leave the problem out"
+                    f"problem {request.problem_id!r}: {len(ids)} tokens of prompt and "
+                    f"{self.max_new_tokens} new ones; {self.teacher.name} reads "
+                    f"{window}. Lower teacher.num_demonstrations or .max_new_tokens"
                 )
 
     @torch.no_grad()  # holds for one thread
     def _write(
         self,
-        batch: Sequence[tuple[int, int]],
-        *,
         requests: Sequence[Request],
-        suffixes: Mapping[int, Sequence[int]],
-        prefix: decoding.Prefix | None,
-        prefix_length: int,
         options: SamplingOptions,
-        vocabulary: Sequence[bytes],
+        prompts: Mapping[int, Sequence[int]],
+        shared: tuple[decoding.Prefix | None, int],
+        batch: Sequence[tuple[int, int]],
     ) -> list[Completion]:
         """Sample one solution per (request, sample id) of the batch."""
+        prefix, length = shared
         asked = sorted({i for i, _ in batch})
+        suffixes = [prompts[i][length:] for i in asked]
         running = decoding.CausalBatch(
             self.teacher.model,
-            [suffixes[i] for i in asked],
+            suffixes,
             owners=[asked.index(i) for i, _ in batch],
             prefix=prefix,
-            prefix_length=prefix_length,
+            prefix_length=length,
         )
-        names = [(requests[i].problem_id, s) for i, s in batch]
-        seeds = [sample_seed(options.seed, *name) for name in names]
+        seeds = [sample_seed(options.seed, requests[i].problem_id, s) for i, s in batch]
         shape = (len(seeds), options.max_new_tokens, options.top_k)  # (R, steps, k)
         drawn, top_logprobs = torch.zeros(shape[:2]), torch.zeros(shape)
         top_ids = torch.zeros(shape, dtype=torch.int32)
@@ -172,37 +158,30 @@ class HuggingFaceBackend:
             running,
             uniforms.to(self.teacher.model.device),
             temperature=options.temperature,
-            vocabulary=vocabulary,
+            vocabulary=self.vocabulary,
             end_tokens=end_ids(self.teacher),
             record=record,
         )
         kept = zip(rows, drawn, top_ids, top_logprobs, strict=True)
-        return [_completion(*one, vocabulary) for one in kept]
+        return [self._completion(*one) for one in kept]
 
-
-def _completion(
-    row: decoding.Row,
-    logprobs: torch.Tensor,
-    top_ids: torch.Tensor,
-    top_logprobs: torch.Tensor,
-    vocabulary: Sequence[bytes],
-) -> Completion:
-    """Return a row's solution, cut to whole UTF-8 characters."""
-    end = valid_length(bytes(row.text), row.cut)
-    pieces = cut_tokens([vocabulary[i] for i in row.tokens], end)
-    length = len(pieces)
-    is_whole = sum(map(len, pieces)) == row.cut
-    names = top_ids[:length].tolist()
-    return Completion(
-        text=b"".join(pieces).decode(),
-        token_ids=row.tokens[:length],
-        token_bytes=pieces,
-        token_logprobs=logprobs[:length].tolist(),
-        topk_ids=names,
-        topk_bytes=[[vocabulary[i] for i in step] for step in names],
-        topk_logprobs=top_logprobs[:length].tolist(),
-        finish_reason=row.finish_reason if is_whole else "length",
-    )
+    def _completion(self, row: decoding.Row, logprobs, top_ids, top_logprobs):
+        """Return a row's solution, cut to whole UTF-8 characters."""
+        end = valid_length(bytes(row.text), row.cut)
+        pieces = cut_tokens([self.vocabulary[i] for i in row.tokens], end)
+        length = len(pieces)
+        is_whole = sum(map(len, pieces)) == row.cut
+        names = top_ids[:length].tolist()
+        return Completion(
+            text=b"".join(pieces).decode(),
+            token_ids=row.tokens[:length],
+            token_bytes=pieces,
+            token_logprobs=logprobs[:length].tolist(),
+            topk_ids=names,
+            topk_bytes=[[self.vocabulary[i] for i in step] for step in names],
+            topk_logprobs=top_logprobs[:length].tolist(),
+            finish_reason=row.finish_reason if is_whole else "length",
+        )
 
 
 def group_by_context(requests: Sequence[Request]) -> list[list[int]]:

@@ -1,11 +1,10 @@
 """Solutions that are there already: recorded, the authors' release, or the data's own.
 
 Enters: a Parquet or JSON-lines file with the columns of `traces.FEATURES`, or the
-authors' folder with ``codex_questions.pkl``, ``codex_answers.pkl``,
-``codex_predictions.pkl`` and ``codex_per_step_probs.pkl`` (or the same as ``.json``).
-Leaves: completions of the questions asked, matched by the question's text; of the
-release, traces and a count of every fault that was repaired. Nothing in a pickle is
-executed: only containers, strings, numbers and OrderedDict are built.
+authors' folder with ``codex_questions.pkl``, ``codex_answers.pkl`` and
+``codex_per_step_probs.pkl``. Leaves: completions of the questions asked, matched by the
+question's text. Nothing in a pickle is executed: only containers, strings, numbers and
+OrderedDict are built.
 
 Source: github.com/FranxYao/FlanT5-CoT-Specialization, as PAPER's "Released files" has
 them. Probabilities are rounded to four decimals there.
@@ -19,7 +18,7 @@ import math
 import pickle
 import pickletools
 import re
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,14 +44,12 @@ from cotspec.teacher.traces import (
     as_dataset,
     as_row,
     as_tables,
+    ranked,
 )
 
 logger = logging.getLogger(__name__)
 
 HALF_UNIT = 5e-5  # a sampled token rounded to probability 0 had less than this
-_NUMBERED = re.compile(r"\A(?:Question|Model output) \d+:\s*")
-
-Step = Sequence[tuple[str, float]]  # the sampled token, then the top five
 
 
 class _Unpickler(pickle.Unpickler):
@@ -87,139 +84,76 @@ def load_restricted(path: Path | str) -> object:
             ) from None
 
 
-def import_release(folder: Path | str, target: Path) -> Counter:
-    """Write the release as a Parquet file of traces; return the repaired faults.
+def import_release(folder: Path | str, target: Path) -> None:
+    """Write the release as a Parquet file of traces.
 
     Raises
     ------
     ValueError
-        A missing file, a pickle with code in it, or lists that do not fit together.
+        A pickle with code in it, or lists that do not fit together.
     """
-    repairs = Counter()
-    rows = tqdm(_rows(Path(folder), repairs), desc="importing", unit="solution")
-    with (
-        artifacts.replacing(target) as part,
-        pq.ParquetWriter(part, STORED, compression="zstd") as writer,
-    ):
-        try:
+    try:
+        rows = tqdm(_rows(Path(folder)), desc="importing", unit="solution")
+        with (
+            artifacts.replacing(target) as part,
+            pq.ParquetWriter(part, STORED, compression="zstd") as writer,
+        ):
             for table in as_tables(rows):
                 writer.write_table(table)
-        except (TypeError, LookupError, AttributeError) as error:
-            raise ValueError(f"{folder}: not in the authors' form ({error})") from None
-    return repairs
-
-
-def _rows(folder: Path, repairs: Counter) -> Iterator[dict]:
-    """Yield rows with the columns of `traces.FEATURES`; count repaired faults."""
-    numbered = _read(folder, "codex_questions")
-    questions = list(dict.fromkeys(numbered))  # one came again under its number
-    repairs["question listed twice"] += len(numbered) - len(questions)
-    answers = _read(folder, "codex_answers")
-    per_step = _read(folder, "codex_per_step_probs")
-    predictions = _read(folder, "codex_predictions")
-    lengths = [len(questions), len(answers), len(predictions), len(per_step)]
-    if len(set(lengths)) > 1:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(
-            f"{folder}: {lengths} questions, answers, predictions and probabilities; "
-            "they must be as many"
-        )
-    for number, question in enumerate(questions):
+            f"{folder}: not in the authors' form ({error}). Needed: as many questions, "
+            "answers and lists of solutions; a solution is [[(token, probability) x 6]]"
+        ) from None
+
+
+def _rows(folder: Path) -> Iterator[dict]:
+    """Yield rows with the columns of `traces.FEATURES`."""
+    # One question came again under its number, without a second answer.
+    questions = dict.fromkeys(load_restricted(folder / "codex_questions.pkl"))
+    answers = load_restricted(folder / "codex_answers.pkl")
+    per_step = load_restricted(folder / "codex_per_step_probs.pkl")
+    num_left_out = 0
+    for number, (question, answer, solutions) in enumerate(
+        zip(questions, answers, per_step, strict=True)
+    ):
         problem = {
             "problem_id": f"gsm8k/release/{number:04d}",
             "task": "gsm8k",
-            "question": _unnumbered(question),
-            "answer": answers[number].rpartition("####")[2].strip(),
+            "question": re.sub(r"\AQuestion \d+:", "", question).strip(),
+            "answer": answer.rpartition("####")[2].strip(),
         }
-        texts, seen = predictions[number], set()
-        for sample_id, steps in enumerate(per_step[number]):
-            try:
-                completion = read_solution(steps, repairs)
-            except (TypeError, LookupError, AttributeError) as error:
-                raise ValueError(
-                    f"codex_per_step_probs: question {number}, solution {sample_id} is "
-                    f"no list of steps [(token, probability) x 6] ({error})"
-                ) from None
-            if completion is None:
-                repairs["solution with impossible probabilities (left out)"] += 1
-                continue
-            written = texts[sample_id] if sample_id < len(texts) else ""
-            differs = _unnumbered(written) != completion.text.strip()
-            repairs["text differs from codex_predictions"] += differs
-            repairs["duplicate solutions (kept)"] += completion.text in seen
-            seen.add(completion.text)
-            yield as_row(problem, sample_id, completion)
+        for sample_id, steps in enumerate(solutions):
+            if completion := read_solution(steps):
+                yield as_row(problem, sample_id, completion)
+            else:
+                num_left_out += 1
+    said = "%s: %d solutions with impossible probabilities left out"
+    logger.info(said, folder, num_left_out)
 
 
-def read_solution(steps: Sequence[Step], repairs: Counter) -> Completion | None:
-    """Return one solution; count in `repairs` what was mended.
+def read_solution(steps: Sequence[Sequence[tuple[str, float]]]) -> Completion | None:
+    """Return one solution: per step the sampled token, then the top five.
 
     The leading ``' step'`` and newlines belong to the prompt, the trailing newlines to
-    the stop string. Of the six entries the first is the sampled token. None for a
-    solution with a probability that is none.
+    the stop string. Alternatives rounded to probability 0 are left to the tail. None
+    for a solution with a probability that is none.
     """
-    kept = _trimmed(steps, repairs)
-    if not all(0 <= p <= 1 + 1e-3 for step in kept for _, p in step):  # NaN is not
-        return None
-    pieces = [token_bytes(step[0][0]) for step in kept]
-    text = b"".join(pieces).decode(errors="replace")
-    if text.encode() != b"".join(pieces):
-        repairs["not UTF-8 (will count as unaligned)"] += 1
-    # Where no newline follows, the limit of new tokens cut the solution off.
-    has_ended = bool(steps) and not steps[-1][0][0].strip("\n")
-    return Completion.without_ids(
-        text,
-        pieces,
-        [math.log(max(step[0][1], HALF_UNIT)) for step in kept],
-        [_alternatives(step, repairs) for step in kept],
-        "stop" if has_ended else "length",
-    )
-
-
-def _trimmed(steps: Sequence[Step], repairs: Counter) -> list[Step]:
-    start, end = 0, len(steps)
-    if steps and steps[0][0][0] == " step":
-        repairs["leading ' step'"] += 1
-        start = 1
+    start, end = int(bool(steps) and steps[0][0][0] == " step"), len(steps)
     while start < end and not steps[start][0][0].strip():
-        repairs["leading newlines"] += 1
         start += 1
     while end > start and not steps[end - 1][0][0].strip("\n"):
-        repairs["trailing newlines"] += 1
         end -= 1
-    return list(steps[start:end])
-
-
-def _alternatives(step: Step, repairs: Counter) -> list[tuple[bytes, float]]:
-    """Return the top five in nats, the most probable first, each once, none at zero."""
-    top: dict[bytes, float] = {}
-    for token, probability in step[1:]:
-        piece = token_bytes(token)
-        if probability <= 0:
-            repairs["alternatives rounded to probability 0 (left out)"] += 1
-        elif piece in top:
-            repairs["alternatives named twice"] += 1
-        else:
-            top[piece] = probability
-    repairs["sampled token outside the top five"] += token_bytes(step[0][0]) not in top
-    best = sorted(top.items(), key=lambda item: -item[1])
-    return [(piece, math.log(probability)) for piece, probability in best]
-
-
-def _read(folder: Path, name: str) -> list:
-    pickled, plain = folder / f"{name}.pkl", folder / f"{name}.json"
-    if pickled.exists():
-        found = load_restricted(pickled)
-    elif plain.exists():
-        found = artifacts.read_json(plain)
-    else:
-        raise ValueError(f"{pickled}: not there. Needed: the authors' released files")
-    if not isinstance(found, (list, tuple)):
-        raise ValueError(f"{folder}: {name} is a {type(found).__name__}, no list")
-    return found
-
-
-def _unnumbered(text: str) -> str:
-    return _NUMBERED.sub("", text).strip()
+    read = []
+    for (token, probability), *top in steps[start:end]:
+        if not all(0 <= p <= 1 + 1e-3 for p in (probability, *dict(top).values())):
+            return None  # nor is NaN one
+        others = ranked((token_bytes(t), math.log(p)) for t, p in top if p > 0)
+        read.append((token_bytes(token), math.log(max(probability, HALF_UNIT)), others))
+    # What is not UTF-8 will count as unaligned.
+    text = b"".join(piece for piece, *_ in read).decode(errors="replace")
+    # Where no newline follows, the limit of new tokens cut the solution off.
+    return Completion.without_ids(text, read, "stop" if end < len(steps) else "length")
 
 
 # --- backends -------------------------------------------------------------------------
@@ -239,12 +173,8 @@ def load(config: TeacherConfig) -> RecordedBackend:
     limits = (config.max_new_tokens, config.top_k)
     if config.backend == "dataset":
         return RecordedBackend(None, *limits)
-    is_there = Path.is_dir if config.backend == "release" else Path.is_file
-    if not config.path or not is_there(Path(config.path)):
-        raise ValueError(
-            f"teacher.path: {config.path!r} does not exist. Allowed: a file of traces "
-            "(backend recorded) or the authors' folder (backend release)"
-        )
+    if not config.path or not Path(config.path).exists():
+        raise ValueError(f"teacher.path: {config.path!r} does not exist")
     path = Path(config.path)
     if config.backend == "release":
         # Not into the authors' folder: it may be read-only, and what lies there counts
@@ -252,14 +182,13 @@ def load(config: TeacherConfig) -> RecordedBackend:
         name = f"codex_traces-{artifacts.identity(path)}.parquet"
         path = Path(constants.HF_HOME) / "cotspec" / name
         if not path.exists():
-            repairs = dict(import_release(config.path, path))
-            logger.info("%s: repaired %s", config.path, repairs)
+            import_release(config.path, path)
     return RecordedBackend(path, *limits)
 
 
 @dataclass(frozen=True)
 class RecordedBackend:
-    """Solutions that are there; what is not is left out and counted.
+    """Solutions that are there; what is not is left out.
 
     Attributes
     ----------
@@ -288,136 +217,39 @@ class RecordedBackend:
         Raises
         ------
         ValueError
-            See `read_traces`; or no problem has a solution of its own.
+            See `read_traces`.
         """
-        if self.path is None:
-            solutions = _written(requests)
-        else:
-            solutions = _recorded(read_traces(self.path), options.top_k)
-        num_absent = 0
+        find = _written
+        if self.path is not None:
+            find = _recorded(read_traces(self.path), options.top_k)
         for index, wanted in missing.items():
-            found = solutions(requests[index])
-            num_absent += len(wanted - found.keys())
+            found = find(requests[index])
             yield [(index, s, found[s]) for s in sorted(wanted & found.keys())]
-        if num_absent:
-            name = self.path or self.model
-            said = "%s: %d samples are not in it, or no lists of log-probabilities"
-            logger.warning(said, name, num_absent)
 
 
-Find = Callable[[Request], dict[int, Completion]]  # each sample id's solution
+def _written(request: Request) -> dict[int, Completion]:
+    """Return the one solution that a question comes with; its words are the tokens."""
+    words = [word.encode() for word in re.findall(r"\s*\S+", request.solution)]
+    steps = [(word, 0.0, [(word, 0.0)]) for word in words]  # all of the probability
+    done = Completion.without_ids(request.solution, steps, "stop")
+    return {0: done} if words else {}
 
 
-def _recorded(traces: Dataset, top_k: int) -> Find:
+def _recorded(
+    traces: Dataset, top_k: int
+) -> Callable[[Request], dict[int, Completion]]:
     """Find a question's traces, whatever its id and white space."""
     places: dict[str, dict[int, int]] = {}  # the row of each sample id
     columns = zip(traces["question"], traces["sample_id"], strict=True)
     for row, (question, sample_id) in enumerate(columns):
         places.setdefault(_fold(question or ""), {}).setdefault(sample_id, row)
 
-    if repeated := len(traces) - sum(map(len, places.values())):
-        said = "%d traces repeat a question's sample_id: only the first of each counts"
-        logger.warning(said, repeated)
-
     def find(request: Request) -> dict[int, Completion]:
         rows = places.get(_fold(request.question), {})
         found = {s: as_completion(traces[row], top_k) for s, row in rows.items()}
-        return {s: done for s, done in found.items() if _is_sound(done)}
+        return {s: done for s, done in found.items() if done}
 
     return find
-
-
-def _is_sound(done: Completion) -> bool:
-    """Whether the lists fit together and hold log-probabilities."""
-    tops = [getattr(done, name) for name in _TOPS]
-    lists = [getattr(done, name) for name in _LISTS] + tops
-    alike = [lists, *zip(*tops, strict=False)]
-    has_null = done.text is None or None in done.token_bytes
-    if has_null or any(len(set(map(len, some))) > 1 for some in alike):
-        return False
-    steps = [done.token_logprobs, *done.topk_logprobs]
-    known = all(p is not None and p <= 1e-3 for step in steps for p in step)  # no NaN
-    return known and all(sum(map(math.exp, top)) <= 1.01 for top in done.topk_logprobs)
-
-
-def _written(requests: Sequence[Request]) -> Find:
-    """Find the one solution that a question comes with; its words are the tokens."""
-    if not any(request.solution for request in requests):
-        raise ValueError(
-            f"teacher.backend 'dataset': none of {len(requests)} problems comes "
-            "with a solution. Allowed: a data.train_task that does, such as gsm8k"
-        )
-
-    def find(request: Request) -> dict[int, Completion]:
-        words = [word.encode() for word in re.findall(r"\s*\S+", request.solution)]
-        tops = [[(word, 0.0)] for word in words]  # all of the probability
-        logprobs = [0.0] * len(words)
-        done = Completion.without_ids(request.solution, words, logprobs, tops, "stop")
-        return {0: done} if words else {}
-
-    return find
-
-
-_UNREADABLE = (ValueError, TypeError, AttributeError, OverflowError, DatasetsError)
-
-
-def read_traces(path: Path | str) -> Dataset:
-    """Read traces from ``.parquet`` or ``.jsonl`` (bytes as Latin-1 text).
-
-    Raises
-    ------
-    ValueError
-        Another kind of file, or a missing column.
-    """
-    path = Path(path)
-    if path.suffix not in (".parquet", ".jsonl"):
-        raise ValueError(f"teacher.path: {str(path)!r}. Allowed: *.parquet, *.jsonl")
-    try:
-        if path.suffix == ".jsonl":
-            try:
-                return as_dataset(_json_rows(path))
-            except _UNREADABLE:  # of a whole table no line is known
-                return as_dataset(_json_rows(path, singly=True))
-        table = Dataset.from_parquet(str(path), keep_in_memory=False)
-        _check_columns(path, table.column_names)
-        return table.select_columns(list(FEATURES)).cast(FEATURES)
-    except _UNREADABLE as error:
-        if str(path) in str(error):
-            raise
-        raise ValueError(
-            f"{path}: damaged, or a column is of another type than traces have "
-            f"({error})"
-        ) from None
-
-
-def _json_rows(path: Path, *, singly: bool = False) -> Iterator[dict]:
-    """Yield traces; `singly` makes a table of each, so that its faults have a line."""
-    # Not splitlines: U+2028 may stand in a text.
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8-sig"))  # without a byte order mark
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: no object with named columns")
-        _check_columns(path, row)
-        try:
-            with_bytes(row)
-            list(as_tables([row] if singly else []))
-        except _UNREADABLE as error:
-            said = f"a column is of another type than traces have ({error})"
-            raise ValueError(f"{path}, line {number}: {said}") from None
-        yield row
-
-
-def _check_columns(path: Path, names: Sequence[str]) -> None:
-    absent = [name for name in FEATURES if name not in names]
-    if absent:
-        raise ValueError(
-            f"{path}: column {absent[0]!r} is missing. Needed: {', '.join(FEATURES)}"
-        )
 
 
 def _fold(question: str) -> str:
@@ -425,9 +257,62 @@ def _fold(question: str) -> str:
     return " ".join(question.split())
 
 
-def as_completion(row: Mapping[str, object], top_k: int) -> Completion:
-    """Return a trace's completion with at most `top_k` alternatives per token."""
-    found = {name: row[name] or [] for name in _LISTS}
-    tops = {name: [(step or [])[:top_k] for step in row[name] or []] for name in _TOPS}
-    reason = row["finish_reason"] or "none"
-    return Completion(row["completion"], **found, **tops, finish_reason=reason)
+def as_completion(row: Mapping[str, object], top_k: int) -> Completion | None:
+    """Return a trace's completion with at most `top_k` alternatives per token.
+
+    None if its lists do not fit together or hold no log-probabilities.
+    """
+    try:
+        lists = [row[name] for name in _LISTS]
+        tops = [[step[:top_k] for step in row[name]] for name in _TOPS]
+        steps = list(zip(*lists, *tops, strict=True))
+        fits = all(len(ids) == len(names) == len(p) for *_, ids, names, p in steps)
+        masses = [math.exp(logprob) for logprob in row["token_logprobs"]]
+        masses += [sum(map(math.exp, top)) for *_, top in steps]
+        b"".join(row["token_bytes"]), row["completion"].encode()
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        return None
+    if not fits or not all(mass <= 1.01 for mass in masses):  # nor NaN
+        return None
+    return Completion(row["completion"], *lists, *tops, row["finish_reason"] or "none")
+
+
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    DatasetsError,
+)
+
+
+def read_traces(path: Path | str) -> Dataset:
+    """Read traces from Parquet or from ``.jsonl`` (bytes as Latin-1 text).
+
+    Raises
+    ------
+    ValueError
+        Another kind of file, a missing column, or one of another type.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".jsonl":
+            return as_dataset(_json_rows(path))
+        table = Dataset.from_parquet(str(path), keep_in_memory=False)
+        return table.select_columns(list(FEATURES)).cast(FEATURES)
+    except _UNREADABLE as error:
+        needed = "Needed: Parquet or .jsonl with " + ", ".join(FEATURES)
+        raise ValueError(f"{path}: no traces ({error}). {needed}") from None
+
+
+def _json_rows(path: Path) -> Iterator[dict]:
+    # Not splitlines: U+2028 may stand in a text.
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            yield with_bytes(json.loads(line))
+        except _UNREADABLE as error:
+            raise ValueError(f"line {number}: {error!r}") from None

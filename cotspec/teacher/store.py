@@ -26,8 +26,9 @@ from cotspec.teacher.traces import FEATURES, Completion, as_tables
 
 logger = logging.getLogger(__name__)
 
-SAMPLES, TRACES, IDENTITY = "samples.jsonl", "traces.arrow", "traces.identity"
-_KEY = re.compile(rb'(?:\xef\xbb\xbf)?{"key":("(?:[^"\\]|\\.)*"),')
+SAMPLES, TRACES, IDENTITY = "samples.jsonl", "traces.arrow", b"identity"
+# Lines without zeros, which a power failure leaves; an editor may have saved the file.
+_SAMPLE = re.compile(rb'(?:\xef\xbb\xbf)?{"key":"([^"]+)",[^\0]*}\r?\n')
 
 
 class SampleStore:
@@ -54,24 +55,20 @@ class SampleStore:
         except Timeout:
             logger.warning("%s: another run samples into it; waiting", self.path)
             self._lock.acquire()
-        self._file = self.path.open("ab+", buffering=0)
+        self._file = self.path.open("ab+")
+        self._file.seek(0)
         self.offsets: dict[str, int] = {}
-        begin = end = num_damaged = 0
-        with self.path.open("rb") as lines:
-            for line in lines:
-                found = _KEY.match(line)
-                # Torn, or zeros where the power failed, or an editor was at work.
-                is_whole = line.rstrip(b"\r\n").endswith(b"}") and line[-1:] == b"\n"
-                if found and is_whole and b"\0" not in line:
-                    self.offsets.setdefault(json.loads(found[1]), begin)
-                else:
-                    num_damaged += 1
-                begin += len(line)
-                end = begin if line.endswith(b"\n") else end
-        num_damaged -= begin > end  # a torn last line is drawn again
+        offset = num_damaged = 0
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                break  # torn: it is drawn again
+            if found := _SAMPLE.fullmatch(line):
+                self.offsets.setdefault(found[1].decode(), offset)
+            num_damaged += not found
+            offset += len(line)
+        self._file.truncate(offset)
         if num_damaged:
             logger.warning("%s: %d damaged lines passed over", self.path, num_damaged)
-        os.truncate(self.path, end)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -79,11 +76,9 @@ class SampleStore:
         self._lock.release()
 
     def __getitem__(self, key: str) -> Completion:
-        with self.path.open("rb") as file:
-            file.seek(self.offsets[key])
-            line = file.readline()
+        self._file.seek(self.offsets[key])
         try:
-            record = with_bytes(json.loads(line.decode("utf-8-sig")))
+            record = with_bytes(json.loads(self._file.readline()))
             del record["key"]
             return Completion(**record)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -94,16 +89,12 @@ class SampleStore:
         return key in self.offsets
 
     def update(self, samples: Iterable[tuple[str, Completion]]) -> None:
-        """Append samples in one write; keys already there are left out."""
-        fresh = ((key, done) for key, done in samples if key not in self)
-        lines = {key: encode_line(key, done) for key, done in fresh}
-        offset = self._file.seek(0, os.SEEK_END)
-        data = memoryview(b"".join(lines.values()))
-        while data:  # an unbuffered write may take only some
-            data = data[self._file.write(data) :]
-        for key, line in lines.items():
-            self.offsets[key] = offset
-            offset += len(line)
+        """Append samples; keys already there are left out."""
+        for key, completion in samples:
+            if key not in self:
+                self.offsets[key] = self._file.seek(0, os.SEEK_END)
+                self._file.write(encode_line(key, completion))
+        self._file.flush()
 
 
 def encode_line(key: str, completion: Completion) -> bytes:
@@ -134,28 +125,22 @@ def write_traces(
     identity : str
         Names what they were made from; `kept_traces` asks for it.
     """
-    path, note = folder / TRACES, folder / IDENTITY
-    note.unlink(missing_ok=True)  # before the table changes, whatever happens then
-    schema = FEATURES.arrow_schema
+    known = FEATURES.arrow_schema.metadata | {IDENTITY: identity.encode()}
+    schema = FEATURES.arrow_schema.with_metadata(known)
+    path = folder / TRACES
     with artifacts.replacing(path) as part, pa.ipc.new_file(part, schema) as writer:
         for table in as_tables(rows):
             writer.write_table(table.cast(schema))
-    artifacts.write_bytes(note, identity.encode())
-    return _mapped(path)
+    return kept_traces(folder, identity=identity)
 
 
 def kept_traces(folder: Path, *, identity: str) -> Dataset | None:
     """Map the folder's traces if they are those that `identity` names."""
-    path, note = folder / TRACES, folder / IDENTITY
-    if path.exists() and note.exists() and note.read_text() == identity:
-        return _mapped(path)
-    return None
-
-
-def _mapped(path: Path) -> Dataset:
+    if not (folder / TRACES).exists():
+        return None
+    table = pa.ipc.open_file(pa.memory_map(str(folder / TRACES))).read_all()
+    if table.schema.metadata.get(IDENTITY) != identity.encode():
+        return None
     # In-memory for `datasets`: what filter() makes of it shall not settle beside the
     # samples. Its pages are the file's, so that it takes no memory.
-    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    state = path.stat()
-    name = artifacts.digest_of([str(path), state.st_mtime_ns, state.st_size])
-    return Dataset(InMemoryTable(table), fingerprint=name[:16])
+    return Dataset(InMemoryTable(table), fingerprint=identity[:16])

@@ -74,10 +74,8 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         if self.num_samples < 1 or not self.temperature >= 0:
-            given = f"{self.num_samples}, {self.temperature}"
-            raise ValueError(
-                f"num_samples, temperature: {given}. Allowed: 1 or more, 0 or more"
-            )
+            allowed = "Allowed: num_samples from 1, temperature from 0"
+            raise ValueError(f"{self}. {allowed}")
 
 
 @dataclass(frozen=True)
@@ -105,26 +103,24 @@ class Completion:
 
     @classmethod
     def without_ids(
-        cls,
-        text: str,
-        pieces: Sequence[bytes],
-        logprobs: Sequence[float],
-        tops: Sequence[Sequence[tuple[bytes, float]]],
-        finish_reason: str,
+        cls, text: str, steps: Sequence[Step], finish_reason: str
     ) -> Completion:
         """Return a solution whose tokens, and alternatives, are known by their text."""
+        tops = [top for *_, top in steps]
         return cls(
-            text=text,
-            token_ids=[NO_ID] * len(pieces),
-            token_bytes=pieces,
-            token_logprobs=logprobs,
-            topk_ids=[[NO_ID] * len(top) for top in tops],
-            topk_bytes=[[piece for piece, _ in top] for top in tops],
-            topk_logprobs=[[logprob for _, logprob in top] for top in tops],
-            finish_reason=finish_reason,
+            text,
+            [NO_ID] * len(steps),
+            [piece for piece, *_ in steps],
+            [logprob for _, logprob, _ in steps],
+            [[NO_ID] * len(top) for top in tops],
+            [[piece for piece, _ in top] for top in tops],
+            [[logprob for _, logprob in top] for top in tops],
+            finish_reason,
         )
 
 
+# A token, its log-probability, and its alternatives with theirs.
+Step = tuple[bytes, float, Sequence[tuple[bytes, float]]]
 Sample = tuple[int, int, Completion]  # index of the request, sample_id, solution
 
 
@@ -176,6 +172,14 @@ def sample_seed(seed: int, problem_id: str, sample_id: int) -> int:
     """Return the seed of one sample: 63 bits of a SHA-256."""
     identity = f"{seed}\0{problem_id}\0{sample_id}".encode()
     return int.from_bytes(hashlib.sha256(identity).digest()[:8], "big") >> 1
+
+
+def ranked(alternatives: Iterable[tuple[bytes, float]]) -> list[tuple[bytes, float]]:
+    """Return alternatives, the most probable first; one named twice counts once."""
+    best: dict[bytes, float] = {}
+    for piece, logprob in sorted(alternatives, key=lambda one: -one[1]):
+        best.setdefault(piece, logprob)
+    return list(best.items())
 
 
 def as_row(
