@@ -227,7 +227,7 @@ def test_prompts_without_a_common_token_are_sampled_too(llama):
     backend = HuggingFaceBackend(llama, 4, max_new_tokens=4)
     texts = {"x": "x: ", "y": "y is longer: "}
     asked = [teacher.Request(q, q, prompt) for q, prompt in texts.items()]
-    options = teacher.SamplingOptions(1, 1.0, 0, 4, 5)
+    options = teacher.SamplingOptions(1, 1.0, 0)
     done = [s for b in backend.complete(asked, options, {0: {0}, 1: {0}}) for s in b]
     assert sorted((i, s) for i, s, _ in done) == [(0, 0), (1, 0)]
     for index, _, completion in done:

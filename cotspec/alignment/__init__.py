@@ -42,13 +42,12 @@ from transformers import PreTrainedTokenizerBase
 
 from cotspec.alignment.matching import by_offsets, by_warping
 from cotspec.alignment.records import SOFT_RULES, AlignedTargets, Rule, TeacherTrace
-from cotspec.alignment.student import StudentTokenizer, open_student
+from cotspec.alignment.student import open_student
 from cotspec.alignment.transfer import targets_of
 
 METHODS = {"offsets": by_offsets, "dtw": by_warping}
 DROP_REASONS = {
     "empty": "the student reads no token in the text",
-    "lone_surrogate": "the text is not Unicode: it holds a lone surrogate",
     "not_spelled": "token_bytes joined do not spell the text",
     "bad_probabilities": "log-probabilities are NaN or sum to more than 1",
     "control_token": "the student reads a control token, such as </s>, in the text",
@@ -168,43 +167,31 @@ def align_all(
     """
     if method not in METHODS:
         raise ValueError(f"method: {method!r}. Allowed: {', '.join(METHODS)}")
-    student, match = open_student(student_tokenizer), METHODS[method]
+    _WORK[:] = traces, open_student(student_tokenizer), METHODS[method]
     if num_proc is None:
         few = 1 + len(traces) // (8 * TRACES_PER_CHUNK)
         # To fork is not safe elsewhere.
         num_proc = min(os.cpu_count() or 1, few) if sys.platform == "linux" else 1
+    places = range(len(traces))
     if num_proc == 1:
-        found = [_align_one(trace, student, match) for trace in traces]
+        found = list(map(_align_at, places))
     else:
-        found = _align_side_by_side(traces, student, match, num_proc)
+        with ProcessPoolExecutor(num_proc, mp_context=get_context("fork")) as pool:
+            found = list(pool.map(_align_at, places, chunksize=TRACES_PER_CHUNK))
+    _WORK.clear()
     return Alignment([t for _, t in found], [reason for reason, _ in found])
 
 
-_WORK: list = []  # traces, student, method: what forked processes inherit
+# Traces, student, method. Forked processes inherit them, so that only results are sent:
+# to pickle a trace takes half as long as to align it.
+_WORK: list = []
 
 
-def _align_side_by_side(traces, student, match, num_proc: int) -> list[tuple]:
-    """Fork, so that only results are sent: to pickle a trace takes half as long."""
-    _WORK[:] = traces, student, match
-    starts = range(0, len(traces), TRACES_PER_CHUNK)
-    with ProcessPoolExecutor(num_proc, mp_context=get_context("fork")) as pool:
-        found = [pair for done in pool.map(_align_chunk, starts) for pair in done]
-    _WORK.clear()
-    return found
-
-
-def _align_chunk(start: int) -> list[tuple]:
-    traces, student, match = _WORK
-    chunk = traces[start : start + TRACES_PER_CHUNK]
-    return [_align_one(trace, student, match) for trace in chunk]
-
-
-def _align_one(trace: TeacherTrace, student: StudentTokenizer, match) -> tuple:
+def _align_at(place: int) -> tuple[str, AlignedTargets | None]:
     """Return a drop reason and None, or "" and the targets."""
-    try:
-        spelled = trace.text.encode("utf-8")
-    except UnicodeEncodeError:
-        return "lone_surrogate", None
+    traces, student, match = _WORK
+    trace = traces[place]
+    spelled = trace.text.encode(errors="backslashreplace")  # of lone surrogates
     if b"".join(trace.token_bytes) != spelled and spelled.strip():
         return "not_spelled", None
     tokens = student.tokens(trace.text) if spelled.strip() else []

@@ -6,6 +6,7 @@ what `align` reads, and `AlignedTargets`, what it returns.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -63,35 +64,30 @@ class TeacherTrace:
     topk_logprobs: np.ndarray
 
     def __post_init__(self) -> None:
-        length = len(self.token_bytes)
-        for name in ("token_logprobs", "topk_bytes", "topk_logprobs"):
-            rows = len(getattr(self, name))
-            if rows != length:
-                raise ValueError(f"{name}: {rows} rows for {length} teacher tokens")
-        if np.ndim(self.topk_logprobs) != 2:
-            raise ValueError("topk_logprobs: expected shape (T', k)")
-        if any(len(row) != self.k for row in self.topk_bytes):
-            raise ValueError(f"topk_bytes: expected rows of {self.k} alternatives")
+        steps, k = len(self.token_bytes), self.k
+        shapes = np.shape(self.token_logprobs), np.shape(self.topk_logprobs)
+        names = [len(row) for row in self.topk_bytes]
+        if shapes != ((steps,), (steps, k)) or names != [k] * steps:
+            said = f"token_logprobs {shapes[0]}, topk_logprobs {shapes[1]}"
+            raise ValueError(f"{steps} token_bytes, {said}, topk_bytes {names}")
 
     @property
     def k(self) -> int:
         """Number of alternatives per token."""
-        return np.shape(self.topk_logprobs)[1]
+        return np.shape(self.topk_logprobs)[-1]
 
     @classmethod
     def from_row(cls, row: Mapping) -> TeacherTrace:
         """Read a row of the traces table; short rows of alternatives are padded."""
-        names = [list(step) for step in row["topk_bytes"]]
-        logprobs = [list(step) for step in row["topk_logprobs"]]
+        names, logprobs = row["topk_bytes"], row["topk_logprobs"]
         k = max(map(len, names), default=0)
-        for step, values in zip(names, logprobs, strict=True):
-            values.extend([-np.inf] * (k - len(values)))
-            step.extend([b""] * (k - len(step)))
+        names = [(*step, *[b""] * (k - len(step))) for step in names]
+        logprobs = [[*step, *[-np.inf] * (k - len(step))] for step in logprobs]
         return cls(
             text=row["completion"],
             token_bytes=tuple(row["token_bytes"]),
             token_logprobs=np.asarray(row["token_logprobs"], np.float64),
-            topk_bytes=tuple(map(tuple, names)),
+            topk_bytes=tuple(names),
             topk_logprobs=np.asarray(logprobs, np.float64).reshape(len(names), k),
         )
 
@@ -108,24 +104,20 @@ class TeacherTrace:
             ``bytes:\\xc3`` spelling of partial characters is understood;
             ``<|endoftext|>`` spells nothing.
         """
-        k = max((len(step) - 1 for step in steps), default=0)
-        if any(len(step) != k + 1 for step in steps):
-            raise ValueError(f"steps: expected {k + 1} (token, probability) pairs each")
-        names = [
-            [b"" if name == "<|endoftext|>" else token_bytes(name) for name, _ in step]
-            for step in steps
-        ]
-        probs = np.array([[prob for _, prob in step] for step in steps], np.float64)
-        with np.errstate(divide="ignore"):
-            logprobs = np.log(probs.reshape(len(steps), k + 1))
-        tokens = tuple(row[0] for row in names)
-        return cls(
-            text=b"".join(tokens).decode("utf-8", "surrogateescape"),
-            token_bytes=tokens,
-            token_logprobs=logprobs[:, 0],
-            topk_bytes=tuple(tuple(row[1:]) for row in names),
-            topk_logprobs=logprobs[:, 1:],
-        )
+        names, logprobs = [], []
+        for step in steps:
+            spelled = [b"" if t == "<|endoftext|>" else token_bytes(t) for t, _ in step]
+            names.append(spelled)
+            logprobs.append([math.log(p) if p else -math.inf for _, p in step])
+        tokens = [row[0] for row in names]
+        row = {
+            "completion": b"".join(tokens).decode("utf-8", "surrogateescape"),
+            "token_bytes": tokens,
+            "token_logprobs": [row[0] for row in logprobs],
+            "topk_bytes": [row[1:] for row in names],
+            "topk_logprobs": [row[1:] for row in logprobs],
+        }
+        return cls.from_row(row)
 
 
 def token_bytes(token: str) -> bytes:

@@ -93,14 +93,14 @@ class StudentTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
-            raise ValueError(
-                f"student_tokenizer: {type(tokenizer).__name__} has no character "
-                "offsets. Allowed: a fast tokenizer (PreTrainedTokenizerFast)"
-            )
+            given = type(tokenizer).__name__
+            raise ValueError(f"student_tokenizer: {given}. Allowed: a fast tokenizer")
         raw = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
         special = {entry["id"] for entry in raw["added_tokens"] if entry["special"]}
         self._whole = Tokenizer.from_str(json.dumps(raw))
-        self._inside = Tokenizer.from_str(json.dumps(_without_prefix(raw)))
+        for part in ("normalizer", "pre_tokenizer"):
+            raw[part] = _without_prefix(raw[part])
+        self._inside = Tokenizer.from_str(json.dumps(raw))
         self._is_byte_level = "ByteLevel" in json.dumps(raw["pre_tokenizer"])
         self._special = special | set(tokenizer.all_special_ids)
         self.control_ids = self._special - {tokenizer.unk_token_id}
@@ -180,21 +180,22 @@ class StudentTokenizer:
         return first, ids[1] if is_bare else None
 
 
+_WITHOUT_PREFIX = {
+    "Metaspace": {"prepend_scheme": "never"},
+    "ByteLevel": {"add_prefix_space": False},
+}
+
+
 def _without_prefix(node):
-    """A tokenizer's description, changed to read text from within a word."""
+    """A part of a tokenizer's description, changed to read from within a word."""
     if isinstance(node, list):
         return [_without_prefix(child) for child in node]
     if not isinstance(node, dict):
         return node
     if node.get("type") == "Prepend":
         return {"type": "Sequence", "normalizers": []}
-    changes = {
-        "Metaspace": {"prepend_scheme": "never"},
-        "ByteLevel": {"add_prefix_space": False},
-    }
-    parts = ("normalizer", "pre_tokenizer", "normalizers", "pretokenizers")
-    inner = {part: _without_prefix(node[part]) for part in parts if part in node}
-    return node | inner | changes.get(node.get("type"), {})
+    node = {name: _without_prefix(child) for name, child in node.items()}
+    return node | _WITHOUT_PREFIX.get(node.get("type"), {})
 
 
 # A tokenizer as the alignment reads it; the last one is kept.

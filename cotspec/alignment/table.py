@@ -88,12 +88,8 @@ def rule_shares(results: Mapping[str, Alignment]) -> pd.DataFrame:
     DataFrame
         ``method, rule`` (lower case), ``num_tokens``, ``share`` of the method's tokens.
     """
-    rows = [
-        (method, *counted)
-        for method, result in results.items()
-        for counted in _shares(_joined(result, "rule"))
-    ]
-    return pd.DataFrame(rows, columns=["method", *_COUNTED])
+    rules = {(method,): _joined(result, "rule") for method, result in results.items()}
+    return _shares(rules, ["method"])
 
 
 def number_shares(
@@ -116,16 +112,12 @@ def number_shares(
     """
     vocabulary = tokenizer.get_vocab()
     numbers = [i for name, i in vocabulary.items() if any(map(str.isdigit, name))]
-    rows = []
+    rules = {}
     for method, result in results.items():
         is_number = np.isin(_joined(result, "student_ids"), numbers)
-        rules = _joined(result, "rule")
-        for kind, picked in (("numbers", is_number), ("other tokens", ~is_number)):
-            rows += [(method, kind, *counted) for counted in _shares(rules[picked])]
-    return pd.DataFrame(rows, columns=["method", "kind", *_COUNTED])
-
-
-_COUNTED = ("rule", "num_tokens", "share")
+        rules[method, "numbers"] = _joined(result, "rule")[is_number]
+        rules[method, "other tokens"] = _joined(result, "rule")[~is_number]
+    return _shares(rules, ["method", "kind"])
 
 
 def _joined(result: Alignment, field: str) -> np.ndarray:
@@ -134,11 +126,13 @@ def _joined(result: Alignment, field: str) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.int64), *found])
 
 
-def _shares(rules: np.ndarray) -> list[tuple[str, int, float]]:
-    """Return name, count and share of every rule that occurs."""
-    found, counts = np.unique(rules, return_counts=True)
-    counted = zip(found.tolist(), counts.tolist(), strict=True)
-    return [(Rule(rule).name.lower(), n, n / len(rules)) for rule, n in counted]
+def _shares(groups: Mapping[tuple, np.ndarray], names: list[str]) -> pd.DataFrame:
+    """Return the count and share of every rule that occurs in each group."""
+    rows = []
+    for group, rules in groups.items():
+        for rule, count in zip(*np.unique(rules, return_counts=True), strict=True):
+            rows.append((*group, Rule(rule).name.lower(), count, count / len(rules)))
+    return pd.DataFrame(rows, columns=[*names, "rule", "num_tokens", "share"])
 
 
 def describe(
@@ -178,22 +172,16 @@ def token_spans(
         ``side`` (teacher, student), ``token``, ``start`` and ``end`` in characters,
         ``rule`` of student tokens ("" for the teacher's).
     """
-    rule = [Rule(r).name.lower() for r in align(trace, tokenizer, method=method).rule]
-    encoded = tokenizer(
-        trace.text, add_special_tokens=False, return_offsets_mapping=True
-    )
-    rows = list(_teacher_spans(trace))
-    tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
-    offsets = encoded["offset_mapping"]
-    for token, (start, end), name in zip(tokens, offsets, rule, strict=True):
-        rows.append(("student", token, start, end, name))
-    return pd.DataFrame(rows, columns=["side", "token", "start", "end", "rule"])
-
-
-def _teacher_spans(trace: TeacherTrace):
-    seen = b""
+    rows, seen, end = [], b"", 0
     for token in trace.token_bytes:
-        start = len(seen.decode(errors="ignore"))
-        seen += token
+        seen, start = seen + token, end
         end = len(seen.decode(errors="ignore"))
-        yield "teacher", token.decode(errors="replace"), start, end, ""
+        rows.append(("teacher", token.decode(errors="replace"), start, end, ""))
+    read = describe(align(trace, tokenizer, method=method), tokenizer)
+    options = {"add_special_tokens": False, "return_offsets_mapping": True}
+    spans = tokenizer(trace.text, **options)["offset_mapping"]
+    for token, (start, end), rule in zip(
+        read["token"], spans, read["rule"], strict=True
+    ):
+        rows.append(("student", token, start, end, rule))
+    return pd.DataFrame(rows, columns=["side", "token", "start", "end", "rule"])

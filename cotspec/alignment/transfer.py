@@ -33,9 +33,8 @@ def targets_of(
         slots = {token.id: 1.0}
         if match.step is not None:
             mark = tokens[t - 1].id if match.follows_mark else None
-            at_word = is_word[match.step]
             given = token.id, match, trace, top[match.step], student
-            slots = candidates(*given, at_word=at_word, mark=mark)
+            slots = candidates(*given, at_word=is_word[match.step], mark=mark)
         label = slots.pop(token.id)
         best = sorted(slots, key=slots.__getitem__, reverse=True)[: k - 1]
         best = [student_id for student_id in best if slots[student_id] > 0]

@@ -92,14 +92,12 @@ def sample(
     ValueError
         Problem ids that are not unique.
     """
-    options = SamplingOptions(
-        num_samples, temperature, seed, backend.max_new_tokens, backend.top_k
-    )
+    options = SamplingOptions(num_samples, temperature, seed)
     requests = build_requests(problems, demonstrations)
     keys = {
         (i, sample_id): key
         for i, request in enumerate(requests)
-        for sample_id, key in enumerate(sample_keys(backend.model, request, options))
+        for sample_id, key in enumerate(sample_keys(backend, request, options))
     }
     identity = _identity(problems, keys.values())
     if store and (kept := kept_traces(Path(store), identity=identity)) is not None:

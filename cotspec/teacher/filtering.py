@@ -17,6 +17,7 @@ from cotspec import answers
 from cotspec.profiles import FilterConfig
 
 KEPT = ""
+VERDICT = {"predicted_answer": "string", "is_correct": "bool", "drop_reason": "string"}
 # In the order in which they are tested: a solution is counted under its first reason.
 DROP_REASONS = (
     "truncated",
@@ -65,14 +66,9 @@ def filter_traces(traces: Dataset, config: FilterConfig) -> Dataset:
             reason = _redundancy(row["completion"], solutions, config)
         predicted = None if score.no_answer else str(score.predicted)
         verdicts.append((predicted, score.is_correct, reason))
-    added = {
-        "predicted_answer": Value("string"),
-        "is_correct": Value("bool"),
-        "drop_reason": Value("string"),
-    }
-    for place, (name, feature) in enumerate(added.items()):
+    for place, (name, kind) in enumerate(VERDICT.items()):
         values = [verdict[place] for verdict in verdicts]
-        traces = traces.add_column(name, values, feature=feature)
+        traces = traces.add_column(name, values, feature=Value(kind))
     return traces
 
 

@@ -141,19 +141,19 @@ class HuggingFaceBackend:
             prefix_length=length,
         )
         seeds = [sample_seed(options.seed, requests[i].problem_id, s) for i, s in batch]
-        shape = (len(seeds), options.max_new_tokens, options.top_k)  # (R, steps, k)
+        shape = (len(seeds), self.max_new_tokens, self.top_k)  # (R, steps, k)
         drawn, top_logprobs = torch.zeros(shape[:2]), torch.zeros(shape)
         top_ids = torch.zeros(shape, dtype=torch.int32)
 
         def record(step, rows, chosen, logprobs) -> None:
             """Keep, on the CPU, one step of the rows that go on."""
-            rows, top = rows.cpu(), logprobs.topk(options.top_k)
+            rows, top = rows.cpu(), logprobs.topk(self.top_k)
             logprobs = logprobs.gather(1, chosen.clamp(min=0)[:, None])[:, 0]
             drawn[rows, step] = logprobs.cpu()
             top_ids[rows, step] = top.indices.int().cpu()
             top_logprobs[rows, step] = top.values.cpu()
 
-        uniforms = decoding.draw_uniforms(seeds, options.max_new_tokens)
+        uniforms = decoding.draw_uniforms(seeds, self.max_new_tokens)
         rows = decoding.write_rows(
             running,
             uniforms.to(self.teacher.model.device),

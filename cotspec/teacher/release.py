@@ -25,7 +25,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 from datasets import Dataset
-from datasets.exceptions import DatasetsError
 from huggingface_hub import constants
 from tqdm import tqdm
 
@@ -221,7 +220,7 @@ class RecordedBackend:
         """
         find = _written
         if self.path is not None:
-            find = _recorded(read_traces(self.path), options.top_k)
+            find = _recorded(read_traces(self.path), self.top_k)
         for index, wanted in missing.items():
             found = find(requests[index])
             yield [(index, s, found[s]) for s in sorted(wanted & found.keys())]
@@ -277,17 +276,6 @@ def as_completion(row: Mapping[str, object], top_k: int) -> Completion | None:
     return Completion(row["completion"], *lists, *tops, row["finish_reason"] or "none")
 
 
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-    DatasetsError,
-)
-
-
 def read_traces(path: Path | str) -> Dataset:
     """Read traces from Parquet or from ``.jsonl`` (bytes as Latin-1 text).
 
@@ -302,7 +290,7 @@ def read_traces(path: Path | str) -> Dataset:
             return as_dataset(_json_rows(path))
         table = Dataset.from_parquet(str(path), keep_in_memory=False)
         return table.select_columns(list(FEATURES)).cast(FEATURES)
-    except _UNREADABLE as error:
+    except Exception as error:  # damaged bytes may raise any
         needed = "Needed: Parquet or .jsonl with " + ", ".join(FEATURES)
         raise ValueError(f"{path}: no traces ({error}). {needed}") from None
 
@@ -314,5 +302,5 @@ def _json_rows(path: Path) -> Iterator[dict]:
             continue
         try:
             yield with_bytes(json.loads(line))
-        except _UNREADABLE as error:
+        except Exception as error:  # as above
             raise ValueError(f"line {number}: {error!r}") from None

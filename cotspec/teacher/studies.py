@@ -20,7 +20,7 @@ from cotspec import statistics
 from cotspec.answers import parse_number
 
 _AT_ONCE = 1024  # solutions
-_LISTS = ["token_bytes", "token_logprobs", "topk_ids", "topk_logprobs"]
+_LISTS = ["token_bytes", "token_logprobs", "topk_logprobs"]
 
 
 def summarize_solutions(traces: Dataset) -> pd.DataFrame:
@@ -36,8 +36,8 @@ def summarize_solutions(traces: Dataset) -> pd.DataFrame:
         In the order of `traces`: ``task, finish_reason, tokens``,
         ``probability_per_token`` (the geometric mean), ``top_five_mass`` and
         ``most_mass`` (of a token's alternatives together: the mean and the largest over
-        the tokens), ``is_whole`` (the tokens' bytes join to the text, and each has its
-        list of alternatives). Means of a solution without tokens are missing.
+        the tokens), ``is_whole`` (the tokens' bytes join to the text). Means of a
+        solution without tokens are missing.
     """
     columns = ["task", "finish_reason", "completion", *_LISTS]
     batches = traces.select_columns(columns).with_format("arrow").iter(_AT_ONCE)
@@ -46,7 +46,7 @@ def summarize_solutions(traces: Dataset) -> pd.DataFrame:
 
 
 def _summarize(batch: pa.Table) -> pd.DataFrame:
-    pieces, logprobs, top_ids, tops = (batch[n].combine_chunks() for n in _LISTS)
+    pieces, logprobs, tops = (batch[name].combine_chunks() for name in _LISTS)
     steps = tops.flatten()  # one list of alternatives per token
     lengths, owner = _lengths(logprobs), _owners(logprobs)
     mass = np.bincount(_owners(steps), np.exp(_values(steps)), len(steps))
@@ -63,7 +63,7 @@ def _summarize(batch: pa.Table) -> pd.DataFrame:
             "probability_per_token": np.exp(total / tokens),
             "top_five_mass": np.bincount(owner, mass, len(batch)) / tokens,
             "most_mass": most,
-            "is_whole": is_text.to_numpy() & (_lengths(top_ids) == lengths),
+            "is_whole": is_text.to_numpy(),
         }
     )
 

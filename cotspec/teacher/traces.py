@@ -69,8 +69,6 @@ class SamplingOptions:
     num_samples: int
     temperature: float
     seed: int
-    max_new_tokens: int
-    top_k: int
 
     def __post_init__(self) -> None:
         if self.num_samples < 1 or not self.temperature >= 0:
@@ -148,15 +146,17 @@ class Backend(Protocol):
         ...
 
 
-def sample_keys(model: str, request: Request, options: SamplingOptions) -> list[str]:
+def sample_keys(
+    backend: Backend, request: Request, options: SamplingOptions
+) -> list[str]:
     """Return the identity of each sample: 32 hexadecimal digits of a SHA-256.
 
     It covers model, problem, prompt, temperature, limits, seed and sample index; not
     the number of samples, so that a larger run finds those of a smaller one.
     """
-    shared = [model, request.problem_id, request.prompt, options.temperature]
-    shared += [options.max_new_tokens, options.top_k, options.seed]
-    if model == WRITTEN:
+    shared = [backend.model, request.problem_id, request.prompt, options.temperature]
+    shared += [backend.max_new_tokens, backend.top_k, options.seed]
+    if backend.model == WRITTEN:
         shared.append(request.solution)
     # Hashed once: the prompt is long, and a question has forty samples.
     begun = hashlib.sha256(json.dumps(shared)[:-1].encode())

@@ -55,10 +55,8 @@ def sampled(teacher: models.Teacher) -> list[torch.Tensor]:
         traces.Request(str(n), question, f"{head}Q: {question} A:")
         for n, question in enumerate(questions)
     ]
-    options = traces.SamplingOptions(5, 1.0, seed=0, max_new_tokens=40, top_k=5)
-    backend = huggingface.HuggingFaceBackend(
-        teacher, max_new_tokens=options.max_new_tokens
-    )
+    options = traces.SamplingOptions(5, 1.0, seed=0)
+    backend = huggingface.HuggingFaceBackend(teacher, max_new_tokens=40)
     missing = {n: set(range(options.num_samples)) for n in range(len(requests))}
     batches = backend.complete(requests, options, missing)
     done = [sample for batch in batches for sample in batch]

@@ -99,7 +99,7 @@ def test_bench_ten_thousand_requests_with_faults(benchmark, tmp_path):
     requests = teacher.build_requests(
         problems(f"{i}?" for i in range(NUM_REQUESTS // 10))
     )
-    options = teacher.SamplingOptions(10, 0.5, 0, 64, 5)
+    options = teacher.SamplingOptions(10, 0.5, 0)
     missing = {i: set(range(10)) for i in range(len(requests))}
     marks = []  # samples, processor seconds, MiB
 
