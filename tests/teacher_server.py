@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 LIFETIME = 600  # seconds
-# None of them changes a sample, as "nan" does, which costs a slot.
 FAULTS = ("429", "500", "hang", "drop", "torn", "no_logprobs", "duplicate", "short")
 FAULTS += ("other_index",)
 WORDS = " If we add 3 and 4 cats is = + 7 then so many legs".split(" ")[1:]
@@ -34,40 +33,19 @@ def tokens_of(prompt: str, seed: int, index: int, num_tokens: int) -> list[str]:
     ]
 
 
-def logprobs_of(tokens: list[str], k: int) -> dict:
-    """The ``logprobs`` object of /completions; each token is its own first choice."""
-    top = [
-        {token: -0.1} | {f" other{i}": -4.0 - i for i in range(k - 1)}
-        for token in tokens
-    ]
-    return {
-        "tokens": tokens,
-        "token_logprobs": [-0.1] * len(tokens),
-        "top_logprobs": top,
-    }
-
-
-def as_chat(logprobs: dict) -> dict:
-    """The same as /chat/completions has it."""
+def logprobs_of(tokens: list[str], k: int, is_chat: bool) -> dict:
+    """A choice's ``logprobs``; each token is its own first choice."""
+    others = {f" other{i}": -4.0 - i for i in range(k - 1)}
+    tops = [{token: -0.1} | others for token in tokens]
+    if not is_chat:
+        values = [-0.1] * len(tokens)
+        return {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops}
 
     def entry(token: str, value: float) -> dict:
         return {"token": token, "bytes": list(token.encode()), "logprob": value}
 
-    steps = zip(logprobs["tokens"], logprobs["top_logprobs"], strict=True)
-    return {
-        "content": [
-            entry(token, -0.1) | {"top_logprobs": [entry(t, v) for t, v in top.items()]}
-            for token, top in steps
-        ]
-    }
-
-
-def spoil(logprobs: dict) -> None:
-    """Make one alternative's log-probability NaN, in either form."""
-    if "content" in logprobs:
-        logprobs["content"][1]["top_logprobs"][0]["logprob"] = float("nan")
-    else:
-        logprobs["top_logprobs"][1][" other0"] = float("nan")
+    named = [[entry(*one) for one in top.items()] for top in tops]
+    return {"content": [top[0] | {"top_logprobs": top} for top in named]}
 
 
 def choices_for(body: dict, fault: str) -> list[dict]:
@@ -78,24 +56,16 @@ def choices_for(body: dict, fault: str) -> list[dict]:
     choices = []
     for index in range(body["n"]):
         tokens = tokens_of(prompt, body["seed"], index, body["max_tokens"])
-        logprobs = logprobs_of(tokens, k)
-        text = "".join(tokens)
-        is_cut = len(tokens) == body["max_tokens"]
-        choice = {
-            "index": index,
-            "finish_reason": "length" if is_cut else "stop",
-            "logprobs": as_chat(logprobs) if chat else logprobs,
-        }
-        choice |= {"message": {"content": text}} if chat else {"text": text}
-        choices.append(choice)
+        text, is_cut = "".join(tokens), len(tokens) == body["max_tokens"]
+        choice = {"message": {"content": text}} if chat else {"text": text}
+        choice |= {"index": index, "finish_reason": "length" if is_cut else "stop"}
+        choices.append(choice | {"logprobs": logprobs_of(tokens, k, chat)})
     if fault == "no_logprobs":
         choices[-1]["logprobs"] = None
     if fault == "duplicate":
         choices = [choices[0]] * len(choices)
     if fault == "other_index":
         choices = [c | {"index": c["index"] + len(choices)} for c in choices]
-    if fault == "nan":
-        spoil(choices[-1]["logprobs"])
     if fault == "short":
         choices = choices[:-1] or choices
     return choices
@@ -110,7 +80,6 @@ class FaultServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
         self.fault_rate, self.faults, self.always = fault_rate, faults, always
-        self.more: dict = {}  # beside the choices of every reply
         self.said, self.retry_after = "no", "0.2"  # by a 429
         self.log: Counter = Counter()
         self.headers, self.bodies = [], []
@@ -173,7 +142,7 @@ class Handler(BaseHTTPRequestHandler):
             choices = choices_for(body, fault)
             if self.server.always == "ignores_n":
                 choices = choices[:1]
-            content = {"choices": choices} | self.server.more
+            content = {"choices": choices}
         content = json.dumps(content).encode()
         if fault == "torn":
             content = content[: len(content) // 2]

@@ -347,13 +347,6 @@ def test_a_sampled_token_outside_the_top_k_takes_the_last_slot(t5):
     assert np.allclose(targets.tail_mass, 0.25)
 
 
-def test_a_teachers_special_tokens_spell_nothing(byte_level):
-    trace = steps({"A": 0.4, "<|endoftext|>": 0.3, "</s>": 0.2, " <pad>": 0.1})
-    targets = align(trace, byte_level)
-    assert candidates(byte_level, targets, 0) == {"A": 0.4}
-    assert np.allclose(targets.tail_mass, 0.6)
-
-
 def test_after_a_bare_mark_only_what_begins_with_it_is_left(t5):
     trace = steps({"2": 1.0, "": 0.0, "x": 0.0}, {" x": 0.5, " in": 0.2, " he": 0.2})
     targets = align(trace, t5)
@@ -468,23 +461,6 @@ def teachers_slots(trace, step, exact):
         if name in exact:
             sums[exact[name]] = sums.get(exact[name], 0) + prob
     return sums
-
-
-@pytest.mark.parametrize("teacher", ["folding_unigram", "byte_level", "byte_fallback"])
-@pytest.mark.parametrize("student", ["folding_unigram", "byte_level", "byte_fallback"])
-def test_every_pair_of_kinds_aligns(teacher, student, request):
-    teacher, student = map(request.getfixturevalue, (teacher, student))
-    vocabulary = list(text_tokens(teacher))
-    rng = np.random.default_rng(0)
-    softened = 0
-    for text in SENTENCES[:2]:
-        spans = teacher(text, return_offsets_mapping=True, add_special_tokens=False)
-        ends = sorted({b for _, b in spans.offset_mapping} | {len(text)})
-        pieces = [text[a:b].encode() for a, b in zip([0, *ends], ends, strict=False)]
-        targets = align(random_trace(text, pieces, vocabulary, rng), student)
-        validate(targets)
-        softened += is_soft(targets).mean() / 2
-    assert softened > 0.3
 
 
 # Real data ----------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -118,6 +119,7 @@ def test_recorded_logprobs_are_those_of_a_plain_forward_pass(kind):
     assert len(traces) == 12
     for index, row in enumerate(traces):
         assert_as_computed(source, REQUESTS[index // 3].prompt, row)
+    assert source.model.config._attn_implementation != decoding._SHARED
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -135,10 +137,6 @@ def test_the_shared_prefix_is_refused_where_the_logits_differ(llama, monkeypatch
     assert not decoding.shares_prefixes(llama.model)
 
 
-def test_the_model_keeps_its_own_attention_afterwards(llama, traces):
-    assert llama.model.config._attn_implementation == "sdpa"
-
-
 def test_joined_bytes_are_the_completion(traces):
     assert max(map(len, traces["completion"])) > 10
     for row in traces:
@@ -147,9 +145,6 @@ def test_joined_bytes_are_the_completion(traces):
             len(row[c]) for c in traces.column_names if c.startswith(("token_", "topk"))
         }
         assert len(lengths) == 1
-
-
-def test_rows_are_in_the_order_of_problems_and_samples(traces):
     expected = [(f"p/{i}", s) for i in range(4) for s in range(3)]
     assert list(zip(traces["problem_id"], traces["sample_id"], strict=True)) == expected
 
@@ -167,13 +162,10 @@ def test_batches_side_by_side_give_the_same_samples(
     assert draw(backend).to_dict() == traces.to_dict()
 
 
-def test_more_samples_extend_fewer(backend, traces):
+def test_more_samples_extend_fewer_and_another_seed_draws_others(backend, traces):
     two = draw(backend, num_samples=2)
     first_two = traces.filter(lambda row: row["sample_id"] < 2)
     assert list(two["token_ids"]) == list(first_two["token_ids"])
-
-
-def test_another_seed_draws_other_samples(backend, traces):
     assert list(draw(backend, seed=6)["completion"]) != list(traces["completion"])
 
 
@@ -315,20 +307,15 @@ def test_a_study_spreads_its_questions_and_samples_at_each_temperature(llama, tm
     assert again.to_dict() == study.to_dict()
 
 
-class Recorded:
-    """A backend without a solution; `asked` are the temperatures it was asked for."""
-
-    model, max_new_tokens, top_k = "recorded", 12, 5
-
-    def __init__(self):
-        self.asked = []
-
-    def complete(self, requests, options, missing):
-        self.asked.append(options.temperature)
-        yield []
-
-
 def test_recorded_solutions_have_the_temperature_they_were_drawn_at():
-    source, config = Recorded(), dataclasses.replace(CONFIG, backend="recorded")
+    asked = []
+
+    def complete(requests, options, missing):
+        asked.append(options.temperature)
+        return ()
+
+    limits = {"max_new_tokens": 12, "top_k": 5}
+    source = SimpleNamespace(model="recorded", complete=complete, **limits)
+    config = dataclasses.replace(CONFIG, backend="recorded")
     teacher.sample_study(PROBLEMS, source, config, seed=0)
-    assert source.asked == [config.temperature]
+    assert asked == [config.temperature]

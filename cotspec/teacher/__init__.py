@@ -9,7 +9,6 @@ traces with the columns of `traces.FEATURES`, the same for all.
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
@@ -132,17 +131,11 @@ def _draw(
         if key not in samples:
             missing[i].add(sample_id)
     wanted = sum(map(len, missing.values()))
-    started, size = (
-        time.monotonic(),
-        {"total": len(keys), "initial": len(keys) - wanted},
-    )
-    with tqdm(**size, unit="solution", desc="sampling") as bar:
+    with tqdm(total=len(keys), initial=len(keys) - wanted, unit="solution") as bar:
         batches = backend.complete(requests, options, missing) if wanted else ()
         for batch in batches:
             samples.update((keys[i, sample_id], done) for i, sample_id, done in batch)
             bar.update(len(batch))
-    seconds, said = time.monotonic() - started, "sampled %d solutions in %.1f s with %s"
-    logger.info(said, wanted, seconds, backend.model)
     if lacking := sum(key not in samples for key in keys.values()):
         said = "%s: %d of %d solutions are missing: it has none, or they were malformed"
         logger.warning(said, backend.model, lacking, len(keys))
@@ -176,14 +169,15 @@ def sample_study(
     problems: Dataset,
     backend: Backend,
     config: TeacherConfig,
-    *,
-    seed: int,
-    demonstrations: Sequence[prompts.Demonstration] = (),
-    store: Path | str | None = None,
+    **options: object,
 ) -> Dataset:
     """Sample `study_questions` questions, spread over all, at each temperature.
 
     Recorded solutions have one temperature, ``teacher.temperature``.
+
+    Parameters
+    ----------
+    options : ``seed, demonstrations, store`` of `sample`
 
     Returns
     -------
@@ -197,15 +191,8 @@ def sample_study(
     chosen = problems.select(np.arange(count) * len(problems) // count)
     parts = []
     for temperature in temperatures:
-        traces = sample(
-            chosen,
-            backend,
-            num_samples=config.study_samples,
-            temperature=temperature,
-            seed=seed,
-            demonstrations=demonstrations,
-            store=store,
-        )
+        drawn = {"num_samples": config.study_samples, "temperature": temperature}
+        traces = sample(chosen, backend, **drawn, **options)
         marked = filter_traces(traces, FilterConfig())
         parts.append(marked.add_column("temperature", [temperature] * len(marked)))
     return concatenate_datasets(parts)

@@ -22,6 +22,7 @@ from cotspec.models import Teacher
 from cotspec.profiles import TeacherConfig
 from cotspec.teacher.traces import (
     Completion,
+    Missing,
     Request,
     Sample,
     SamplingOptions,
@@ -73,10 +74,7 @@ class HuggingFaceBackend:
         return decoding.padded_vocabulary(self.teacher.tokenizer, self.teacher.model)
 
     def complete(
-        self,
-        requests: Sequence[Request],
-        options: SamplingOptions,
-        missing: Mapping[int, set[int]],
+        self, requests: Sequence[Request], options: SamplingOptions, missing: Missing
     ) -> Iterator[list[Sample]]:
         """Yield the missing samples batch by batch, see `Backend`.
 

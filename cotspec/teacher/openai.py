@@ -27,6 +27,7 @@ from cotspec.profiles import TeacherConfig
 from cotspec.prompts import STOP_STRINGS, find_end
 from cotspec.teacher.traces import (
     Completion,
+    Missing,
     Request,
     Sample,
     SamplingOptions,
@@ -109,10 +110,7 @@ class OpenAIBackend:
                 logger.warning(said, url.host)
 
     def complete(
-        self,
-        requests: Sequence[Request],
-        options: SamplingOptions,
-        missing: Mapping[int, set[int]],
+        self, requests: Sequence[Request], options: SamplingOptions, missing: Missing
     ) -> Iterator[list[Sample]]:
         """Probe the servers, then yield the missing samples as they arrive.
 

@@ -37,6 +37,7 @@ from cotspec.teacher.traces import (
     STORED,
     WRITTEN,
     Completion,
+    Missing,
     Request,
     Sample,
     SamplingOptions,
@@ -206,10 +207,7 @@ class RecordedBackend:
         return f"recorded {self.path.name} {artifacts.identity(self.path)}"
 
     def complete(
-        self,
-        requests: Sequence[Request],
-        options: SamplingOptions,
-        missing: Mapping[int, set[int]],
+        self, requests: Sequence[Request], options: SamplingOptions, missing: Missing
     ) -> Iterator[list[Sample]]:
         """Yield what there is of each request, see `Backend`.
 

@@ -43,8 +43,8 @@ _HALF = {
 }
 STORED = pa.schema(
     [
-        pa.field(name, _HALF.get(name, feature.type), nullable=False)
-        for name, feature in zip(FEATURES, FEATURES.arrow_schema, strict=True)
+        pa.field(one.name, _HALF.get(one.name, one.type), nullable=False)
+        for one in FEATURES.arrow_schema
     ]
 )
 
@@ -120,6 +120,7 @@ class Completion:
 # A token, its log-probability, and its alternatives with theirs.
 Step = tuple[bytes, float, Sequence[tuple[bytes, float]]]
 Sample = tuple[int, int, Completion]  # index of the request, sample_id, solution
+Missing = Mapping[int, set[int]]  # the sample ids that a request (by index) lacks
 
 
 class Backend(Protocol):
@@ -134,10 +135,7 @@ class Backend(Protocol):
     top_k: int
 
     def complete(
-        self,
-        requests: Sequence[Request],
-        options: SamplingOptions,
-        missing: Mapping[int, set[int]],
+        self, requests: Sequence[Request], options: SamplingOptions, missing: Missing
     ) -> Iterator[list[Sample]]:
         """Yield, in batches, the missing sample ids of each request (by index).
 
