@@ -103,5 +103,6 @@ def test_a_server_with_faults(tmp_path):
     options = {"samples_per_request": 1, "max_in_flight": 4, "model": "fake"}
     with server_process(0.1) as url:
         config = TeacherConfig(backend="openai", base_urls=(url,), **options)
-        backend = OpenAIBackend(config, timeout=0.5, backoff=0.01)
+        backend = OpenAIBackend(config)
+        backend.timeout, backend.backoff = 0.5, 0.01
         kill_and_resume(backend, 20, 8, tmp_path)

@@ -29,8 +29,7 @@ PROBLEMS = problems(["What is 4 + 1?", "What is 9 - 4?"])
 
 
 def backend(url: str, **options) -> OpenAIBackend:
-    config = TeacherConfig(backend="openai", base_urls=(url,), **options)
-    return OpenAIBackend(config, max_retries=1)
+    return OpenAIBackend(TeacherConfig(backend="openai", base_urls=(url,), **options))
 
 
 def python_with(module: str, variable: str) -> str:

@@ -70,7 +70,7 @@ class Busy(Exception):
 def failure(said: str, after: float = 0.0) -> Busy | ServerError:
     """Return what a server's words amount to: try again, or give up."""
     if "insufficient_quota" in said or after > MAX_WAIT:
-        return ServerError(f"{said}. {_STORED}")
+        return ServerError(said)
     return Busy(said, after)
 
 
@@ -79,27 +79,15 @@ _MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError
 
 
 class OpenAIBackend:
-    """One or many servers that offer the same model, taken in turn.
+    """One or many servers that offer the same model, taken in turn."""
 
-    Parameters
-    ----------
-    config : TeacherConfig
-    timeout : float, seconds until a request counts as lost
-    max_retries : int, per request
-    backoff : float, seconds before the first retry, doubled at each
-    """
+    timeout = 300.0  # seconds until a request counts as lost
+    max_retries = 8  # per request
+    backoff = 0.5  # seconds before the first retry, doubled at each
 
-    def __init__(
-        self,
-        config: TeacherConfig,
-        *,
-        timeout: float = 300.0,
-        max_retries: int = 8,
-        backoff: float = 0.5,
-    ):
+    def __init__(self, config: TeacherConfig):
         self.config, self.model = config, config.model
         self.max_new_tokens, self.top_k = config.max_new_tokens, config.top_k
-        self.timeout, self.max_retries, self.backoff = timeout, max_retries, backoff
         bases = config.base_urls or (OPENAI_URL,)
         urls = [url.rstrip("/") + PATHS[config.api] for url in bases]
         self.urls = cycle(urls)
@@ -210,6 +198,9 @@ class OpenAIBackend:
             try:
                 sent = asyncio.wait_for(self._fetch(url, body), self.timeout)
                 return read_reply(await sent, top_k=self.top_k, n=body["n"])
+            except ServerError as error:
+                said = f"{url}: {self.cleaned(error)}. {_STORED}"
+                raise ServerError(said) from None
             except retried as error:
                 if tried < self.max_retries:
                     asked = getattr(error, "after", 0.0)
@@ -221,29 +212,31 @@ class OpenAIBackend:
                 elif isinstance(error, InvalidReply):
                     raise
                 else:
-                    said = f"{str(error) or type(error).__name__}, {tried + 1} times"
-                    raise ServerError(f"{url}: {said}. {_STORED}") from None
+                    said = f"{url}: {self.cleaned(error)}, {tried + 1} times. {_STORED}"
+                    raise ServerError(said) from None
+
+    def cleaned(self, error: Exception) -> str:
+        """Return the beginning of an error's words, without the key."""
+        said = str(error) or type(error).__name__
+        return (said.replace(self.key, "[key]") if self.key else said)[:300]
 
     async def _fetch(self, url: str, body: dict) -> bytes:
-        """Send one request; return the body of a 2xx reply, without the key."""
+        """Send one request; return the body of a 2xx reply."""
         content = bytearray()
         async with self.http.stream("POST", url, json=body) as response:
             async for part in response.aiter_bytes():
                 content += part
                 if len(content) > MAX_BODY:
                     raise InvalidReply(f"a reply of more than {MAX_BODY >> 20} MiB")
-        if self.key:
-            content = content.replace(self.key.encode(), b"[key]")
         if response.is_success:
             return bytes(content)
         status, asked = response.status_code, response.headers.get("retry-after", "")
-        said = f"{url}: status {status}: {content[:300].decode(errors='replace')}"
+        after = float(asked) if asked.replace(".", "", 1).isdecimal() else 0.0
+        wait = f" (asks to wait {after:.0f} s)" if after else ""
+        said = f"status {status}{wait}: {content[:9999].decode(errors='replace')}"
         if status not in (408, 429) and status < 500:
             raise ServerError(said)
-        after = float(asked) if asked.replace(".", "", 1).isdecimal() else 0.0
-        raise failure(
-            f"{said}; it asks to wait {after:.0f} s" if after else said, after
-        )
+        raise failure(said, after)
 
     async def probe(self) -> None:
         """Check the replies to a short request.

@@ -128,8 +128,9 @@ def _rows(folder: Path) -> Iterator[dict]:
                 yield as_row(problem, sample_id, completion)
             else:
                 num_left_out += 1
-    said = "%s: %d solutions with impossible probabilities left out"
-    logger.info(said, folder, num_left_out)
+    if num_left_out:
+        said = "%s: %d solutions with impossible probabilities left out"
+        logger.warning(said, folder, num_left_out)
 
 
 def read_solution(steps: Sequence[Sequence[tuple[str, float]]]) -> Completion | None:
@@ -146,7 +147,7 @@ def read_solution(steps: Sequence[Sequence[tuple[str, float]]]) -> Completion | 
         end -= 1
     read = []
     for (token, probability), *top in steps[start:end]:
-        if not all(0 <= p <= 1 + 1e-3 for p in (probability, *dict(top).values())):
+        if not all(0 <= p <= 1 + 1e-3 for _, p in [(token, probability), *top]):
             return None  # nor is NaN one
         others = ranked((token_bytes(t), math.log(p)) for t, p in top if p > 0)
         read.append((token_bytes(token), math.log(max(probability, HALF_UNIT)), others))

@@ -123,7 +123,8 @@ def test_bench_ten_thousand_requests_with_faults(benchmark, tmp_path):
             max_new_tokens=64,
             model="fake",
         )
-        backend = OpenAIBackend(config, timeout=1.0, backoff=0.01)
+        backend = OpenAIBackend(config)
+        backend.timeout, backend.backoff = 1.0, 0.01
         store = benchmark.pedantic(run, (backend,), rounds=1)
         log = json.loads(server.communicate("", timeout=30)[0].splitlines()[-1])
     faults = sum(count for name, count in log.items() if name != "requests")
