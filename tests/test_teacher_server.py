@@ -1,9 +1,8 @@
-"""Real servers, opt-in: ``pytest -m server tests/test_teacher_server.py``.
+"""A real server, opt-in: ``pytest -m server tests/test_teacher_server.py``.
 
-They need packages of their own, in this or another environment:
+It needs packages of its own, in this or another environment:
 ``pip install llama-cpp-python[server]`` (it compiles), its python in
-``COTSPEC_LLAMA_PYTHON``; ``pip install transformers[serving]``, its python in
-``COTSPEC_TRANSFORMERS_PYTHON``.
+``COTSPEC_LLAMA_PYTHON``.
 """
 
 import os
@@ -16,12 +15,12 @@ from contextlib import contextmanager
 import httpx
 import numpy as np
 import pytest
-from test_teacher_huggingface import DEMONSTRATIONS, tiny_teacher
+from test_teacher_huggingface import DEMONSTRATIONS
 from test_teacher_store import problems
 
 from cotspec import models, teacher
 from cotspec.profiles import TeacherConfig
-from cotspec.teacher.openai import OpenAIBackend, ServerError
+from cotspec.teacher.openai import OpenAIBackend
 
 pytestmark = pytest.mark.server
 
@@ -100,18 +99,3 @@ def test_llama_cpp_gives_tokens_that_join_with_their_top_five(llama_cpp, api):
         for piece, logprob, names, top in zip(*steps, *tops, strict=True):
             if piece in names:
                 assert top[names.index(piece)] == pytest.approx(logprob, abs=1e-3)
-
-
-def test_transformers_serve_is_refused_for_the_logprobs_it_drops(tmp_path):
-    python = python_with(
-        "transformers, fastapi, uvicorn", "COTSPEC_TRANSFORMERS_PYTHON"
-    )
-    source = tiny_teacher()
-    source.tokenizer.chat_template = "{{ messages[0]['content'] }}"
-    source.model.save_pretrained(tmp_path)
-    source.tokenizer.save_pretrained(tmp_path)
-    command = [python, "-m", "transformers.cli.transformers", "serve"]
-    with serving(command) as url:
-        source = backend(url, model=str(tmp_path), api="chat")
-        with pytest.raises(ServerError, match="returns no logprobs"):
-            teacher.sample(PROBLEMS, source, num_samples=1, temperature=0.5, seed=0)

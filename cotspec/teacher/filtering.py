@@ -7,7 +7,7 @@ Enters: traces. Leaves: the same rows with ``predicted_answer``, ``is_correct`` 
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 import pandas as pd
@@ -128,16 +128,13 @@ def funnel(marked: Dataset) -> pd.DataFrame:
         ``num_solutions``, ``fraction`` of the sampled, ``num_questions`` with such a
         solution.
     """
-    reasons, problems = marked["drop_reason"], marked["problem_id"]
-    counts, questions = Counter(reasons), defaultdict(set)
-    for reason, problem_id in zip(reasons, problems, strict=True):
-        questions[reason].add(problem_id)
-    rows = [("sampled", len(reasons), len(set(problems)))]
-    rows += [(r, counts[r], len(questions[r])) for r in (*DROP_REASONS, KEPT)]
-    table = pd.DataFrame(rows, columns=["stage", "num_solutions", "num_questions"])
-    table["stage"] = table["stage"].replace(KEPT, "kept")
-    table["fraction"] = table["num_solutions"] / max(1, len(reasons))
-    return table[["stage", "num_solutions", "fraction", "num_questions"]]
+    frame = marked.select_columns(["drop_reason", "problem_id"]).to_pandas()
+    both = pd.concat([frame.assign(drop_reason="sampled"), frame])
+    questions = both.groupby("drop_reason")["problem_id"]
+    table = questions.agg(num_solutions="size", num_questions="nunique")
+    table = table.reindex(["sampled", *DROP_REASONS, KEPT], fill_value=0)
+    table.insert(1, "fraction", table["num_solutions"] / max(1, len(frame)))
+    return table.rename({KEPT: "kept"}).rename_axis("stage").reset_index()
 
 
 def contaminated(
