@@ -17,16 +17,13 @@ tokens of its micro-batches, whichever process computes them.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import itertools
 import logging
 import math
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -57,26 +54,45 @@ METRICS = (
 WEIGHTS, STATE, RESUME = "model.safetensors", "state.json", "resume"
 
 
-@dataclass(frozen=True)
 class Run:
-    """What stays the same during one run."""
+    """What stays the same during one run.
 
-    student: Student
-    model: torch.nn.Module  # the student's, as Accelerate wrapped it
-    optimizer: Optimizer
-    accelerator: Accelerator
-    encoded: EncodedExamples
-    config: TrainingConfig
-    loss: LossConfig
-    seed: int
-    num_updates: int
-    work_dir: Path
-    settings: dict[str, object]  # what must be the same for a run to be the same
+    `model` is the student's as Accelerate wrapped it; `settings` are what must be the
+    same for a run to be the same.
+    """
 
-    @property
-    def metrics_path(self) -> Path:
-        """The log: the same bytes for every run."""
-        return self.work_dir / "metrics.csv"
+    def __init__(
+        self,
+        student: Student,
+        encoded: EncodedExamples,
+        config: TrainingConfig,
+        *,
+        work_dir: Path,
+        loss: LossConfig,
+        seed: int,
+    ):
+        self.student, self.encoded, self.config = student, encoded, config
+        self.loss, self.seed, self.work_dir = loss, seed, Path(work_dir)
+        self.metrics_path = self.work_dir / "metrics.csv"
+        self.num_updates = num_updates(encoded, config, seed)
+        AcceleratorState._reset_state()  # an earlier run may have had another precision
+        precision = "bf16" if config.precision == "bfloat16" else "no"
+        self.accelerator = Accelerator(mixed_precision=precision)
+        student.model.float()
+        freeze(student.model, config.num_frozen_layers)
+        self.model, self.optimizer = self.accelerator.prepare(
+            student.model, make_optimizer(student.model, config)
+        )
+        self.settings = {
+            # How many checkpoints there are does not change the weights.
+            "training": vars(config) | {"num_checkpoints": None},
+            "loss": vars(loss),
+            "seed": seed,
+            "student": student.name,
+            "tokenizer": tokenizer_digest(student.tokenizer),
+            "data": data_digest(encoded),
+            "num_updates": self.num_updates,
+        }
 
 
 def train(
@@ -123,55 +139,23 @@ def train(
     loss, config = loss or LossConfig(), in_precision(config)
     if loss.name == "distribution_matching" and encoded.aligned is None:
         raise ValueError(
-            "aligned: the examples were encoded without, but loss.name is "
-            "'distribution_matching'. Allowed: their aligned targets, given to "
-            "batching.encode, or loss.name 'sample_matching'"
+            "encoded.aligned: None. Allowed with loss.name 'distribution_matching': "
+            "aligned targets, given to batching.encode"
         )
     if encoded.is_causal == student.model.config.is_encoder_decoder:
         raise ValueError(
             f"encoded.is_causal: {encoded.is_causal}. Allowed for student "
             f"{student.name!r}: {not encoded.is_causal}"
         )
-    precision = "bf16" if config.precision == "bfloat16" else "no"
-    AcceleratorState._reset_state()  # an earlier run may have had another precision
-    accelerator = Accelerator(mixed_precision=precision)
-    student.model.float()
-    freeze(student.model, config.num_frozen_layers)
-    model, optimizer = accelerator.prepare(
-        student.model, make_optimizer(student.model, config)
-    )
-    updates = num_updates(encoded, config, seed)
-    settings = {
-        "training": dataclasses.asdict(config),
-        "loss": dataclasses.asdict(loss),
-        "seed": seed,
-        "student": student.name,
-        "tokenizer": tokenizer_digest(student.tokenizer),
-        "data": data_digest(encoded),
-        "num_updates": updates,
-    }
-    del settings["training"]["num_checkpoints"]  # it does not change the weights
-    run = Run(
-        student=student,
-        model=model,
-        optimizer=optimizer,
-        accelerator=accelerator,
-        encoded=encoded,
-        config=config,
-        loss=loss,
-        seed=seed,
-        num_updates=updates,
-        work_dir=Path(work_dir),
-        settings=settings,
-    )
+    run = Run(student, encoded, config, work_dir=work_dir, loss=loss, seed=seed)
     try:
         _loop(run, resume(run))
     finally:
-        optimizer.zero_grad()
+        run.optimizer.zero_grad()
         if config.activation_checkpointing:
             student.model.gradient_checkpointing_disable()
-        model.eval()
-        accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+        run.model.eval()
+        run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
         student.model.requires_grad_(True)
     return pd.read_csv(run.metrics_path)
 
@@ -183,7 +167,7 @@ def data_digest(encoded: EncodedExamples) -> str:
         digest.update(b"|" + array.tobytes())
     digest.update(encoded.teacher_row.tobytes())
     if encoded.aligned is not None:
-        for array in dataclasses.astuple(encoded.aligned):
+        for array in vars(encoded.aligned).values():
             digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
@@ -212,14 +196,11 @@ def _loop(run: Run, done: int) -> None:
         unit="update",
         disable=not run.accelerator.is_main_process,
     )
-    began, num_tokens = time.perf_counter(), 0
     for step in steps:
         row = take_update(run, step, stream)
         if run.accelerator.is_main_process:
             _append_row(run.metrics_path, row)
-        num_tokens += row["num_target_tokens"]
-        rate = num_tokens / (time.perf_counter() - began)
-        steps.set_postfix({"loss": f"{row['loss']:.4f}", "tokens/s": f"{rate:.0f}"})
+        steps.set_postfix({"loss": f"{row['loss']:.4f}"})
         if step in due:
             save(run, step)
 
@@ -253,11 +234,9 @@ def take_update(
             max_grad_norm=run.config.max_grad_norm,
         )
     except FloatingPointError as error:
-        newest = list_checkpoints(run.work_dir)[-1:]
         raise FloatingPointError(
-            f"training: {error} at step {step} (learning rate {rate:.3g}); the weights "
-            f"are those of step {step - 1}; newest checkpoint: "
-            f"{newest[0][1] if newest else 'none yet'}"
+            f"training: {error} at step {step} (learning rate {rate:.3g}); log and "
+            f"checkpoints up to there stay in {run.work_dir}"
         ) from None
     return {
         "step": step,
@@ -350,13 +329,10 @@ def batch_loss(
     """
     ids, mask, labels = (batch[n] for n in ("input_ids", "attention_mask", "labels"))
     if student.model.config.is_encoder_decoder:
+        inputs = {"input_ids": ids, "attention_mask": mask}
         shifted = student.model.prepare_decoder_input_ids_from_labels(labels)
-        logits = model(
-            input_ids=ids,
-            attention_mask=mask,
-            decoder_input_ids=shifted,
-            use_cache=False,
-        ).logits  # (B, T, V)
+        output = model(**inputs, decoder_input_ids=shifted, use_cache=False)
+        logits = output.logits  # (B, T, V)
     else:  # sources end where targets begin; of the logits, only the targets'
         mask = torch.cat([mask, (labels != batching.IGNORED).long()], 1)  # (B, S + T)
         logits = model(
@@ -368,15 +344,9 @@ def batch_loss(
         ).logits[:, :-1]
     if loss.name == "sample_matching":
         return losses.sample_matching(logits, labels)
-    return losses.distribution_matching(
-        logits,
-        labels,
-        batch["teacher_ids"],
-        batch["teacher_probs"],
-        tail=loss.tail,
-        divergence=loss.divergence,
-        cross_entropy_weight=loss.cross_entropy_weight,
-    )
+    teacher = batch["teacher_ids"], batch["teacher_probs"]
+    options = {name: value for name, value in vars(loss).items() if name != "name"}
+    return losses.distribution_matching(logits, labels, *teacher, **options)
 
 
 # --- the schedule ---------------------------------------------------------------------
@@ -408,13 +378,6 @@ def num_updates(encoded: EncodedExamples, config: TrainingConfig, seed: int) -> 
     return max(1, round(config.num_epochs * len(batches) / per_update))
 
 
-def num_seen(encoded: EncodedExamples, config: TrainingConfig, seed: int) -> int:
-    """Return how many examples a run reads; one read twice counts twice."""
-    batches = batching.batch_stream(encoded.lengths(), config.batch_tokens, seed=seed)
-    count = num_updates(encoded, config, seed) * config.gradient_accumulation_steps
-    return sum(len(rows) for _, rows in itertools.islice(batches, count))
-
-
 def freeze(model: torch.nn.Module, num_layers: int) -> None:
     """Let embeddings and the first layers of a decoder-only model learn nothing.
 
@@ -428,8 +391,8 @@ def freeze(model: torch.nn.Module, num_layers: int) -> None:
     layers = () if model.config.is_encoder_decoder else model.get_decoder().layers
     if num_layers > len(layers):
         raise ValueError(
-            f"training.num_frozen_layers: {num_layers}. Allowed for this student: 0"
-            + (f" to {len(layers)}" if layers else " (it has an encoder)")
+            f"training.num_frozen_layers: {num_layers}. Allowed for this student: "
+            f"0 to {len(layers)} (0 with an encoder)"
         )
     for module in (model.get_input_embeddings(), *layers[:num_layers]):
         module.requires_grad_(False)
@@ -460,16 +423,13 @@ def load_checkpoint(student: Student, path: Path) -> Student:
         The weights are of another model, or were trained with another tokenizer. Only
         weights without their ``state.json`` come without a word on the tokenizer.
     """
-    path = Path(path)
     if (path / STATE).exists():
         settings = artifacts.read_json(path / STATE)["settings"]
-        digest = tokenizer_digest(student.tokenizer)
-        if settings["tokenizer"] != digest:
+        if settings["tokenizer"] != tokenizer_digest(student.tokenizer):
             raise ValueError(
-                f"checkpoint {path}: tokenizer {settings['tokenizer'][:12]} (student "
-                f"{settings['student']!r}) was trained with, {digest[:12]} (student "
-                f"{student.name!r}) was given. Allowed: the vocabulary it was trained "
-                "with"
+                f"checkpoint {path}: trained with the vocabulary of student "
+                f"{settings['student']!r}, which {student.name!r} has not. Allowed: "
+                "the vocabulary it was trained with"
             )
     loaded = copy_of(student)
     try:
@@ -487,9 +447,7 @@ def load_checkpoint(student: Student, path: Path) -> Student:
 def list_checkpoints(work_dir: Path) -> list[tuple[int, Path]]:
     """Return ``(step, folder)`` of a run's complete checkpoints, in order."""
     folders = (Path(work_dir) / "checkpoints").glob("step-*")
-    return sorted(
-        (int(folder.name.removeprefix("step-")), folder) for folder in folders
-    )
+    return sorted((int(path.name.removeprefix("step-")), path) for path in folders)
 
 
 def export_weights(work_dir: Path, folder: Path) -> Path:
@@ -526,13 +484,7 @@ def save(run: Run, step: int) -> None:
         names = {name for name, _ in run.student.model.named_parameters()}
         kept = {n: t.cpu().contiguous() for n, t in weights.items() if n in names}
         save_file(kept, temporary / WEIGHTS, {"format": "pt"})
-        artifacts.write_json(
-            temporary / STATE, {"step": step, "settings": run.settings}
-        )
-        for path in (*temporary.rglob("*.*"), run.metrics_path):
-            if path.is_file():
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
+        artifacts.write_json(temporary / STATE, {"settings": run.settings})
         os.replace(temporary, folder)
         for _, older in list_checkpoints(run.work_dir)[:-1]:
             shutil.rmtree(older / RESUME, ignore_errors=True)
