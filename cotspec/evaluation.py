@@ -11,7 +11,7 @@ however many processes share them.
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,6 @@ from cotspec.profiles import EvaluationConfig
 
 logger = logging.getLogger(__name__)
 
-ROWS_AT_ONCE = 4096  # decoded together, and what a kill loses at most
 BROKEN = FINISH_REASONS[2:]  # what was written before it broke does not count
 TIDY_COLUMNS = (
     "student start size step seed task prompt_mode n accuracy ci_low ci_high"
@@ -99,8 +98,8 @@ def evaluate(
     descriptions : mapping of task to str, optional
         The sentence a generic prompt begins with.
     work_dir : Path, optional
-        Keeps the predictions, `ROWS_AT_ONCE` at a time; a later call with the same
-        weights, inputs and sources takes them from there.
+        Keeps the predictions; a later call with the same weights, inputs and sources
+        takes them from there.
     accelerator : Accelerator, optional
         Shares the batches among its processes; every process returns all predictions.
 
@@ -139,76 +138,41 @@ def evaluate(
                 _Question(task, mode, *pair, seed=place)
                 for place, pair in enumerate(zip(problems, fitted, strict=True))
             ]
-    known: list[object] = [checkpoint, dataclasses.asdict(in_precision(config))]
+    path = None
     if work_dir is not None:
-        known += [stages.code_of("cotspec.evaluation"), student_digest(student)]
-    rows: list[dict] = []
-    for start in range(0, len(asked), ROWS_AT_ONCE):
-        part = asked[start : start + ROWS_AT_ONCE]
-        path = None if work_dir is None else _kept_path(Path(work_dir), known, part)
-        kept = path and _kept(path, len(part))
-        if kept is None:
-            kept = _decode_and_score(part, student, config, checkpoint, accelerator)
-            if path and (accelerator is None or accelerator.is_main_process):
-                artifacts.write_dataset(path, _table(kept))
-        rows += kept
-    predictions = _table(rows)
-    for row in outcomes(predictions).to_dict("records"):
-        for reason in BROKEN:
-            if row[reason]:
-                logger.warning(
-                    f"{row['task']}, {row['prompt_mode']}: {row[reason]} of {row['n']} "
-                    f"counted as without answer: {reason}"
-                )
-    return predictions
-
-
-def _table(rows: list[dict]) -> Dataset:
-    # `Dataset.from_list` looks at every value of every row first.
-    return Dataset(pa.Table.from_pylist(rows, schema=PREDICTION_FEATURES.arrow_schema))
-
-
-def _kept_path(folder: Path, known: list, part: Sequence[_Question]) -> Path:
-    """A file whose name changes with all that its rows depend on."""
-    inputs = [
-        (q.task, q.mode, q.problem["problem_id"], q.problem["answer"], q.seed)
-        + (q.prompt and q.prompt.text,)
-        for q in part
-    ]
-    return folder / f"{artifacts.digest_of([known, inputs])[:24]}.parquet"
-
-
-def _kept(path: Path, num_rows: int) -> list[dict] | None:
-    """Rows of an earlier call, if a whole file of them is there."""
-    if not path.exists():
-        return None
-    try:
-        kept = artifacts.read_dataset(path).cast(PREDICTION_FEATURES)
-    except ValueError as error:
-        logger.warning("decoding again, %s is not usable: %s", path, error)
-        return None
-    return kept.to_list() if len(kept) == num_rows else None
-
-
-def _decode_and_score(
-    part: Sequence[_Question],
-    student: Student,
-    config: EvaluationConfig,
-    checkpoint: str,
-    accelerator: Accelerator | None,
-) -> list[dict]:
+        path = Path(work_dir) / f"{_digest(asked, student, config, checkpoint)}.parquet"
+        if path.exists():
+            return artifacts.read_dataset(path).cast(PREDICTION_FEATURES)
     k = config.num_samples
-    fitting = [question for question in part if question.prompt]
+    fitting = [question for question in asked if question.prompt]
     texts = [question.prompt.text for question in fitting for _ in range(k)]
     seeds = [question.seed * k + i for question in fitting for i in range(k)]
     written = iter(decode(student, texts, config, seeds=seeds, accelerator=accelerator))
     rows = []
-    for question in part:
-        candidates = [Generation("", 0, "prompt_too_long")]
-        if question.prompt:
-            candidates = [next(written) for _ in range(k)]
+    for question in asked:
+        candidates = list(itertools.islice(written, k if question.prompt else 0))
+        candidates = candidates or [Generation("", 0, "prompt_too_long")]
         rows.append(_prediction(question, candidates, student, checkpoint))
-    return rows
+    # `Dataset.from_list` looks at every value of every row first.
+    table = pa.Table.from_pylist(rows, schema=PREDICTION_FEATURES.arrow_schema)
+    if path and (accelerator is None or accelerator.is_main_process):
+        artifacts.write_dataset(path, Dataset(table))
+    return Dataset(table)
+
+
+def _digest(
+    asked: Sequence[_Question],
+    student: Student,
+    config: EvaluationConfig,
+    checkpoint: str,
+) -> str:
+    """Name all that predictions depend on."""
+    questions = [
+        (q.task, q.mode, dict(q.problem), q.prompt and q.prompt.text) for q in asked
+    ]
+    settings = checkpoint, vars(in_precision(config)), student_digest(student)
+    code = stages.code_of("cotspec.evaluation")
+    return artifacts.digest_of([questions, settings, code])[:24]
 
 
 def _check(
@@ -227,12 +191,11 @@ def _check(
             f"demonstrations: none for task {task!r}, which mode {mode!r} shows. "
             "Add them, or leave this mode out for this task"
         )
-    golds, names = problems["answer"][::-1], problems["problem_id"][::-1]
-    for gold, problem_id in dict(zip(golds, names, strict=True)).items():
+    for problem in problems:
         try:
-            _score(task, mode, "", gold)
+            _score(task, mode, "", problem["answer"])
         except ValueError as error:
-            raise ValueError(f"problem {problem_id!r}: {error}") from error
+            raise ValueError(f"problem {problem['problem_id']!r}: {error}") from error
 
 
 def _fit_prompts(
@@ -336,14 +299,9 @@ def aggregate(
     -------
     DataFrame
         Columns `TIDY_COLUMNS`; fractions 0 to 1.
-
-    Raises
-    ------
-    ValueError
-        If there are no predictions.
     """
     rows = []
-    groups = _frame(predictions).groupby(["task", "prompt_mode"], sort=False)
+    groups = predictions.to_pandas().groupby(["task", "prompt_mode"], sort=False)
     for (task, mode), group in groups:
         n, num_correct = len(group), int(group["is_correct"].sum())
         interval = statistics.wilson_interval(num_correct, n, confidence=confidence)
@@ -358,13 +316,8 @@ def outcomes(predictions: Dataset) -> pd.DataFrame:
     Columns: ``n``; ``no_answer``; one per finish reason other than ``stop``;
     ``shortened_prompts`` (at least one demonstration dropped); and
     ``unspellable_answers`` (the gold cannot be written in the student's vocabulary).
-
-    Raises
-    ------
-    ValueError
-        If there are no predictions.
     """
-    frame = _frame(predictions)
+    frame = predictions.to_pandas()
     counts = {"n": True, "no_answer": frame["no_answer"]}
     counts |= {name: frame["finish_reason"] == name for name in FINISH_REASONS[1:]}
     counts["shortened_prompts"] = frame["num_dropped_demonstrations"] > 0
@@ -397,11 +350,3 @@ def form_and_reasoning(predictions: Dataset) -> pd.DataFrame:
     table = groups[[*shares]].mean().reset_index()
     table.insert(2, "n", groups.size().to_numpy())
     return table
-
-
-def _frame(predictions: Dataset) -> pd.DataFrame:
-    if len(predictions) == 0:
-        raise ValueError(
-            "predictions: no rows, so no accuracy. Evaluate at least one problem"
-        )
-    return predictions.to_pandas()
