@@ -87,8 +87,7 @@ class Base(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(NamedTuple):
     """One task in one prompt mode: a file of predictions per checkpoint."""
 
     split: str
@@ -106,11 +105,6 @@ class Job:
     step: int | None = None
     units: tuple[Unit, ...] = ()
 
-    def __str__(self) -> str:
-        if self.step == 0:
-            return f"{self.cell.model}, {self.cell.start}, before training"
-        return str(self.cell)
-
     @property
     def files(self) -> dict[Unit, Path]:
         """Where the predictions of each unit are kept."""
@@ -127,19 +121,6 @@ class Job:
         """Wait until no other process does it: notebooks share the store."""
         self.folder.mkdir(parents=True, exist_ok=True)
         return FileLock(self.folder / f".step-{self.step}.lock")
-
-
-def once(method: Callable) -> Callable:
-    """Keep what a method of a `Grid` returned for its arguments."""
-
-    @functools.wraps(method)
-    def kept(self: Grid, *arguments: object):
-        key = method.__name__, *arguments
-        if key not in self._known:
-            self._known[key] = method(self, *arguments)
-        return self._known[key]
-
-    return kept
 
 
 @dataclass(frozen=True)
@@ -172,11 +153,8 @@ class Grid:
     aligned: Mapping[str, Dataset]
     problems: Dataset
     demonstrations: Dataset
-    _known: dict = field(default_factory=dict, init=False, repr=False)
+    _bases: dict = field(default_factory=dict, init=False, repr=False)
     _encoded: dict = field(default_factory=dict, init=False, repr=False)
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_known": {}, "_encoded": {}}
 
     def plan(
         self, cells: Sequence[Cell], measurements: Sequence[Measurement]
@@ -192,10 +170,9 @@ class Grid:
             ``state`` and ``trainings``, how many.
         """
         rows = []
-        for cell, jobs in self._jobs(cells, measurements).items():
-            state = "finished" if all(job.is_done() for job in jobs) else "to decode"
-            if not jobs[0].is_done():
-                state = "to train"
+        for cell, (training_job, *others) in self._jobs(cells, measurements).items():
+            state = "finished" if all(job.is_done() for job in others) else "to decode"
+            state = state if training_job.is_done() else "to train"
             rows.append(self._described(cell) | {"state": state})
         plan = pd.DataFrame(rows).drop(columns="seed")
         kinds = [n for n in plan if n in ("model", "state") or plan[n].nunique() > 1]
@@ -227,16 +204,16 @@ class Grid:
         CellsFailed
             After all other cells are finished.
         """
-        planned = self._jobs(cells, measurements)
+        jobs = self._jobs(cells, measurements)
         # All trainings come before what is decoded, the largest first, so that no
         # process is left alone with a long one.
-        sizes = {jobs[0]: self._base(cell).size for cell, jobs in planned.items()}
+        sizes = {found[0]: self._base(cell).size for cell, found in jobs.items()}
         trained = [job for job in sizes if not job.is_done()]
         trained.sort(key=sizes.get, reverse=True)
         failed = do(trained, self)
         jobs = self._jobs(cells, measurements)
-        ready = [job for js in jobs.values() if js[0].is_done() for job in js[1:]]
-        decoded = [job for job in dict.fromkeys(ready) if not job.is_done()]
+        decodings = dict.fromkeys(job for found in jobs.values() for job in found[1:])
+        decoded = [job for job in decodings if not job.is_done()]
         failed |= do(decoded, self)
         if failed:
             raise CellsFailed(_failure(failed, len(trained) + len(decoded)))
@@ -247,8 +224,6 @@ class Grid:
             for job in found[1:]
             for unit, path in job.files.items()
         ]
-        if not tables:
-            raise ValueError("measurements: none. Allowed: at least one")
         predictions = pd.concat(tables, ignore_index=True)[COLUMNS]
         counted = {"cells": jobs, "trained": trained, "decoded": decoded}
         predictions.attrs = {name: len(some) for name, some in counted.items()}
@@ -299,9 +274,7 @@ class Grid:
         rows = []
         for cell in cells:
             log = pd.read_csv(self._folder(cell) / "metrics.csv")
-            floor = np.zeros(len(log))
-            if not cell.targets:
-                floor = self._floors(cell, len(log), temperature)
+            floor = 0.0 if cell.targets else self._floors(cell, len(log), temperature)
             kept = {"loss": cell.loss.name, "seed": cell.seed, "step": log["step"]}
             kept |= {"training_loss": log["loss"], "excess": log["loss"] - floor}
             rows.append(pd.DataFrame(kept))
@@ -336,28 +309,25 @@ class Grid:
         self, cells: Sequence[Cell], measurements: Sequence[Measurement]
     ) -> dict[Cell, list[Job]]:
         """Of each cell: its training, its base's decoding, each checkpoint's."""
-        if not cells:
-            raise ValueError("cells: none. Allowed: at least one")
+        if not cells or not measurements:
+            raise ValueError("cells or measurements: none. Allowed: at least one")
+        wanted = []
+        for one in measurements:
+            places = itertools.product(one.tasks, one.prompt_modes)
+            wanted.append((one, [self._unit(one.split, *place) for place in places]))
         found: dict[Cell, list[Job]] = {}
         for cell in dict.fromkeys(cells):
-            wanted = [
-                (one, self._unit(one.split, task, mode))
-                for one in measurements
-                if one.concerns(cell)
-                for task in one.tasks
-                for mode in one.prompt_modes
-            ]
-            folder, steps = self._folder(cell), [0]
-            base = self.folder / "bases" / _name(cell, self._base(cell).digest)
+            folder = self._folder(cell)
             found[cell] = [Job(cell, folder)]
-            if found[cell][0].is_done():
-                steps += [step for step, _ in training.list_checkpoints(folder)]
+            if not found[cell][0].is_done():
+                continue
+            base = self.folder / "bases" / _name(cell, self._base(cell).digest)
+            steps = [0, *(step for step, _ in training.list_checkpoints(folder))]
             for step in steps:
-                is_last = 0 < step == steps[-1]
-                units = [u for one, u in wanted if one.includes(step, is_last=is_last)]
-                if units:
-                    where, units = folder if step else base, dict.fromkeys(units)
-                    found[cell].append(Job(cell, where, step, tuple(units)))
+                due = [own for one, own in wanted if step in one.chosen(cell, steps)]
+                if units := tuple(dict.fromkeys(itertools.chain(*due))):
+                    where = folder if step else base
+                    found[cell].append(Job(cell, where, step, units))
         return found
 
     def _described(self, cell: Cell) -> dict[str, object]:
@@ -383,19 +353,31 @@ class Grid:
 
     def _folder(self, cell: Cell) -> Path:
         """The folder of a cell, named by what its weights depend on."""
+        found = self.examples.unique("data_format")
+        if missing := [f for f in cell.data_formats if f not in found]:
+            raise ValueError(
+                f"inputs.examples: none in {', '.join(missing)}, which a cell learns "
+                f"from. Found: {', '.join(found)}. Run notebook 03 again with all of "
+                "the cell's formats in formats.data_formats"
+            )
+        if cell.targets not in (None, *self.aligned):
+            raise ValueError(
+                f"inputs.aligned: no targets by {cell.targets!r}, which a cell learns "
+                f"from. Allowed: {', '.join(self.aligned)}"
+            )
+        targets = self.aligned.get(cell.targets)
         parts = {
             "base": [cell.model, cell.start, self._base(cell).digest],
             "seed": cell.seed,
             "loss": vars(cell.loss) if cell.targets else cell.loss.name,
             "training": self._training(),
             "max_input_tokens": self.formats.max_input_tokens,
-            "examples": dataset_digest(self.examples_of(cell.data_formats)),
-            "aligned": cell.targets and dataset_digest(self.aligned_of(cell.targets)),
+            "examples": [dataset_digest(self.examples), *cell.data_formats],
+            "aligned": targets and targets_digest(targets, cell.targets),
             "code": stages.code_of("cotspec.training"),
         }
         return self.folder / "cells" / _name(cell, artifacts.digest_of(parts))
 
-    @once
     def _unit(self, split: str, task: str, prompt_mode: str) -> Unit:
         problems = self.problems_of(split, task)
         shown = selection.demonstrations_by_task(self.demonstrations, problems)
@@ -413,67 +395,30 @@ class Grid:
         return Unit(split, task, prompt_mode, f"{name}.{digest}.parquet")
 
     def _base(self, cell: Cell) -> Base:
-        return self._loaded(cell.student, models.base_seed(cell.student, cell.seed))
-
-    @once
-    def _loaded(self, student, seed) -> Base:
-        """Digest and size of the student that cells start from."""
-        base = models.load_student(student, seed=seed)
-        return Base(models.student_digest(base), base.size)
+        """Digest and size of the student that the cell starts from; loaded once."""
+        key = cell.student, models.base_seed(cell.student, cell.seed)
+        if key not in self._bases:
+            base = models.load_student(key[0], seed=key[1])
+            self._bases[key] = Base(models.student_digest(base), base.size)
+        return self._bases[key]
 
     # --- inputs -----------------------------------------------------------------------
 
-    @once
     def problems_of(self, split: str, task: str) -> Dataset:
         """Return one task's problems of one split; at least one."""
-        splits, tasks = (np.array(self.problems[c][:]) for c in ("split", "task"))
-        rows = np.flatnonzero((splits == split) & (tasks == task))
-        if not len(rows):
-            pairs = sorted(set(zip(splits, tasks, strict=True)))
+        pairs = zip(self.problems["split"][:], self.problems["task"][:], strict=True)
+        rows = [i for i, pair in enumerate(pairs) if pair == (split, task)]
+        if not rows:
             raise ValueError(
-                f"measurement: no {split} problems of task {task!r}. Allowed: "
-                + ", ".join(f"{s} of {t}" for s, t in pairs)
+                f"measurement: no {split} problems of task {task!r}. Allowed: a split "
+                "and a task of inputs.problems"
             )
         return self.problems.select(rows)
-
-    @once
-    def examples_of(self, data_formats: tuple[str, ...]) -> Dataset:
-        """Return the training examples in some formats; each must have some."""
-        found = np.array(self.examples["data_format"][:])
-        if missing := [f for f in data_formats if f not in found]:
-            raise ValueError(
-                f"inputs.examples: none in {', '.join(missing)}, which a cell learns "
-                f"from. Found: {', '.join(np.unique(found))}. Run notebook 03 again "
-                "with all of the cell's formats in formats.data_formats"
-            )
-        return self.examples.select(np.flatnonzero(np.isin(found, data_formats)))
-
-    @once
-    def aligned_of(self, method: str) -> Dataset:
-        """Return the targets by an alignment method; refuse those by another."""
-        if method not in self.aligned:
-            raise ValueError(
-                f"inputs.aligned: no targets by {method!r}, which a cell learns from. "
-                f"Allowed: {', '.join(self.aligned)}"
-            )
-        table = self.aligned[method]
-        rules = table.select_columns("rule").with_format("arrow")[:]["rule"]
-        found = set(pc.unique(pc.list_flatten(rules)).to_pylist())
-        for other, own in _OWN_RULES.items():
-            foreign = [rule.name for rule in own if rule in found]
-            if other != method and foreign:
-                raise ValueError(
-                    f"inputs.aligned[{method!r}]: its targets were made by {other!r} "
-                    f"(rule {', '.join(foreign)}). Allowed: targets by {method!r}. "
-                    "Give this notebook the alignment.method that notebook 04 was run "
-                    "with, or run notebook 04 again without it"
-                )
-        return table
 
     def encoded_of(
         self, cell: Cell, tokenizer: PreTrainedTokenizerBase
     ) -> batching.EncodedExamples:
-        """Return `examples_of` as the student's tokens, with the cell's targets.
+        """Return a cell's examples as the student's tokens, with its targets.
 
         All formats are encoded at once, and the last encoding is kept: what a process
         trains one after the other mostly shares it.
@@ -484,7 +429,7 @@ class Grid:
             self._encoded[key] = batching.encode(
                 self.examples,
                 tokenizer,
-                aligned=cell.targets and self.aligned_of(cell.targets),
+                aligned=self.aligned.get(cell.targets),
                 max_input_tokens=self.formats.max_input_tokens,
                 is_causal=models.is_causal(cell.student),
             )
@@ -532,8 +477,8 @@ def do(jobs: Sequence[Job], grid: Grid) -> dict[str, str]:
         for job, error in done:
             bar.update()
             if error:
-                failed[str(job)] = error
-                bar.write(f"failed: {job}: {error.strip().splitlines()[-1]}")
+                failed[str(job.cell)] = error
+                bar.write(f"failed: {job.cell}: {error.strip().splitlines()[-1]}")
     return failed
 
 
@@ -550,34 +495,23 @@ def workers_that_fit() -> int:
 def side_by_side(
     jobs: Sequence[Job], num_workers: int, grid: Grid, *, work: Callable | None = None
 ) -> Iterator[tuple[Job, str | None]]:
-    """Yield jobs and their errors as processes are done with them, one card each.
-
-    A job whose process was killed has failed, too; the others are done all the same.
-    """
-    left = list(jobs)
+    """Yield jobs and their errors as processes are done with them, one card each."""
     # A server that has imported everything once forks the workers.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    while left:
-        cards = context.SimpleQueue()
-        for _, card in zip(range(num_workers), itertools.cycle(models.cards())):
-            cards.put(card)
-        with ProcessPoolExecutor(
-            num_workers, context, initializer=_begin, initargs=(grid, cards)
-        ) as pool:
-            waiting = {pool.submit(work or _work, job): job for job in left}
-            for future in as_completed(waiting):
-                try:
-                    error = future.result()
-                except BrokenProcessPool:
-                    continue
-                left.remove(waiting[future])
-                yield waiting[future], error
-        # A process that was killed takes the whole pool with it. Alone, the jobs that
-        # are left show which of them does that: the first.
-        if left and num_workers == 1:
-            yield left.pop(0), "its process was killed, perhaps for its memory"
-        num_workers = 1
+    cards = context.SimpleQueue()
+    for _, card in zip(range(num_workers), itertools.cycle(models.cards())):
+        cards.put(card)
+    options = {"initializer": _begin, "initargs": (dataclasses.replace(grid), cards)}
+    with ProcessPoolExecutor(num_workers, context, **options) as pool:
+        waiting = {pool.submit(work or _work, job): job for job in jobs}
+        for future in as_completed(waiting):
+            try:
+                error = future.result()
+            except BrokenProcessPool:  # takes the jobs of all processes with it
+                error = "a process was killed, perhaps for its memory: run again with "
+                error += f"experiments.num_workers below {num_workers}"
+            yield waiting[future], error
 
 
 _GRID: list[Grid] = []  # of a worker
@@ -639,6 +573,8 @@ def _decode(job: Job, grid: Grid) -> None:
         folder = dict(training.list_checkpoints(job.folder))[job.step]
         student = training.load_checkpoint(student, folder)
     student.model.to(models.device())
+    shown = selection.demonstrations_by_task(grid.demonstrations, grid.problems)
+    said = selection.descriptions_by_task(grid.demonstrations)
     due = {unit: path for unit, path in job.files.items() if not path.exists()}
     for split in sorted({unit.split for unit in due}):
         mine = [unit for unit in due if unit.split == split]
@@ -650,10 +586,8 @@ def _decode(job: Job, grid: Grid) -> None:
             {task: grid.problems_of(split, task) for task in modes},
             modes,
             grid.evaluation,
-            demonstrations=selection.demonstrations_by_task(
-                grid.demonstrations, grid.problems
-            ),
-            descriptions=selection.descriptions_by_task(grid.demonstrations),
+            demonstrations=shown,
+            descriptions=said,
             checkpoint=f"step-{job.step}",
         )
         task, mode = (np.array(predictions[n][:]) for n in ("task", "prompt_mode"))
@@ -670,6 +604,22 @@ def dataset_digest(dataset: Dataset) -> str:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
     return hashlib.sha256(sink.getvalue()).hexdigest()
+
+
+@functools.lru_cache(maxsize=32)
+def targets_digest(table: Dataset, method: str) -> str:
+    """Return the digest of aligned targets; refuse those by another method."""
+    rules = table.select_columns("rule").with_format("arrow")[:]["rule"]
+    found = set(pc.unique(pc.list_flatten(rules)).to_pylist())
+    others = itertools.chain(*(r for m, r in _OWN_RULES.items() if m != method))
+    if foreign := [rule.name for rule in others if rule in found]:
+        raise ValueError(
+            f"inputs.aligned[{method!r}]: its targets were made by another method "
+            f"(rule {', '.join(foreign)}). Allowed: targets by {method!r}. Give this "
+            "notebook the alignment.method that notebook 04 was run with, or run "
+            "notebook 04 again without it"
+        )
+    return dataset_digest(table)
 
 
 def _name(cell: Cell, digest: str) -> str:

@@ -117,15 +117,13 @@ class Measurement:
             if not getattr(self, name):
                 raise ValueError(f"measurement: {name} is empty. Allowed: at least one")
 
-    def concerns(self, cell: Cell) -> bool:
-        """Whether the cell's student is measured."""
+    def chosen(self, cell: Cell, steps: Sequence[int]) -> Sequence[int]:
+        """Return which of a cell's checkpoints are measured; 0 is the base model."""
         is_model = not self.models or cell.model in self.models
-        return is_model and (not self.starts or cell.start in self.starts)
-
-    def includes(self, step: int, *, is_last: bool) -> bool:
-        """Whether the checkpoint of this step is measured; 0 is the base model."""
-        is_end = is_last or (step == 0 and self.steps == "first_and_last")
-        return is_end or self.steps == "all"
+        if not is_model or (self.starts and cell.start not in self.starts):
+            return ()
+        ends = {"last": steps[-1:], "first_and_last": (steps[0], steps[-1])}
+        return ends.get(self.steps, steps)
 
 
 def _check(field: str, values: Iterable[str], allowed: Sequence[str]) -> None:
