@@ -17,7 +17,6 @@ end-of-sequence token that is appended to every target.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -135,7 +134,7 @@ def encode(
         is one-hot.
     max_input_tokens : int
         Longer inputs lose tokens on their left, where the first demonstration is; how
-        many did, by data format, is logged.
+        many did is logged.
     is_causal : bool
         A decoder-only student continues its input: between the two stands what stands
         there in the demonstrations, see `prompts.separate`.
@@ -158,23 +157,16 @@ def encode(
         table = _aligned_table(aligned)
         _check_vocabulary(examples, tokenizer, rows, table)
     ids_of_inputs = list(_token_ids(tokenizer, inputs))
-    data_format = np.array(examples["data_format"][:])
-    is_long = [len(ids) > max_input_tokens for ids in ids_of_inputs]
-    if num_long := Counter(data_format[is_long].tolist()):
-        logger.warning(
-            "inputs over max_input_tokens=%d cut on the left: %d of %d (%s)",
-            max_input_tokens,
-            num_long.total(),
-            len(examples),
-            ", ".join(f"{name} {n}" for name, n in sorted(num_long.items())),
-        )
+    if num_long := sum(len(ids) > max_input_tokens for ids in ids_of_inputs):
+        said = "%d of %d inputs over max_input_tokens=%d cut on the left"
+        logger.warning(said, num_long, len(examples), max_input_tokens)
     return EncodedExamples(
         # Cut copies: a view would keep the whole.
         input_ids=[ids[-max_input_tokens:].copy() for ids in ids_of_inputs],
         labels=_labels(targets, tokenizer, rows, table),
         teacher_row=rows,
         aligned=table,
-        data_format=data_format,
+        data_format=np.array(examples["data_format"][:]),
         is_causal=is_causal,
     )
 
@@ -187,14 +179,13 @@ def _check_vocabulary(
 ) -> None:
     """Refuse targets that were aligned to another tokenizer: their ids say nothing."""
     matched = np.flatnonzero(rows >= 0)
-    for i in matched[:: max(1, len(matched) // 16)]:
-        text = examples[int(i)]["targets"]
-        (own,) = _token_ids(tokenizer, [text], add_special_tokens=False)
-        given = table.student_ids[table.tokens(rows[i])]
-        if not np.array_equal(own, given):
+    some = matched[:: max(1, len(matched) // 16)]
+    texts = examples.select(some)["targets"][:]
+    own = _token_ids(tokenizer, texts, add_special_tokens=False)
+    for text, row, ids in zip(texts, rows[some], own, strict=True):
+        if not np.array_equal(ids, table.student_ids[table.tokens(row)]):
             raise ValueError(
-                f"aligned: the target of {text[:40]!r} is not in the student's tokens "
-                f"({len(given)} ids, its tokenizer gives {len(own)} or others). "
+                f"aligned: the target of {text[:40]!r} is not in the student's tokens. "
                 "Allowed: targets that were aligned to this student's vocabulary"
             )
 
@@ -234,12 +225,11 @@ def _teacher_rows(examples: Dataset, aligned: Dataset | None) -> np.ndarray:
         for table in (examples, aligned)
     )
     row_of = {key: row for row, key in enumerate(known)}
-    for problem_id, sample_id in keys:
-        if sample_id >= 0 and (problem_id, sample_id) not in row_of:
-            raise ValueError(
-                f"aligned: no target for problem_id {problem_id!r}, sample_id "
-                f"{sample_id}. Allowed: one for every example with sample_id >= 0"
-            )
+    if missing := [key for key in keys if key[1] >= 0 and key not in row_of]:
+        raise ValueError(
+            f"aligned: no target for problem_id and sample_id {missing[0]}. Allowed: "
+            "one for every example with sample_id >= 0"
+        )
     return np.array([row_of[key] if key[1] >= 0 else -1 for key in keys])
 
 

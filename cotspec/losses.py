@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cotspec.batching import IGNORED
-from cotspec.profiles import DIVERGENCES, TAILS
+from cotspec.profiles import LossConfig
 
 # Elements of a block of logits worked on at once: 4 MiB in float32 stay in the cache.
 _BLOCK_ELEMENTS = 2**20
@@ -108,7 +108,11 @@ def distribution_matching(
     ``_add_tail_bucket``; Jensen-Shannon as in Agarwal et al. 2024 (GKD), eq. 1.
     """
     _check_shapes(logits, labels, teacher_ids, teacher_probs)
-    _check_options(tail, divergence, cross_entropy_weight)
+    share = cross_entropy_weight
+    # Its fields check themselves.
+    LossConfig(tail=tail, divergence=divergence, cross_entropy_weight=share)
+    if divergence != "forward_kl" and tail != "bucket":
+        raise ValueError(f"tail: {tail!r} with {divergence!r}. Allowed: bucket")
     rows = (labels.flatten() != IGNORED).nonzero().squeeze(1)  # (N,)
     ids, probs = _merge_duplicates(
         teacher_ids.flatten(0, -2)[rows],
@@ -126,9 +130,8 @@ def distribution_matching(
         scale = probs.sum(-1, keepdim=True) if tail == "renormalized" else 1.0
         losses = _relative_entropy(probs / scale, log_q).sum(-1)
     loss = losses.sum() / _num_targets(labels)
-    if cross_entropy_weight:
-        weight = cross_entropy_weight
-        loss = (1 - weight) * loss + weight * sample_matching(logits, labels)
+    if share:
+        loss = (1 - share) * loss + share * sample_matching(logits, labels)
     return loss
 
 
@@ -244,29 +247,12 @@ def _at_least_float32(values: Tensor) -> Tensor:
 
 
 def _check_shapes(logits: Tensor, labels: Tensor, *candidates: Tensor) -> None:
-    if logits.ndim != 3 or labels.shape != logits.shape[:2]:
-        raise ValueError(
-            f"labels: shape {tuple(labels.shape)} for logits {tuple(logits.shape)}. "
-            "Allowed: (B, T) for logits (B, T, V)"
-        )
+    is_right = logits.ndim == 3 and labels.shape == logits.shape[:2]
     for tensor in candidates:
-        is_sparse = tensor.ndim == 3 and tensor.shape[:2] == labels.shape
-        if not is_sparse or tensor.shape != candidates[0].shape:
-            raise ValueError(
-                "teacher_ids, teacher_probs: shapes "
-                f"{[tuple(t.shape) for t in candidates]} for labels "
-                f"{tuple(labels.shape)}. Allowed: both (B, T, k)"
-            )
-
-
-def _check_options(tail: str, divergence: str, cross_entropy_weight: float) -> None:
-    if tail not in TAILS:
-        raise ValueError(f"tail: {tail!r}. Allowed: {', '.join(TAILS)}")
-    if divergence not in DIVERGENCES:
-        raise ValueError(f"divergence: {divergence!r}. Allowed: {DIVERGENCES}")
-    if divergence != "forward_kl" and tail != "bucket":
-        raise ValueError(f"tail: {tail!r} with {divergence!r}. Allowed: bucket")
-    if not 0 <= cross_entropy_weight <= 1:
+        is_right &= tensor.shape == (*labels.shape, candidates[0].shape[-1])
+    if not is_right:
+        shapes = [tuple(tensor.shape) for tensor in (logits, labels, *candidates)]
         raise ValueError(
-            f"cross_entropy_weight: {cross_entropy_weight!r}. Allowed: 0 to 1"
+            f"logits, labels, teacher_ids, teacher_probs: shapes {shapes}. Allowed: "
+            "(B, T, V), (B, T), (B, T, k), (B, T, k)"
         )

@@ -94,7 +94,7 @@ def test_long_inputs_lose_their_left_end_and_are_counted_and_logged(caplog):
         assert not caplog.records  # every input fits
         encoded = encode(max_input_tokens=4)
     assert encoded.input_ids[1].tolist() == [C, D, A, EOS]
-    assert "1 of 2 (zero_shot_answer_only 1)" in caplog.text
+    assert "1 of 2 inputs over max_input_tokens=4" in caplog.text
 
 
 def test_one_encoding_serves_trainings_on_some_of_the_formats():
@@ -121,7 +121,7 @@ def changed(**columns):
     ("examples", "aligned", "message"),
     [
         (EXAMPLES.select([]), None, "examples: none"),
-        (EXAMPLES, ALIGNED.select([0]), "no target for problem_id 'p', sample_id 0"),
+        (EXAMPLES, ALIGNED.select([0]), "no target for .*'p', 0"),
         (
             EXAMPLES,
             changed(topk_ids=[[[A, -1, -1]], [[C], [A, D, B]]]),

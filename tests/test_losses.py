@@ -272,16 +272,15 @@ def test_trl_generalised_jensen_shannon_agrees(divergence):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tail": "none"}, "tail: 'none'. Allowed: bucket, renormalized, paper"),
-        ({"divergence": "tv"}, "divergence: 'tv'. Allowed: "),
+        ({"tail": "none"}, "tail\n.*'bucket', 'renormalized' or 'paper'.*'none'"),
+        ({"divergence": "tv"}, "divergence\n.*'forward_kl', .*'tv'"),
         ({"divergence": "reverse_kl", "tail": "paper"}, "tail: 'paper' with"),
-        ({"cross_entropy_weight": 2.0}, "cross_entropy_weight: 2.0. Allowed: 0 to 1"),
-        ({"labels": torch.zeros(1, 3, dtype=torch.long)}, "labels: shape"),
-        ({"teacher_probs": torch.zeros(1, 1, 7)}, "teacher_ids, teacher_probs"),
+        ({"cross_entropy_weight": 2.0}, "cross_entropy_weight\n.*less than.*2.0"),
+        ({"labels": torch.zeros(1, 3, dtype=torch.long)}, r"shapes .*\(1, 3\)"),
+        ({"teacher_probs": torch.zeros(1, 1, 7)}, r"shapes .*\(1, 1, 7\)"),
     ],
 )
 def test_wrong_arguments_are_named(change, message):
     batch = one_position({0: 0.6, 2: 0.1}) | change
-    with pytest.raises(ValueError, match=message.split("'")[0]) as error:
+    with pytest.raises(ValueError, match=message):
         losses.distribution_matching(**batch)
-    assert message in str(error.value)
