@@ -12,6 +12,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,6 @@ from transformers import (
     EncoderDecoderCache,
     PreTrainedModel,
 )
-from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
 
 from cotspec.alignment.student import vocabulary_bytes
@@ -209,7 +209,7 @@ def decode(
     Parameters
     ----------
     student : Student
-        Encoder-decoder or decoder-only; decoded in evaluation mode where it is.
+        Encoder-decoder or decoder-only; left in evaluation mode.
     texts : sequence of str
     config : EvaluationConfig
         A batch holds at most ``batch_tokens``, input and output together. Temperature
@@ -228,35 +228,30 @@ def decode(
         texts = [separate(text)[0] for text in texts]
     encoded = tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
     seeds = range(len(texts)) if seeds is None else seeds
-    vocabulary = padded_vocabulary(tokenizer, model)
     start = EncoderDecoderBatch if model.config.is_encoder_decoder else CausalBatch
     is_half = in_precision(config).precision == "bfloat16"
+    options = {
+        "temperature": config.temperature,
+        "vocabulary": padded_vocabulary(tokenizer, model),
+        "end_tokens": end_ids(model, tokenizer),
+    }
     mine = slice(None)
     if accelerator is not None:
         mine = slice(accelerator.process_index, None, accelerator.num_processes)
+    model.eval()
     done: dict[int, Generation] = {}
-    with contextlib.ExitStack() as stack:
-        stack.callback(model.train, model.training)
-        model.eval()
-        stack.enter_context(
-            torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=is_half)
-        )
+    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=is_half):
         # A step costs little more for many rows than for few, and most texts end long
         # before the limit. Those that find no room, where many do not, start again.
         for share in (EXPECTED_SHARE, 1.0):
             left = {i: len(ids) for i, ids in enumerate(encoded) if i not in done}
             for indices in make_batches(left, config, share)[mine]:
                 longest = left[indices[0]]
-                batch_seeds = [seeds[i] for i in indices]
-                draws = draw_uniforms(batch_seeds, config.max_new_tokens)
-                rows = write_rows(
-                    start(model, [encoded[i] for i in indices]),
-                    draws.to(model.device),
-                    temperature=config.temperature,
-                    vocabulary=vocabulary,
-                    end_tokens=end_ids(model, tokenizer),
-                    room=lambda n, longest=longest: num_fitting(longest + n, config),
-                )
+                batch = start(model, [encoded[i] for i in indices])
+                own = [seeds[i] for i in indices]
+                draws = draw_uniforms(own, config.max_new_tokens).to(model.device)
+                room = partial(num_fitting, longest, config=config)
+                rows = write_rows(batch, draws, room=room, **options)
                 for i, row in zip(indices, rows, strict=True):
                     if row.finish_reason:
                         done[i] = _generation(row, tokenizer)
@@ -286,15 +281,15 @@ def make_batches(
     num_new = math.ceil(share * config.max_new_tokens)
     batches: list[list[int]] = []
     while order:
-        size = num_fitting(lengths[order[0]] + num_new, config)
+        size = num_fitting(lengths[order[0]], num_new, config)
         batches.append(order[:size])
         order = order[size:]
     return batches
 
 
-def num_fitting(num_tokens: int, config: EvaluationConfig) -> int:
+def num_fitting(num_read: int, num_new: int, config: EvaluationConfig) -> int:
     """Return how many rows of so many tokens each fit the budget, at least one."""
-    return max(1, config.batch_tokens // num_tokens)
+    return max(1, config.batch_tokens // (num_read + num_new))
 
 
 def _generation(row: Row, tokenizer) -> Generation:
@@ -369,11 +364,7 @@ class CausalBatch:
         self.inputs, visible = _padded(prompts, model.device, on_left=True)
         self.visible = visible.bool()  # (U, T)
         self.position = (visible.cumsum(-1) - 1).clamp(min=0) + prefix_length
-        if prefix is None:
-            self.cache = DynamicCache(config=model.config)
-        else:
-            layers = range(model.config.num_hidden_layers)
-            self.cache = Cache(layers=[SuffixLayer() for _ in layers])
+        self.cache = DynamicCache(config=model.config)
         self._owners = None if owners is None else torch.tensor(owners)
 
     def logits(self) -> Tensor:
@@ -433,31 +424,7 @@ def _padded(
 # so that it is exact.
 
 _SHARED = "cotspec_shared_prefix"
-GROWTH = 32  # suffix positions allocated at once
 Prefix = list[tuple[Tensor, Tensor]]  # per layer, (1, KV heads, P, D)
-
-
-class SuffixLayer(DynamicLayer):
-    """A layer's keys and values that grow in place, not by a copy per token."""
-
-    length = 0
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-        end = self.length + key_states.shape[2]
-        if end > self.keys.shape[2]:
-            growth = 0, 0, 0, end + GROWTH - self.keys.shape[2]
-            self.keys = F.pad(self.keys, growth)
-            self.values = F.pad(self.values, growth)
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def get_seq_length(self) -> int:
-        return self.length
 
 
 @torch.no_grad()

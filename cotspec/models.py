@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import importlib.util
 import os
-import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ import pandas as pd
 import torch
 from filelock import FileLock
 from huggingface_hub import constants
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -47,7 +45,7 @@ from cotspec.profiles import (
 from cotspec.t5 import IN_PLACE, fuse_gelu, new_t5
 
 # Published configurations of google/flan-t5-* (T5 v1.1: gated GELU, untied head).
-# (d_model, d_kv, d_ff, num_layers, num_heads); vocabulary 32,128 in all of them.
+_SIZES = ("d_model", "d_kv", "d_ff", "num_layers", "num_heads")
 FLAN_T5_SHAPES = {
     "google/flan-t5-small": (512, 64, 1024, 8, 6),
     "google/flan-t5-base": (768, 64, 2048, 12, 12),
@@ -119,17 +117,13 @@ def flan_t5_config(name: str) -> T5Config:
             f"student.model: no architecture known for {name!r}. "
             f"Allowed after 'random:': {', '.join(FLAN_T5_SHAPES)}"
         )
-    d_model, d_kv, d_ff, num_layers, num_heads = FLAN_T5_SHAPES[name]
+    sizes = zip(_SIZES, FLAN_T5_SHAPES[name], strict=True)
     return T5Config(
         vocab_size=32128,
-        d_model=d_model,
-        d_kv=d_kv,
-        d_ff=d_ff,
-        num_layers=num_layers,
-        num_heads=num_heads,
         feed_forward_proj="gated-gelu",
         tie_word_embeddings=False,
         decoder_start_token_id=0,
+        **dict(sizes),
     )
 
 
@@ -206,11 +200,6 @@ def is_causal(config: StudentConfig) -> bool:
     return not getattr(found, "is_encoder_decoder", False)
 
 
-# A pointer of Git LFS or an empty file is no pickle, and these words are no OSError.
-_NOT_WHOLE = (OSError, ValueError, RuntimeError, EOFError)
-_NOT_WHOLE += (SafetensorError, pickle.UnpicklingError)
-
-
 def _reach(auto, field: str, source: str, revision: str | None = None, **options):
     """Load with an Auto class, whole; say in one sentence why not, and a remedy."""
     is_model = auto not in (AutoConfig, AutoTokenizer, T5Tokenizer)
@@ -221,7 +210,7 @@ def _reach(auto, field: str, source: str, revision: str | None = None, **options
             # Transformers would make them up, with a warning.
             raise ValueError(f"{len(absent)} weights are missing, {absent[0]}")
         return found[0] if is_model else found
-    except _NOT_WHOLE as error:
+    except Exception as error:  # a torn file fails in many ways
         raise ValueError(
             f"{field}: cannot load {source!r}: it is neither a local folder with a "
             "whole model nor reachable on the Hugging Face hub. Set it to a path with "
@@ -270,11 +259,9 @@ def end_ids(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> frozenset[int]:
     """Return the token ids that end a text."""
-    configured = model.config.eos_token_id
-    if configured is None:
-        configured = tokenizer.eos_token_id
-    several = configured if isinstance(configured, (list, tuple)) else [configured]
-    return frozenset(several)
+    ids = model.config.eos_token_id
+    ids = tokenizer.eos_token_id if ids is None else ids
+    return frozenset(ids if isinstance(ids, (list, tuple)) else [ids])
 
 
 def load_teacher(config: TeacherConfig) -> Teacher:
@@ -395,11 +382,7 @@ def in_precision(config: Config) -> Config:
 def _has_bfloat16() -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    amx, avx512 = (
-        getattr(torch.cpu, f"_is_{name}_supported", lambda: False)
-        for name in ("amx_tile", "avx512_bf16")
-    )
-    return amx() or avx512()
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def cards() -> list[str]:

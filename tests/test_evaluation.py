@@ -249,13 +249,6 @@ def test_what_is_sampled_depends_on_the_seed_of_its_text_alone():
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_decoding_leaves_the_model_as_it_found_it():
-    student = tiny_t5()
-    student.model.train()
-    decode(student, ["a"], CONFIG)
-    assert student.model.training
-
-
 def test_bfloat16_casts_each_weight_once_whatever_the_number_of_steps():
     def num_casts(limit):
         config = dataclasses.replace(CONFIG, precision="bfloat16", max_new_tokens=limit)
