@@ -216,7 +216,9 @@ class Grid:
         decoded = [job for job in decodings if not job.is_done()]
         failed |= do(decoded, self)
         if failed:
-            raise CellsFailed(_failure(failed, len(trained) + len(decoded)))
+            count = f"{len(failed)} of {len(trained) + len(decoded)}"
+            errors = "\n".join(f"{name}:\n{error}" for name, error in failed.items())
+            raise CellsFailed(f"{count} failed; the others are finished\n{errors}")
         read = functools.cache(_read)
         tables = [
             read(path).assign(**self._described(cell), step=job.step, split=unit.split)
@@ -353,17 +355,13 @@ class Grid:
 
     def _folder(self, cell: Cell) -> Path:
         """The folder of a cell, named by what its weights depend on."""
-        found = self.examples.unique("data_format")
-        if missing := [f for f in cell.data_formats if f not in found]:
+        found = [*self.examples.unique("data_format"), *self.aligned]
+        needed = [*cell.data_formats, *filter(None, [cell.targets])]
+        if missing := [name for name in needed if name not in found]:
             raise ValueError(
-                f"inputs.examples: none in {', '.join(missing)}, which a cell learns "
-                f"from. Found: {', '.join(found)}. Run notebook 03 again with all of "
-                "the cell's formats in formats.data_formats"
-            )
-        if cell.targets not in (None, *self.aligned):
-            raise ValueError(
-                f"inputs.aligned: no targets by {cell.targets!r}, which a cell learns "
-                f"from. Allowed: {', '.join(self.aligned)}"
+                f"inputs.examples, inputs.aligned: none of {', '.join(missing)}, which "
+                f"a cell learns from. Found: {', '.join(found)}. Run notebook 03 with "
+                "the cell's formats.data_formats, 04 with its alignment.method"
             )
         targets = self.aligned.get(cell.targets)
         parts = {
@@ -545,7 +543,7 @@ def error_of(job: Job, grid: Grid) -> str | None:
             if not job.is_done():
                 (_train if job.step is None else _decode)(job, grid)
     except Exception:
-        return traceback.format_exc()
+        return traceback.format_exc(limit=-2)
     return None
 
 
@@ -631,11 +629,3 @@ def _read(path: Path) -> pd.DataFrame:
     frame = artifacts.read_dataset(path).to_pandas()
     # Other scorers leave generic tasks out: one type for both kinds of file.
     return frame.astype(dict.fromkeys(COLUMNS[-2:], "boolean"))
-
-
-def _failure(failed: dict[str, str], count: int) -> str:
-    parts = [f"{len(failed)} of {count} cells failed; the others are finished"]
-    for name, error in failed.items():
-        tail = "\n".join(f"    {line}" for line in error.strip().splitlines()[-4:])
-        parts.append(f"{name}:\n{tail}")
-    return "\n".join(parts)

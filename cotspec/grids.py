@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from cotspec.profiles import (
-    ALIGNMENT_METHODS,
     DATA_FORMATS,
     LOSSES,
+    AlignmentMethod,
     ExperimentsConfig,
+    Formats,
     LossConfig,
     Profile,
     StudentConfig,
 )
 
+Some = Annotated[tuple[str, ...], Field(min_length=1)]
 # What a student may be trained on, as the column `data_formats` names it.
 FORMAT_SETS: Mapping[str, tuple[str, ...]] = {
     name: tuple(f for f in DATA_FORMATS if name == "all" or name in f)
@@ -49,15 +55,13 @@ class Cell:
     model: str
     start: str
     seed: int
-    data_formats: tuple[str, ...] = DATA_FORMATS
+    data_formats: Formats = DATA_FORMATS
     loss: LossConfig = LossConfig()
-    alignment: str = "offsets"
+    alignment: AlignmentMethod = "offsets"
     tokenizer: str | None = None
     revision: str | None = None
 
     def __post_init__(self) -> None:
-        _check("alignment", [self.alignment], ALIGNMENT_METHODS)
-        _check("data_formats", self.data_formats, DATA_FORMATS)
         ordered = tuple(f for f in DATA_FORMATS if f in self.data_formats)
         object.__setattr__(self, "data_formats", ordered)
 
@@ -103,19 +107,12 @@ class Measurement:
         Students that are measured; empty: all.
     """
 
-    split: str
-    tasks: tuple[str, ...]
-    prompt_modes: tuple[str, ...]
-    steps: str = "last"
+    split: Literal["validation", "test"]
+    tasks: Some
+    prompt_modes: Some
+    steps: Literal["last", "first_and_last", "all"] = "last"
     models: tuple[str, ...] = ()
     starts: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        _check("split", [self.split], ("validation", "test"))
-        _check("steps", [self.steps], ("last", "first_and_last", "all"))
-        for name in ("tasks", "prompt_modes"):
-            if not getattr(self, name):
-                raise ValueError(f"measurement: {name} is empty. Allowed: at least one")
 
     def chosen(self, cell: Cell, steps: Sequence[int]) -> Sequence[int]:
         """Return which of a cell's checkpoints are measured; 0 is the base model."""
@@ -124,13 +121,6 @@ class Measurement:
             return ()
         ends = {"last": steps[-1:], "first_and_last": (steps[0], steps[-1])}
         return ends.get(self.steps, steps)
-
-
-def _check(field: str, values: Iterable[str], allowed: Sequence[str]) -> None:
-    values = tuple(values)
-    wrong = [value for value in values if value not in allowed]
-    if wrong or not values:
-        raise ValueError(f"{field}: {wrong or 'empty'}. Allowed: {', '.join(allowed)}")
 
 
 def base_cells(profile: Profile, seeds: Iterable[int]) -> list[Cell]:
@@ -165,7 +155,8 @@ def format_grid(
     parts : sequence of str
         Keys of `FORMAT_SETS`; the default two are the paper's figure 4.
     """
-    _check("parts", parts, tuple(FORMAT_SETS))
+    if wrong := [name for name in parts if name not in FORMAT_SETS]:
+        raise ValueError(f"parts: {wrong}. Allowed: {', '.join(FORMAT_SETS)}")
     chosen = [FORMAT_SETS[name] for name in parts]
     return [*base, *(replace(cell, data_formats=f) for f in chosen for cell in base)]
 
