@@ -120,7 +120,7 @@ def _evaluate(
         demonstrations=selection.demonstrations_by_task(shown, problems),
         descriptions=selection.descriptions_by_task(shown),
         checkpoint=name,
-        work_dir=run / "evaluation" / "parts",
+        work_dir=run / "evaluation" / "parts" / models.student_digest(student),
         accelerator=accelerator,
     )
     if accelerator.is_main_process:

@@ -226,7 +226,7 @@ def decode(
     tokenizer, model = student.tokenizer, student.model
     if not model.config.is_encoder_decoder:
         texts = [separate(text)[0] for text in texts]
-    encoded = tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
+    encoded = tokenizer(list(texts), verbose=False)["input_ids"]
     seeds = range(len(texts)) if seeds is None else seeds
     start = EncoderDecoderBatch if model.config.is_encoder_decoder else CausalBatch
     is_half = in_precision(config).precision == "bfloat16"

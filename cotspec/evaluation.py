@@ -21,15 +21,17 @@ from typing import NamedTuple
 import pandas as pd
 import pyarrow as pa
 from accelerate import Accelerator
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from cotspec import answers, artifacts, prompts, stages, statistics
 from cotspec.decoding import FINISH_REASONS, Generation, decode
-from cotspec.models import Student, in_precision, student_digest
+from cotspec.models import Student, in_precision
 from cotspec.profiles import EvaluationConfig
 
 logger = logging.getLogger(__name__)
 
+# Fields that say what is tested, not how it is decoded.
+_NOT_DECODING = ("math_prompt_modes", "generic_prompt_modes", "confidence")
 BROKEN = FINISH_REASONS[2:]  # what was written before it broke does not count
 TIDY_COLUMNS = (
     "student start size step seed task prompt_mode n accuracy ci_low ci_high"
@@ -98,8 +100,8 @@ def evaluate(
     descriptions : mapping of task to str, optional
         The sentence a generic prompt begins with.
     work_dir : Path, optional
-        Keeps the predictions; a later call with the same weights, inputs and sources
-        takes them from there.
+        Of these weights alone: keeps a file per task and prompt mode. A later call
+        with the same inputs and sources takes them from there.
     accelerator : Accelerator, optional
         Shares the batches among its processes; every process returns all predictions.
 
@@ -114,70 +116,79 @@ def evaluate(
         Unknown mode, no problems, or a task without demonstrations in a mode that shows
         them; all before anything is decoded.
     """
-    without = [task for task in problems_by_task if not prompt_modes.get(task)]
-    if without or not problems_by_task:
-        raise ValueError(
-            f"prompt_modes: {prompt_modes!r} has none for {without or 'any task'}"
-        )
     asked: list[_Question] = []
+    paths: dict[tuple[str, str], Path | None] = {}
     for task, problems in problems_by_task.items():
+        shown, said = demonstrations.get(task, ()), (descriptions or {}).get(task, "")
+        facts = {"problems": problems, "shown": shown, "description": said}
         for mode in prompt_modes[task]:
-            _check(task, mode, problems, demonstrations)
-            shown = demonstrations.get(task, ())
-            if mode not in prompts.GENERIC_PROMPT_MODES:
-                shown = shown[: config.num_demonstrations]
-            fitted = _fit_prompts(
-                [(question, shown) for question in problems["question"]],
-                mode,
-                student,
-                max_input_tokens=config.max_input_tokens,
-                description=(descriptions or {}).get(task, ""),
-            )
+            _check(task, mode, problems, shown)
+            name = file_name(task, mode, config, **facts)
+            path = paths[task, mode] = work_dir and Path(work_dir) / checkpoint / name
+            if path and path.exists():
+                continue
+            is_generic = mode in prompts.GENERIC_PROMPT_MODES
+            own = shown if is_generic else shown[: config.num_demonstrations]
+            items = [(question, own) for question in problems["question"]]
+            limits = {"max_input_tokens": config.max_input_tokens, "description": said}
+            fitted = _fit_prompts(items, mode, student, **limits)
             # Seeds by the place in the task: samples do not depend on other tasks.
             asked += [
                 _Question(task, mode, *pair, seed=place)
                 for place, pair in enumerate(zip(problems, fitted, strict=True))
             ]
-    path = None
-    if work_dir is not None:
-        path = Path(work_dir) / f"{_digest(asked, student, config, checkpoint)}.parquet"
-        if path.exists():
-            return artifacts.read_dataset(path).cast(PREDICTION_FEATURES)
     k = config.num_samples
     fitting = [question for question in asked if question.prompt]
     texts = [question.prompt.text for question in fitting for _ in range(k)]
     seeds = [question.seed * k + i for question in fitting for i in range(k)]
-    written = iter(decode(student, texts, config, seeds=seeds, accelerator=accelerator))
-    rows = []
+    options = {"seeds": seeds, "accelerator": accelerator}
+    written = iter(decode(student, texts, config, **options) if texts else ())
+    rows: dict[tuple[str, str], list[dict]] = {place: [] for place in paths}
     for question in asked:
         candidates = list(itertools.islice(written, k if question.prompt else 0))
         candidates = candidates or [Generation("", 0, "prompt_too_long")]
-        rows.append(_prediction(question, candidates, student, checkpoint))
-    # `Dataset.from_list` looks at every value of every row first.
-    table = pa.Table.from_pylist(rows, schema=PREDICTION_FEATURES.arrow_schema)
-    if path and (accelerator is None or accelerator.is_main_process):
-        artifacts.write_dataset(path, Dataset(table))
-    return Dataset(table)
+        row = _prediction(question, candidates, student, checkpoint)
+        rows[question.task, question.mode].append(row)
+    parts, schema = [], PREDICTION_FEATURES.arrow_schema
+    for place, path in paths.items():
+        if not rows[place]:
+            parts.append(artifacts.read_dataset(path))
+            continue
+        # `Dataset.from_list` looks at every value of every row first.
+        parts.append(Dataset(pa.Table.from_pylist(rows[place], schema=schema)))
+        if path and (accelerator is None or accelerator.is_main_process):
+            artifacts.write_dataset(path, parts[-1])
+    return concatenate_datasets(parts)
 
 
-def _digest(
-    asked: Sequence[_Question],
-    student: Student,
+def file_name(
+    task: str,
+    mode: str,
     config: EvaluationConfig,
-    checkpoint: str,
+    *,
+    problems: Dataset,
+    shown: Sequence[prompts.Demonstration],
+    description: str,
 ) -> str:
-    """Name all that predictions depend on."""
-    questions = [
-        (q.task, q.mode, dict(q.problem), q.prompt and q.prompt.text) for q in asked
-    ]
-    settings = checkpoint, vars(in_precision(config)), student_digest(student)
-    code = stages.code_of("cotspec.evaluation")
-    return artifacts.digest_of([questions, settings, code])[:24]
+    """Return a name that changes with all that predictions depend on but weights."""
+    parts = {
+        "problems": problems.to_list(),
+        "demonstrations": [vars(demonstration) for demonstration in shown],
+        "description": description,
+        "settings": decoding_settings(config),
+        "code": stages.code_of("cotspec.evaluation"),
+    }
+    digest = artifacts.digest_of(parts)[:16]
+    return f"{task.replace('/', '-')}.{mode}.{digest}.parquet"
 
 
-def _check(
-    task: str, mode: str, problems: Dataset, demonstrations: Mapping[str, Sequence]
-) -> None:
+def decoding_settings(config: EvaluationConfig) -> dict[str, object]:
+    """Return the fields that say how a text is decoded, not which are."""
+    fields = vars(in_precision(config))
+    return {name: fields[name] for name in fields if name not in _NOT_DECODING}
+
+
+def _check(task: str, mode: str, problems: Dataset, shown: Sequence) -> None:
     """Raise ValueError where this task cannot be evaluated in this mode."""
     if mode not in prompts.PROMPT_MODES:
         raise ValueError(
@@ -186,7 +197,7 @@ def _check(
         )
     if len(problems) == 0:
         raise ValueError(f"problems_by_task: task {task!r} has no problems")
-    if not mode.startswith("zero_shot") and not demonstrations.get(task):
+    if not mode.startswith("zero_shot") and not shown:
         raise ValueError(
             f"demonstrations: none for task {task!r}, which mode {mode!r} shows. "
             "Add them, or leave this mode out for this task"

@@ -67,8 +67,6 @@ COLUMNS = [
     *"reference_is_correct lm_eval_is_correct".split(),  # none for generic tasks
 ]
 DONE = "cell.json"
-# Fields of the evaluation section that say what is tested, not how it is decoded.
-_NOT_DECODING = ("math_prompt_modes", "generic_prompt_modes", "confidence")
 # Rules that only this method gives: by them a table tells how it was made.
 _OWN_RULES: Mapping[str, tuple[Rule, ...]] = {
     "offsets": (Rule.STARTS_TOGETHER, Rule.INSIDE),
@@ -343,15 +341,12 @@ class Grid:
     @property
     def settings_digest(self) -> str:
         """Names the numbers of training and decoding, so that no report mixes two."""
-        parts = self._training(), self._decoding(), self.formats.max_input_tokens
+        decoding = evaluation.decoding_settings(self.evaluation)
+        parts = self._training(), decoding, self.formats.max_input_tokens
         return artifacts.digest_of(parts)[:8]
 
     def _training(self) -> dict[str, object]:
         return vars(models.in_precision(self.training))
-
-    def _decoding(self) -> dict[str, object]:
-        fields = vars(models.in_precision(self.evaluation))
-        return {k: v for k, v in fields.items() if k not in _NOT_DECODING}
 
     def _folder(self, cell: Cell) -> Path:
         """The folder of a cell, named by what its weights depend on."""
@@ -378,19 +373,11 @@ class Grid:
 
     def _unit(self, split: str, task: str, prompt_mode: str) -> Unit:
         problems = self.problems_of(split, task)
-        shown = selection.demonstrations_by_task(self.demonstrations, problems)
-        said = selection.descriptions_by_task(self.demonstrations)
-        parts = {
-            "problems": dataset_digest(problems),
-            "prompt_mode": prompt_mode,
-            "demonstrations": [vars(d) for d in shown[task]],
-            "description": said.get(task, ""),
-            "evaluation": self._decoding(),
-            "code": stages.code_of("cotspec.evaluation"),
-        }
-        name = f"{split}.{task.replace('/', '-')}.{prompt_mode}"
-        digest = artifacts.digest_of(parts)[:16]
-        return Unit(split, task, prompt_mode, f"{name}.{digest}.parquet")
+        shown = selection.demonstrations_by_task(self.demonstrations, problems)[task]
+        said = selection.descriptions_by_task(self.demonstrations).get(task, "")
+        facts = {"problems": problems, "shown": shown, "description": said}
+        name = evaluation.file_name(task, prompt_mode, self.evaluation, **facts)
+        return Unit(split, task, prompt_mode, name)
 
     def _base(self, cell: Cell) -> Base:
         """Digest and size of the student that the cell starts from; loaded once."""
@@ -565,7 +552,7 @@ def _export(job: Job, work_dir: Path) -> None:
 
 
 def _decode(job: Job, grid: Grid) -> None:
-    """Decode all that is missing of a checkpoint, and write a file for each unit."""
+    """Decode all that is missing of a checkpoint: a file for each unit."""
     student = models.load_student(job.cell.student, seed=job.cell.seed)
     if job.step:
         folder = dict(training.list_checkpoints(job.folder))[job.step]
@@ -573,13 +560,12 @@ def _decode(job: Job, grid: Grid) -> None:
     student.model.to(models.device())
     shown = selection.demonstrations_by_task(grid.demonstrations, grid.problems)
     said = selection.descriptions_by_task(grid.demonstrations)
-    due = {unit: path for unit, path in job.files.items() if not path.exists()}
-    for split in sorted({unit.split for unit in due}):
-        mine = [unit for unit in due if unit.split == split]
+    for split in sorted({unit.split for unit in job.units}):
         modes: dict[str, list[str]] = {}
-        for unit in mine:
-            modes.setdefault(unit.task, []).append(unit.prompt_mode)
-        predictions = evaluation.evaluate(
+        for unit in job.units:
+            if unit.split == split:
+                modes.setdefault(unit.task, []).append(unit.prompt_mode)
+        evaluation.evaluate(
             student,
             {task: grid.problems_of(split, task) for task in modes},
             modes,
@@ -587,11 +573,8 @@ def _decode(job: Job, grid: Grid) -> None:
             demonstrations=shown,
             descriptions=said,
             checkpoint=f"step-{job.step}",
+            work_dir=job.folder / "predictions",
         )
-        task, mode = (np.array(predictions[n][:]) for n in ("task", "prompt_mode"))
-        for unit in mine:
-            rows = np.flatnonzero((task == unit.task) & (mode == unit.prompt_mode))
-            artifacts.write_dataset(due[unit], predictions.select(rows))
 
 
 @functools.lru_cache(maxsize=32)

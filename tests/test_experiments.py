@@ -319,19 +319,19 @@ def test_the_base_is_decoded_once_for_all_seeds(predictions, store):
 def test_what_is_measured_on_one_checkpoint_is_decoded_together(
     cells, predictions, copied, monkeypatch
 ):
-    def evaluate(student, problems, modes, *arguments, **options):
-        asked.append((options["checkpoint"], {t: tuple(m) for t, m in modes.items()}))
-        return really(student, problems, modes, *arguments, **options)
+    def decode(student, texts, *arguments, **options):
+        asked.append(len(texts))
+        return really(student, texts, *arguments, **options)
 
-    asked, really = [], experiments.evaluation.evaluate
-    monkeypatch.setattr(experiments.evaluation, "evaluate", evaluate)
+    asked, really = [], experiments.evaluation.decode
+    monkeypatch.setattr(experiments.evaluation, "decode", decode)
     both = (MODE, "zero_shot_answer_only")
     measurements = [*MEASUREMENTS, Measurement("test", (TASK,), both)]
     again = run(cells[:1], copied, measurements=measurements)
-    assert asked == [("step-4", {TASK: both[1:]})]  # the other mode was there
+    assert asked == [3]  # the other mode was there
     fresh = Measurement("test", (TASK,), ("in_context_answer_only", both[1]))
     run(cells[1:], copied, measurements=[fresh])
-    assert asked[1:] == [("step-4", {TASK: fresh.prompt_modes})]
+    assert asked[1:] == [6]
     assert len(again) == len(predictions) // 2 + 3
 
 
