@@ -316,14 +316,10 @@ class EncoderDecoderBatch:
 
     def logits(self) -> Tensor:
         """The next token's logits, shape (R, V)."""
-        output = self.model(
-            encoder_outputs=BaseModelOutput(self.encoded),
-            attention_mask=self.mask,
-            decoder_input_ids=self.inputs,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return output.logits[:, -1]
+        options = {"attention_mask": self.mask, "decoder_input_ids": self.inputs}
+        options |= {"past_key_values": self.cache, "use_cache": True}
+        encoded = BaseModelOutput(self.encoded)
+        return self.model(encoder_outputs=encoded, **options).logits[:, -1]
 
     def append(self, tokens: Tensor) -> None:
         """Give each row its next input."""
@@ -377,14 +373,9 @@ class CausalBatch:
             causal = causal.tril(self.visible.shape[1] - length)
             mask = (self.visible[:, None, :] & causal)[:, None]  # (R, 1, Q, S)
             options = {"attention_mask": mask, "shared_prefix": self.prefix}
-        logits = self.model(
-            self.inputs,
-            position_ids=self.position,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **options,
-        ).logits[:, -1]
+        options |= {"past_key_values": self.cache, "use_cache": True}
+        options |= {"position_ids": self.position, "logits_to_keep": 1}
+        logits = self.model(self.inputs, **options).logits[:, -1]
         self.position = self.position[:, -1:]
         if self._owners is None:
             return logits
@@ -438,13 +429,8 @@ def compute_prefix(model: PreTrainedModel, prefix_ids: Sequence[int]) -> Prefix:
     ids = torch.tensor([list(prefix_ids)], device=model.device)
     mask = torch.ones(1, 1, len(prefix_ids), len(prefix_ids), dtype=torch.bool).tril()
     cache = DynamicCache()
-    model(
-        ids,
-        attention_mask=mask.to(model.device),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
+    options = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+    model(ids, attention_mask=mask.to(model.device), **options)
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 

@@ -558,23 +558,20 @@ def _decode(job: Job, grid: Grid) -> None:
         folder = dict(training.list_checkpoints(job.folder))[job.step]
         student = training.load_checkpoint(student, folder)
     student.model.to(models.device())
-    shown = selection.demonstrations_by_task(grid.demonstrations, grid.problems)
-    said = selection.descriptions_by_task(grid.demonstrations)
+    shown, problems = grid.demonstrations, grid.problems
+    options = {
+        "demonstrations": selection.demonstrations_by_task(shown, problems),
+        "descriptions": selection.descriptions_by_task(shown),
+        "checkpoint": f"step-{job.step}",
+        "work_dir": job.folder / "predictions",
+    }
     for split in sorted({unit.split for unit in job.units}):
         modes: dict[str, list[str]] = {}
         for unit in job.units:
             if unit.split == split:
                 modes.setdefault(unit.task, []).append(unit.prompt_mode)
-        evaluation.evaluate(
-            student,
-            {task: grid.problems_of(split, task) for task in modes},
-            modes,
-            grid.evaluation,
-            demonstrations=shown,
-            descriptions=said,
-            checkpoint=f"step-{job.step}",
-            work_dir=job.folder / "predictions",
-        )
+        asked = {task: grid.problems_of(split, task) for task in modes}
+        evaluation.evaluate(student, asked, modes, grid.evaluation, **options)
 
 
 @functools.lru_cache(maxsize=32)

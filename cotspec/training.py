@@ -180,25 +180,18 @@ def _loop(run: Run, done: int) -> None:
     run.optimizer.zero_grad()
     if config.activation_checkpointing:
         run.student.model.gradient_checkpointing_enable({"use_reentrant": False})
-    stream = batching.batch_stream(
-        run.encoded.lengths(),
-        config.batch_tokens,
-        seed=run.seed,
-        start=done * config.gradient_accumulation_steps,
-    )
+    lengths, budget = run.encoded.lengths(), config.batch_tokens
+    start = done * config.gradient_accumulation_steps
+    stream = batching.batch_stream(lengths, budget, seed=run.seed, start=start)
     parts = config.num_checkpoints
     due = {round(i * run.num_updates / parts) for i in range(1, parts + 1)}
-    steps = tqdm(
-        range(done + 1, run.num_updates + 1),
-        initial=done,
-        total=run.num_updates,
-        desc=f"training {run.student.name}",
-        unit="update",
-        disable=not run.accelerator.is_main_process,
-    )
+    is_main = run.accelerator.is_main_process
+    bar = {"desc": f"training {run.student.name}", "unit": "update"}
+    bar |= {"initial": done, "total": run.num_updates, "disable": not is_main}
+    steps = tqdm(range(done + 1, run.num_updates + 1), **bar)
     for step in steps:
         row = take_update(run, step, stream)
-        if run.accelerator.is_main_process:
+        if is_main:
             _append_row(run.metrics_path, row)
         steps.set_postfix({"loss": f"{row['loss']:.4f}"})
         if step in due:
@@ -224,15 +217,10 @@ def take_update(
         return loss * (num_own / num_targets) * weight
 
     rate = learning_rate_at(step, run.num_updates, run.config)
+    limits = {"rate": rate, "max_grad_norm": run.config.max_grad_norm}
+    parts, functions = (run.model, run.optimizer), [partial(loss_of, i) for i in mine]
     try:
-        total, norm = step_optimizer(
-            run.accelerator,
-            run.model,
-            run.optimizer,
-            [partial(loss_of, i) for i in mine],
-            rate=rate,
-            max_grad_norm=run.config.max_grad_norm,
-        )
+        total, norm = step_optimizer(run.accelerator, *parts, functions, **limits)
     except FloatingPointError as error:
         raise FloatingPointError(
             f"training: {error} at step {step} (learning rate {rate:.3g}); log and "
@@ -371,9 +359,8 @@ def num_updates(encoded: EncodedExamples, config: TrainingConfig, seed: int) -> 
     """Return the updates of a run: ``max_steps``, or ``num_epochs`` in updates."""
     if config.max_steps is not None:
         return config.max_steps
-    batches = batching.plan_epoch(
-        encoded.lengths(), config.batch_tokens, seed=seed, epoch=0
-    )
+    lengths, budget = encoded.lengths(), config.batch_tokens
+    batches = batching.plan_epoch(lengths, budget, seed=seed, epoch=0)
     per_update = config.gradient_accumulation_steps
     return max(1, round(config.num_epochs * len(batches) / per_update))
 

@@ -415,7 +415,7 @@ def test_sample_matching_depends_on_no_target_distribution(model, tmp_path):
 
 def test_a_file_that_is_gone_is_decoded_again(cells, store, predictions, copied):
     folder = grid_of(copied)._folder(cells[0])
-    next(folder.glob("predictions/step-4/test.*")).unlink()
+    next(folder.glob("predictions/step-4/*.parquet")).unlink()
     assert sorted(states(cells, copied)) == ["finished", "to decode"]
     again = run(cells, copied)
     assert again.attrs == {"cells": 2, "trained": 0, "decoded": 1}
