@@ -157,13 +157,19 @@ def encode(
         table = _aligned_table(aligned)
         _check_vocabulary(examples, tokenizer, rows, table)
     ids_of_inputs = list(_token_ids(tokenizer, inputs))
+    texts = [targets[i] for i in np.flatnonzero(rows < 0)]
+    ids_of_targets = _token_ids(tokenizer, texts, add_special_tokens=False)
+    labels = []
+    for row in rows:  # aligned student ids where there are any
+        ids = next(ids_of_targets) if row < 0 else table.student_ids[table.tokens(row)]
+        labels.append(np.append(ids, tokenizer.eos_token_id).astype(np.int32))
     if num_long := sum(len(ids) > max_input_tokens for ids in ids_of_inputs):
         said = "%d of %d inputs over max_input_tokens=%d cut on the left"
         logger.warning(said, num_long, len(examples), max_input_tokens)
     return EncodedExamples(
         # Cut copies: a view would keep the whole.
         input_ids=[ids[-max_input_tokens:].copy() for ids in ids_of_inputs],
-        labels=_labels(targets, tokenizer, rows, table),
+        labels=labels,
         teacher_row=rows,
         aligned=table,
         data_format=np.array(examples["data_format"][:]),
@@ -188,22 +194,6 @@ def _check_vocabulary(
                 f"aligned: the target of {text[:40]!r} is not in the student's tokens. "
                 "Allowed: targets that were aligned to this student's vocabulary"
             )
-
-
-def _labels(
-    targets: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    rows: np.ndarray,
-    table: AlignedTable | None,
-) -> list[np.ndarray]:
-    """Aligned student ids where there are any, else the tokenised target; then EOS."""
-    texts = [targets[i] for i in np.flatnonzero(rows < 0)]
-    tokenised = _token_ids(tokenizer, texts, add_special_tokens=False)
-    labels = []
-    for row in rows:
-        ids = next(tokenised) if row < 0 else table.student_ids[table.tokens(row)]
-        labels.append(np.append(ids, tokenizer.eos_token_id).astype(np.int32))
-    return labels
 
 
 def _token_ids(

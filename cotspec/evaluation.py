@@ -36,25 +36,14 @@ BROKEN = FINISH_REASONS[2:]  # what was written before it broke does not count
 TIDY_COLUMNS = (
     "student start size step seed task prompt_mode n accuracy ci_low ci_high"
 ).split()
+_TEXT, _FLAG, _COUNT = Value("string"), Value("bool"), Value("int32")
 PREDICTION_FEATURES = Features(
-    {
-        "problem_id": Value("string"),
-        "task": Value("string"),
-        "prompt_mode": Value("string"),
-        "checkpoint": Value("string"),
-        "completion": Value("string"),
-        "predicted_answer": Value("string"),
-        "is_correct": Value("bool"),
-        "no_answer": Value("bool"),
-        "tier": Value("string"),
-        "reference_is_correct": Value("bool"),
-        "lm_eval_is_correct": Value("bool"),
-        "finish_reason": Value("string"),
-        "num_demonstrations": Value("int32"),
-        "num_dropped_demonstrations": Value("int32"),
-        "is_answer_spellable": Value("bool"),
-        "samples": List(Value("string")),
-    }
+    dict.fromkeys("problem_id task prompt_mode checkpoint completion".split(), _TEXT)
+    | {"predicted_answer": _TEXT, "is_correct": _FLAG, "no_answer": _FLAG}
+    | {"tier": _TEXT, "reference_is_correct": _FLAG, "lm_eval_is_correct": _FLAG}
+    | {"finish_reason": _TEXT, "num_demonstrations": _COUNT}
+    | {"num_dropped_demonstrations": _COUNT, "is_answer_spellable": _FLAG}
+    | {"samples": List(_TEXT)}
 )
 
 
@@ -266,21 +255,19 @@ def majority(predicted: Sequence[str | None]) -> int:
 
 def _score(task: str, mode: str, completion: str, gold: str) -> dict[str, object]:
     """The scores of one completion; math carries two comparison scores beside ours."""
+    others = dict.fromkeys(("tier", "reference_is_correct", "lm_eval_is_correct"))
     if mode in prompts.GENERIC_PROMPT_MODES:
         stem = task.rsplit("/", 1)[-1]
         score = answers.score_bbh(stem, completion, gold, prompt_mode=mode)
-        predicted = score.predicted
-        others = dict.fromkeys(("tier", "reference_is_correct", "lm_eval_is_correct"))
     else:
         score = answers.score_math(completion, gold)
-        predicted = None if score.predicted is None else str(score.predicted)
         others = {
             "tier": score.tier,
             "reference_is_correct": answers.reference_score(completion, gold),
             "lm_eval_is_correct": answers.lm_eval_flexible_score(completion, gold),
         }
     return {
-        "predicted_answer": predicted,
+        "predicted_answer": None if score.predicted is None else str(score.predicted),
         "is_correct": score.is_correct,
         "no_answer": score.no_answer,
         **others,

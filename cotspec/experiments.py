@@ -432,11 +432,10 @@ def open_grid(stage: stages.Stage, **other_alignments: Dataset) -> Grid:
     """
     profile = stage.profile
     aligned = {profile.alignment.method: stage.read("aligned")}
+    sections = profile.formats, profile.training, profile.evaluation
     return Grid(
         stage.store("experiments"),
-        profile.formats,
-        profile.training,
-        profile.evaluation,
+        *sections,
         profile.experiments,
         examples=stage.read("examples"),
         aligned=aligned | other_alignments,

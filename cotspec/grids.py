@@ -6,7 +6,6 @@ that several grids name is one cell, trained once.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
@@ -14,16 +13,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from cotspec.profiles import (
-    DATA_FORMATS,
-    LOSSES,
-    AlignmentMethod,
-    ExperimentsConfig,
-    Formats,
-    LossConfig,
-    Profile,
-    StudentConfig,
-)
+from cotspec import profiles
+from cotspec.profiles import DATA_FORMATS, ExperimentsConfig, LossConfig
 
 Some = Annotated[tuple[str, ...], Field(min_length=1)]
 # What a student may be trained on, as the column `data_formats` names it.
@@ -55,9 +46,9 @@ class Cell:
     model: str
     start: str
     seed: int
-    data_formats: Formats = DATA_FORMATS
+    data_formats: profiles.Formats = DATA_FORMATS
     loss: LossConfig = LossConfig()
-    alignment: AlignmentMethod = "offsets"
+    alignment: profiles.AlignmentMethod = "offsets"
     tokenizer: str | None = None
     revision: str | None = None
 
@@ -66,9 +57,11 @@ class Cell:
         object.__setattr__(self, "data_formats", ordered)
 
     @property
-    def student(self) -> StudentConfig:
+    def student(self) -> profiles.StudentConfig:
         """What the cell starts from."""
-        return StudentConfig(self.model, self.start, self.tokenizer, self.revision)
+        return profiles.StudentConfig(
+            self.model, self.start, self.tokenizer, self.revision
+        )
 
     @property
     def targets(self) -> str | None:
@@ -123,18 +116,11 @@ class Measurement:
         return ends.get(self.steps, steps)
 
 
-def base_cells(profile: Profile, seeds: Iterable[int]) -> list[Cell]:
+def base_cells(profile: profiles.Profile, seeds: Iterable[int]) -> list[Cell]:
     """Return the profile's own student, one cell per seed; it is in all four grids."""
-    return [
-        Cell(
-            **dataclasses.asdict(profile.student),
-            seed=seed,
-            data_formats=profile.formats.data_formats,
-            loss=profile.loss,
-            alignment=profile.alignment.method,
-        )
-        for seed in seeds
-    ]
+    given = vars(profile.student) | {"data_formats": profile.formats.data_formats}
+    given |= {"loss": profile.loss, "alignment": profile.alignment.method}
+    return [Cell(seed=seed, **given) for seed in seeds]
 
 
 def ability_grid(base: Sequence[Cell], experiments: ExperimentsConfig) -> list[Cell]:
@@ -174,7 +160,7 @@ def loss_grid(
         such as ``{"tail": "paper"}``, ``{"divergence": "reverse_kl"}`` or
         ``{"alignment": "dtw"}``. Each adds one cell per seed.
     """
-    variants = [{"name": name} for name in LOSSES]
+    variants = [{"name": name} for name in profiles.LOSSES]
     variants += [{"name": "distribution_matching", **variant} for variant in extra]
     cells = list(base)
     for variant in variants:

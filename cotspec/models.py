@@ -211,11 +211,10 @@ def _reach(auto, field: str, source: str, revision: str | None = None, **options
             raise ValueError(f"{len(absent)} weights are missing, {absent[0]}")
         return found[0] if is_model else found
     except Exception as error:  # a torn file fails in many ways
+        said = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:160]}"
         raise ValueError(
-            f"{field}: cannot load {source!r}: it is neither a local folder with a "
-            "whole model nor reachable on the Hugging Face hub. Set it to a path with "
-            f"--set {field}=/path/to/model, or go online "
-            f"({type(error).__name__}: {str(error).partition(chr(10))[0][:160]})"
+            f"{field}: cannot load {source!r} ({said}). Allowed: a folder with a whole "
+            f"model (--set {field}=/path/to/model) or, online, a name on the hub"
         ) from error
 
 

@@ -24,6 +24,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +55,7 @@ METRICS = (
 WEIGHTS, STATE, RESUME = "model.safetensors", "state.json", "resume"
 
 
+@dataclass(eq=False)
 class Run:
     """What stays the same during one run.
 
@@ -61,20 +63,17 @@ class Run:
     same for a run to be the same.
     """
 
-    def __init__(
-        self,
-        student: Student,
-        encoded: EncodedExamples,
-        config: TrainingConfig,
-        *,
-        work_dir: Path,
-        loss: LossConfig,
-        seed: int,
-    ):
-        self.student, self.encoded, self.config = student, encoded, config
-        self.loss, self.seed, self.work_dir = loss, seed, Path(work_dir)
+    student: Student
+    encoded: EncodedExamples
+    config: TrainingConfig
+    loss: LossConfig
+    seed: int
+    work_dir: Path
+
+    def __post_init__(self) -> None:
+        student, config = self.student, self.config
         self.metrics_path = self.work_dir / "metrics.csv"
-        self.num_updates = num_updates(encoded, config, seed)
+        self.num_updates = num_updates(self.encoded, config, self.seed)
         AcceleratorState._reset_state()  # an earlier run may have had another precision
         precision = "bf16" if config.precision == "bfloat16" else "no"
         self.accelerator = Accelerator(mixed_precision=precision)
@@ -86,11 +85,11 @@ class Run:
         self.settings = {
             # How many checkpoints there are does not change the weights.
             "training": vars(config) | {"num_checkpoints": None},
-            "loss": vars(loss),
-            "seed": seed,
+            "loss": vars(self.loss),
+            "seed": self.seed,
             "student": student.name,
             "tokenizer": tokenizer_digest(student.tokenizer),
-            "data": data_digest(encoded),
+            "data": data_digest(self.encoded),
             "num_updates": self.num_updates,
         }
 
@@ -147,7 +146,7 @@ def train(
             f"encoded.is_causal: {encoded.is_causal}. Allowed for student "
             f"{student.name!r}: {not encoded.is_causal}"
         )
-    run = Run(student, encoded, config, work_dir=work_dir, loss=loss, seed=seed)
+    run = Run(student, encoded, config, loss, seed, Path(work_dir))
     try:
         _loop(run, resume(run))
     finally:

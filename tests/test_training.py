@@ -6,12 +6,9 @@ what the test of several processes starts.
 
 import dataclasses
 import math
-import multiprocessing
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -463,37 +460,6 @@ def test_a_loss_that_is_not_finite_names_the_step_and_loses_nothing(
 # --- Runs in processes of their own ----------------------------------------------
 
 LONG = {"max_steps": 60, "num_checkpoints": 12}
-
-
-# A server that has imported everything once forks the runs that are killed.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["cotspec.training"])
-
-
-def kill_at(work_dir, num_rows, delay):
-    """Start a run; kill -9 it `delay` seconds after its `num_rows`-th update."""
-    process = PROCESSES.Process(target=run, args=(work_dir,), kwargs=LONG)
-    process.start()
-    log = work_dir / "metrics.csv"
-    while process.is_alive():
-        if log.exists() and log.read_bytes().count(b"\n") > num_rows:
-            time.sleep(delay)
-            os.kill(process.pid, signal.SIGKILL)
-            break
-        time.sleep(0.001)
-    process.join()
-    return process.exitcode
-
-
-def test_a_run_killed_ten_times_ends_with_the_same_bytes(tmp_path):
-    run(tmp_path / "whole", **LONG)
-    generator = np.random.default_rng(1)
-    for moment in np.sort(generator.integers(0, 58, 10)):
-        code = kill_at(tmp_path / "cut", moment, generator.uniform(0, 0.05))
-        assert code == -signal.SIGKILL
-    assert training.list_checkpoints(tmp_path / "cut")[-1][0] < 60
-    run(tmp_path / "cut", **LONG)
-    assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
 def run_on_two_processes(*command, **environment):
