@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AttentionInterface,
     DynamicCache,
@@ -398,13 +399,11 @@ def _padded(
     rows: Sequence[Sequence[int]], device: torch.device, *, on_left: bool
 ) -> tuple[Tensor, Tensor]:
     """Return ids and mask, (R, longest), on the model's device."""
-    lengths = torch.tensor([[len(row)] for row in rows])  # (R, 1)
-    columns = torch.arange(int(lengths.max()))
-    mask = columns >= len(columns) - lengths if on_left else columns < lengths
-    ids = torch.zeros(mask.shape, dtype=torch.long)  # masked where padded
-    tokens = [token for row in rows for token in row]
-    ids[mask] = torch.tensor(tokens, dtype=torch.long)
-    return ids.to(device), mask.long().to(device)
+    side = "left" if on_left else "right"
+    padded = partial(pad_sequence, batch_first=True, padding_side=side)
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    mask = [torch.ones_like(row) for row in ids]
+    return padded(ids).to(device), padded(mask).to(device)
 
 
 # --- one prefix for all rows ----------------------------------------------------------

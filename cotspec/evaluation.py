@@ -180,16 +180,13 @@ def decoding_settings(config: EvaluationConfig) -> dict[str, object]:
 def _check(task: str, mode: str, problems: Dataset, shown: Sequence) -> None:
     """Raise ValueError where this task cannot be evaluated in this mode."""
     if mode not in prompts.PROMPT_MODES:
-        raise ValueError(
-            f"prompt_modes: {mode!r} for task {task!r}. "
-            f"Allowed: {', '.join(prompts.PROMPT_MODES)}"
-        )
+        allowed = f"Allowed: {', '.join(prompts.PROMPT_MODES)}"
+        raise ValueError(f"prompt_modes: {mode!r} for task {task!r}. {allowed}")
     if len(problems) == 0:
         raise ValueError(f"problems_by_task: task {task!r} has no problems")
     if not mode.startswith("zero_shot") and not shown:
         raise ValueError(
-            f"demonstrations: none for task {task!r}, which mode {mode!r} shows. "
-            "Add them, or leave this mode out for this task"
+            f"demonstrations: none for task {task!r}, which {mode!r} shows"
         )
     for problem in problems:
         try:

@@ -115,10 +115,12 @@ class Job:
             return (self.folder / DONE).exists()
         return all(path.exists() for path in self.files.values())
 
-    def alone(self) -> FileLock:
-        """Wait until no other process does it: notebooks share the store."""
+    def do(self, work: Callable[[Job], None]) -> None:
+        """Do it unless it is done; others wait meanwhile: notebooks share the store."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.folder / f".step-{self.step}.lock")
+        with FileLock(self.folder / f".step-{self.step}.lock"):
+            if not self.is_done():
+                work(self)
 
 
 @dataclass(frozen=True)
@@ -241,9 +243,7 @@ class Grid:
         except ValueError as error:
             print(f"not shared with notebooks 07 to 10: {error}")
             return
-        with job.alone():
-            if not job.is_done():
-                _export(job, work_dir)
+        job.do(functools.partial(_export, work_dir=work_dir))
 
     def trained(self, cell: Cell) -> models.Student:
         """Return a finished training's student, with its last checkpoint's weights."""
@@ -394,10 +394,7 @@ class Grid:
         pairs = zip(self.problems["split"][:], self.problems["task"][:], strict=True)
         rows = [i for i, pair in enumerate(pairs) if pair == (split, task)]
         if not rows:
-            raise ValueError(
-                f"measurement: no {split} problems of task {task!r}. Allowed: a split "
-                "and a task of inputs.problems"
-            )
+            raise ValueError(f"inputs.problems: no {split} problems of task {task!r}")
         return self.problems.select(rows)
 
     def encoded_of(
@@ -525,9 +522,7 @@ def _work(job: Job) -> str | None:
 def error_of(job: Job, grid: Grid) -> str | None:
     """Do a job; return its traceback or None."""
     try:
-        with job.alone():
-            if not job.is_done():
-                (_train if job.step is None else _decode)(job, grid)
+        job.do(functools.partial(_train if job.step is None else _decode, grid=grid))
     except Exception:
         return traceback.format_exc(limit=-2)
     return None

@@ -162,12 +162,9 @@ def train(
 def data_digest(encoded: EncodedExamples) -> str:
     """Return the SHA-256 of all that is learned from: inputs, labels, distributions."""
     digest = hashlib.sha256()
-    for array in itertools.chain(encoded.input_ids, encoded.labels):
+    tables = vars(encoded.aligned).values() if encoded.aligned else ()
+    for array in (*encoded.input_ids, *encoded.labels, encoded.teacher_row, *tables):
         digest.update(b"|" + array.tobytes())
-    digest.update(encoded.teacher_row.tobytes())
-    if encoded.aligned is not None:
-        for array in vars(encoded.aligned).values():
-            digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 

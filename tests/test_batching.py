@@ -44,35 +44,22 @@ def one_batch(**options):
     return batching.collate(encoded, range(len(encoded)))
 
 
-def test_a_batch_holds_the_padded_inputs_and_labels_that_end_with_eos():
+def test_a_batch_holds_padded_inputs_labels_with_eos_and_the_teachers_candidates():
     batch = one_batch()
     assert batch["input_ids"].shape == (2, 16)
     assert batch["input_ids"][0, :4].tolist() == [A, B, EOS, 0]
     assert batch["attention_mask"].sum(1).tolist() == [3, 10]
-    assert batch["labels"].tolist() == [
-        [C, D, EOS, *[-100] * 5],
-        [D, EOS, *[-100] * 6],
-    ]
-
-
-def test_sampled_solutions_carry_the_teacher_and_end_with_a_one_hot_eos():
-    batch = one_batch()
-    ids, probs = batch["teacher_ids"][0], batch["teacher_probs"][0]
+    labels = [[C, D, EOS, *[-100] * 5], [D, EOS, *[-100] * 6]]
+    assert batch["labels"].tolist() == labels
+    ids, probs = batch["teacher_ids"], batch["teacher_probs"]
     assert ids.dtype == torch.int64 and probs.dtype == torch.float32
-    assert ids[:4].tolist() == [[C, B, 0], [A, D, B], [EOS, 0, 0], [0, 0, 0]]
-    assert probs[:4].tolist() == [
-        [0.75, 0.125, 0.0],
-        [0.5, 0.25, 0.125],
-        [1.0, 0.0, 0.0],
-        [0.0, 0.0, 0.0],
-    ]
-
-
-def test_answer_only_examples_are_one_hot_so_that_matching_is_cross_entropy():
-    batch = one_batch()
-    assert batch["teacher_ids"][1, :2, 0].tolist() == [D, EOS]
-    one_hot = [1.0, 0.0, 0.0]
-    assert batch["teacher_probs"][1, :3].tolist() == [one_hot, one_hot, [0.0] * 3]
+    one_hot, empty = [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]
+    assert ids[0, :4].tolist() == [[C, B, 0], [A, D, B], [EOS, 0, 0], [0, 0, 0]]
+    of_teacher = [[0.75, 0.125, 0.0], [0.5, 0.25, 0.125]]
+    assert probs[0, :4].tolist() == [*of_teacher, one_hot, empty]
+    # An answer-only example is one-hot, so that matching is cross-entropy.
+    assert ids[1, :2, 0].tolist() == [D, EOS]
+    assert probs[1, :3].tolist() == [one_hot, one_hot, empty]
 
 
 def test_without_aligned_targets_every_example_is_one_hot_with_one_candidate():
