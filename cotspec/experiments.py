@@ -210,11 +210,11 @@ class Grid:
         sizes = {found[0]: self._base(cell).size for cell, found in jobs.items()}
         trained = [job for job in sizes if not job.is_done()]
         trained.sort(key=sizes.get, reverse=True)
-        failed = do(trained, self)
+        failed = do("trainings", trained, self)
         jobs = self._jobs(cells, measurements)
         decodings = dict.fromkeys(job for found in jobs.values() for job in found[1:])
         decoded = [job for job in decodings if not job.is_done()]
-        failed |= do(decoded, self)
+        failed |= do("checkpoints", decoded, self)
         if failed:
             count = f"{len(failed)} of {len(trained) + len(decoded)}"
             errors = "\n".join(f"{name}:\n{error}" for name, error in failed.items())
@@ -444,8 +444,8 @@ def open_grid(stage: stages.Stage, **other_alignments: Dataset) -> Grid:
 # --- processes ------------------------------------------------------------------------
 
 
-def do(jobs: Sequence[Job], grid: Grid) -> dict[str, str]:
-    """Do all jobs; return the tracebacks of those that failed, by name."""
+def do(what: str, jobs: Sequence[Job], grid: Grid) -> dict[str, str]:
+    """Do all jobs; return the tracebacks of those that failed, by cell."""
     failed: dict[str, str] = {}
     asked = grid.experiments.num_workers or workers_that_fit()
     num_workers = max(asked, len(models.cards()))
@@ -453,7 +453,6 @@ def do(jobs: Sequence[Job], grid: Grid) -> dict[str, str]:
         done = side_by_side(jobs, num_workers, grid)
     else:
         done = ((job, error_of(job, grid)) for job in jobs)
-    what = "checkpoints" if jobs and jobs[0].step is not None else "trainings"
     with tqdm(total=len(jobs), desc=what, unit="part", disable=not jobs) as bar:
         for job, error in done:
             bar.update()
@@ -485,7 +484,7 @@ def side_by_side(
         cards.put(card)
     options = {"initializer": _begin, "initargs": (dataclasses.replace(grid), cards)}
     with ProcessPoolExecutor(num_workers, context, **options) as pool:
-        waiting = {pool.submit(work or _work, job): job for job in jobs}
+        waiting = {pool.submit(work or error_of, job): job for job in jobs}
         for future in as_completed(waiting):
             try:
                 error = future.result()
@@ -515,12 +514,9 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(job: Job) -> str | None:
-    return error_of(job, _GRID[0])
-
-
-def error_of(job: Job, grid: Grid) -> str | None:
-    """Do a job; return its traceback or None."""
+def error_of(job: Job, grid: Grid | None = None) -> str | None:
+    """Do a job, of a worker's grid by default; return its traceback or None."""
+    grid = grid or _GRID[0]
     try:
         job.do(functools.partial(_train if job.step is None else _decode, grid=grid))
     except Exception:
