@@ -29,7 +29,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -204,21 +204,12 @@ class Grid:
         CellsFailed
             After all other cells are finished.
         """
-        jobs = self._jobs(cells, measurements)
-        # All trainings come before what is decoded, the largest first, so that no
-        # process is left alone with a long one.
-        sizes = {found[0]: self._base(cell).size for cell, found in jobs.items()}
-        trained = [job for job in sizes if not job.is_done()]
-        trained.sort(key=sizes.get, reverse=True)
-        failed = do("trainings", trained, self)
-        jobs = self._jobs(cells, measurements)
-        decodings = dict.fromkeys(job for found in jobs.values() for job in found[1:])
-        decoded = [job for job in decodings if not job.is_done()]
-        failed |= do("checkpoints", decoded, self)
-        if failed:
-            count = f"{len(failed)} of {len(trained) + len(decoded)}"
+        done = do(lambda: self._due(cells, measurements), self)
+        if failed := {str(job.cell): error for job, error in done.items() if error}:
+            count = f"{len(failed)} of {len(done)}"
             errors = "\n".join(f"{name}:\n{error}" for name, error in failed.items())
             raise CellsFailed(f"{count} failed; the others are finished\n{errors}")
+        jobs = self._jobs(cells, measurements)
         read = functools.cache(_read)
         tables = [
             read(path).assign(**self._described(cell), step=job.step, split=unit.split)
@@ -227,8 +218,9 @@ class Grid:
             for unit, path in job.files.items()
         ]
         predictions = pd.concat(tables, ignore_index=True)[COLUMNS]
-        counted = {"cells": jobs, "trained": trained, "decoded": decoded}
-        predictions.attrs = {name: len(some) for name, some in counted.items()}
+        trained = sum(job.step is None for job in done)
+        counts = {"trained": trained, "decoded": len(done) - trained}
+        predictions.attrs = {"cells": len(jobs), **counts}
         return predictions
 
     def keep(self, cell: Cell, work_dir: Path) -> None:
@@ -329,6 +321,18 @@ class Grid:
                     where = folder if step else base
                     found[cell].append(Job(cell, where, step, units))
         return found
+
+    def _due(
+        self, cells: Sequence[Cell], measurements: Sequence[Measurement]
+    ) -> list[Job]:
+        """What can be done now: trainings, and decodings of what is trained."""
+        jobs = self._jobs(cells, measurements)
+        # Trainings come before what is decoded, the largest first, so that no process
+        # is left alone with a long one.
+        sizes = {found[0]: self._base(cell).size for cell, found in jobs.items()}
+        found = sorted(sizes, key=sizes.get, reverse=True)
+        found += itertools.chain(*(others for _, *others in jobs.values()))
+        return [job for job in dict.fromkeys(found) if not job.is_done()]
 
     def _described(self, cell: Cell) -> dict[str, object]:
         facts = vars(cell) | vars(cell.loss) | {"loss": cell.loss.name}
@@ -444,22 +448,30 @@ def open_grid(stage: stages.Stage, **other_alignments: Dataset) -> Grid:
 # --- processes ------------------------------------------------------------------------
 
 
-def do(what: str, jobs: Sequence[Job], grid: Grid) -> dict[str, str]:
-    """Do all jobs; return the tracebacks of those that failed, by cell."""
-    failed: dict[str, str] = {}
+def do(due: Callable[[], list[Job]], grid: Grid) -> dict[Job, str | None]:
+    """Do what is due, and what becomes due by that; return jobs and tracebacks."""
+    done: dict[Job, str | None] = {}
+    count = len(due())
     asked = grid.experiments.num_workers or workers_that_fit()
     num_workers = max(asked, len(models.cards()))
-    if num_workers > 1 and len(jobs) > 1:
-        done = side_by_side(jobs, num_workers, grid)
-    else:
-        done = ((job, error_of(job, grid)) for job in jobs)
-    with tqdm(total=len(jobs), desc=what, unit="part", disable=not jobs) as bar:
-        for job, error in done:
+    is_shared = num_workers > 1 and count > 1
+    each = side_by_side(due, num_workers, grid) if is_shared else in_turn(due, grid)
+    what = "trainings and checkpoints"
+    with tqdm(total=count, desc=what, unit="part", disable=not count) as bar:
+        for job, error, bar.total in each:
+            done[job] = error
             bar.update()
             if error:
-                failed[str(job.cell)] = error
                 bar.write(f"failed: {job.cell}: {error.strip().splitlines()[-1]}")
-    return failed
+    return done
+
+
+def in_turn(due: Callable[[], list[Job]], grid: Grid) -> Iterator[tuple]:
+    """Yield each job that is due, its error, and how many jobs there are by now."""
+    done: list[Job] = []
+    while left := [job for job in due() if job not in done]:
+        done.append(left[0])
+        yield left[0], error_of(left[0], grid), len(done) + len(left) - 1
 
 
 def workers_that_fit() -> int:
@@ -473,9 +485,9 @@ def workers_that_fit() -> int:
 
 
 def side_by_side(
-    jobs: Sequence[Job], num_workers: int, grid: Grid, *, work: Callable | None = None
-) -> Iterator[tuple[Job, str | None]]:
-    """Yield jobs and their errors as processes are done with them, one card each."""
+    due: Callable[[], list[Job]], num_workers: int, grid: Grid, work: Callable = None
+) -> Iterator[tuple]:
+    """As `in_turn`, by several processes, one card each."""
     # A server that has imported everything once forks the workers.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -483,15 +495,28 @@ def side_by_side(
     for _, card in zip(range(num_workers), itertools.cycle(models.cards())):
         cards.put(card)
     options = {"initializer": _begin, "initargs": (dataclasses.replace(grid), cards)}
+    # A process that is killed takes the jobs of all with it, and what would follow.
+    killed = (
+        "a process was killed, perhaps for its memory: run again with "
+        f"experiments.num_workers below {num_workers}"
+    )
     with ProcessPoolExecutor(num_workers, context, **options) as pool:
-        waiting = {pool.submit(work or error_of, job): job for job in jobs}
-        for future in as_completed(waiting):
-            try:
-                error = future.result()
-            except BrokenProcessPool:  # takes the jobs of all processes with it
-                error = "a process was killed, perhaps for its memory: run again with "
-                error += f"experiments.num_workers below {num_workers}"
-            yield waiting[future], error
+        waiting: dict[Future, Job] = {}
+        fresh, known = due(), set()
+        while fresh or waiting:
+            known.update(fresh)
+            for job in fresh:
+                try:
+                    waiting[pool.submit(work or error_of, job)] = job
+                except BrokenProcessPool:
+                    yield job, killed, len(known)
+            fresh = []
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                job = waiting.pop(future)
+                broke = isinstance(future.exception(), BrokenProcessPool)
+                yield job, killed if broke else future.result(), len(known)
+                if job.step is None:  # what is trained can be decoded
+                    fresh = [job for job in due() if job not in known]
 
 
 _GRID: list[Grid] = []  # of a worker

@@ -526,8 +526,10 @@ def test_a_failing_cell_is_named_and_the_others_are_finished(
 
 def test_jobs_whose_process_was_killed_have_failed(tmp_path):
     jobs = [experiments.Job(Cell(**CELL_FIELDS), tmp_path / str(i)) for i in range(4)]
-    done = experiments.side_by_side(jobs, 2, grid_of(tmp_path), work=deadly_work)
-    assert all("killed, perhaps for its memory" in error for _, error in done)
+    due = jobs.copy
+    done = list(experiments.side_by_side(due, 2, grid_of(tmp_path), work=deadly_work))
+    assert {job for job, *_ in done} == set(jobs)
+    assert all("killed, perhaps for its memory" in error for _, error, _ in done)
 
 
 def deadly_work(job):
@@ -539,8 +541,9 @@ def test_workers_that_are_told_of_cards_take_one_each(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-5f")
     assert len(models.cards()) == 2  # as many workers as cards, at least
     jobs = [experiments.Job(Cell(**CELL_FIELDS), tmp_path / str(i)) for i in range(6)]
-    done = experiments.side_by_side(jobs, 2, grid_of(tmp_path), work=card_of_worker)
-    assert {card for _, card in done} == {"3", "GPU-5f"}
+    due = jobs.copy
+    done = experiments.side_by_side(due, 2, grid_of(tmp_path), work=card_of_worker)
+    assert {card for _, card, _ in done} == {"3", "GPU-5f"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert models.cards() == []
 
