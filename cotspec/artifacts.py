@@ -94,10 +94,15 @@ def write_bytes(path: Path, content: bytes) -> Path:
     return path
 
 
+def write_text(path: Path, text: str) -> Path:
+    """Write text in UTF-8 as `replacing` does."""
+    return write_bytes(path, text.encode())
+
+
 def write_json(path: Path, value: object) -> Path:
     """Write JSON with sorted keys and a final newline."""
     text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
-    return write_bytes(path, (text + "\n").encode())
+    return write_text(path, text + "\n")
 
 
 def read_json(path: Path) -> object:
@@ -142,7 +147,12 @@ def read_dataset(path: Path) -> Dataset:
 def write_frame(path: Path, frame: pd.DataFrame) -> Path:
     """Write a table as CSV without its index; floats keep 6 significant digits."""
     text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    return write_bytes(path, text.encode())
+    return write_text(path, text)
+
+
+def read_frame(path: Path) -> pd.DataFrame:
+    """Read a table written by `write_frame`; "NA" and the like are text."""
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
 
 
 def write_folder(path: Path, source: Path) -> Path:

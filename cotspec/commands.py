@@ -9,7 +9,6 @@ artifacts of its run. Leaves: the training, where notebook 05 takes it up; or
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 
@@ -32,15 +31,16 @@ from cotspec.run import USER_ERROR, Request, overrides_of
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit status (0, or 2 for a user error)."""
     given = _parser().parse_args(arguments)
+    writes, act = _COMMANDS[given.command]
     disable_progress_bars()  # of small table operations
     try:
         series = stages.load_series(artifacts.repository_root())
-        notebook = next(nb for nb in series if given.writes in nb.writes)
+        notebook = next(nb for nb in series if writes in nb.writes)
         overrides = overrides_of(given.profile, given.set, Path.cwd())
         asked = Request(series, given.profile, given.seed, overrides, frozenset())
         # Else the notebook would not take up what is made here.
         given.seed = asked.parameters(notebook)["SEED"]
-        given.run(given, asked.resolved(notebook), notebook)
+        act(given, asked.resolved(notebook), notebook)
     except ValueError as error:
         print(f"cotspec.commands {given.command}: {error}", file=sys.stderr)
         return USER_ERROR
@@ -48,30 +48,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--profile", default=profiles.DEFAULT_PROFILE, metavar="NAME")
-    common.add_argument("--seed", type=int, help="default: the notebook's own")
-    common.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.FIELD=VALUE",
-        help="override of the profile; may be repeated",
-    )
     parser = argparse.ArgumentParser(prog="python -m cotspec.commands")
-    commands = parser.add_subparsers(dest="command", required=True)
-    options = {"parents": [common]}
-    train = commands.add_parser("train", help="train the profile's student", **options)
-    train.set_defaults(run=_train, writes="checkpoints")
-    evaluate = commands.add_parser("evaluate", help="evaluate a checkpoint", **options)
-    evaluate.add_argument(
+    add, several = parser.add_argument, {"action": "append", "default": []}
+    add("command", choices=tuple(_COMMANDS))
+    add("--profile", default=profiles.DEFAULT_PROFILE, metavar="NAME")
+    add("--seed", type=int, help="default: the notebook's own")
+    add("--set", metavar="FIELD=VALUE", help="override a field; repeatable", **several)
+    add(
         "--checkpoint",
         default="last",
-        metavar="last|start|FOLDER",
-        help="notebook 05's last one, the student before training, or a folder step-N "
-        "of any training (default: %(default)s)",
+        metavar="last|start|STEP",
+        help="of notebook 05, to evaluate: its last one, the student before training, "
+        "or the one at a step (default: %(default)s)",
     )
-    evaluate.set_defaults(run=_evaluate, writes="predictions")
     return parser
 
 
@@ -104,7 +93,7 @@ def _evaluate(
 ) -> None:
     accelerator = Accelerator()
     run = artifacts.run_dir(given.profile)
-    name, folder = find_checkpoint(given.checkpoint, run)
+    step, folder = find_checkpoint(given.checkpoint, run)
     student = models.load_student(profile.student, seed=given.seed)
     if folder:
         student = training.load_checkpoint(student, folder)
@@ -119,19 +108,14 @@ def _evaluate(
         profile.evaluation,
         demonstrations=selection.demonstrations_by_task(shown, problems),
         descriptions=selection.descriptions_by_task(shown),
-        checkpoint=name,
+        checkpoint=f"step-{step}",
         work_dir=run / "evaluation" / "parts" / models.student_digest(student),
         accelerator=accelerator,
     )
     if accelerator.is_main_process:
-        target = run / "evaluation" / name
-        results = evaluation.aggregate(
-            predictions,
-            student,
-            step=int(name.split("-")[1]),
-            seed=given.seed,
-            confidence=profile.evaluation.confidence,
-        )
+        target = run / "evaluation" / f"step-{step}"
+        options = {"step": step, "confidence": profile.evaluation.confidence}
+        results = evaluation.aggregate(predictions, student, seed=given.seed, **options)
         artifacts.write_dataset(target / "predictions.parquet", predictions)
         artifacts.write_frame(target / "results.csv", results)
         columns = ["task", "prompt_mode", "n", "accuracy", "ci_low", "ci_high"]
@@ -145,35 +129,33 @@ def _artifact(run: Path, name: str) -> Path:
     return run / stages.find_artifacts([name], series, run)[name].path
 
 
-def find_checkpoint(wanted: str, run: Path) -> tuple[str, Path | None]:
-    """Return the name and folder of the checkpoint that the command line means.
+def find_checkpoint(wanted: str, run: Path) -> tuple[int, Path | None]:
+    """Return step and folder of the checkpoint that the command line means.
 
     Parameters
     ----------
     wanted : str
-        ``last``, ``start``, or a folder ``step-N`` with ``model.safetensors``.
+        ``last``, ``start``, or the number of a step.
     run : Path
         The profile's run, in which notebook 05 may have left checkpoints.
 
     Raises
     ------
     ValueError
-        No such checkpoint, or ``last`` before notebook 05 has finished.
+        No such checkpoint, or notebook 05 has not finished.
     """
     if wanted == "start":
-        return "step-0", None
-    if wanted == "last":
-        step, folder = training.list_checkpoints(_artifact(run, "checkpoints"))[-1]
-        return f"step-{step}", folder
-    folder = Path(wanted).resolve()
-    weights = folder / "model.safetensors"
-    step = re.fullmatch(r"step-(\d+)", folder.name)
-    if step is None or not weights.exists():
-        raise ValueError(
-            f"--checkpoint {wanted!r}: no checkpoint. Allowed: last, start, or a "
-            "folder step-N with model.safetensors, such as out/checkpoints/step-000100"
-        )
-    return f"step-{int(step[1])}-{artifacts.checksum(weights)[:8]}", folder
+        return 0, None
+    found = training.list_checkpoints(_artifact(run, "checkpoints"))
+    for step, folder in reversed(found):
+        if wanted in ("last", str(step)):
+            return step, folder
+    steps = ", ".join(str(step) for step, _ in found)
+    raise ValueError(f"--checkpoint {wanted!r}. Allowed: last, start, {steps}")
+
+
+# What a command does, and an artifact of the notebook whose work it shares.
+_COMMANDS = {"train": ("checkpoints", _train), "evaluate": ("predictions", _evaluate)}
 
 
 if __name__ == "__main__":

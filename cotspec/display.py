@@ -17,12 +17,12 @@ from matplotlib import colors
 from cotspec.figures.style import SKY_BLUE, printable
 
 _MONO = "font-family:'DejaVu Sans Mono',monospace;font-size:12px;line-height:1.45"
-_PLAIN = {"index": False, "border": 0, "na_rep": ""}  # for `DataFrame.to_html`
 
 
 def table(frame: pd.DataFrame) -> HTML:
     """Show a table without its index; text is escaped, so that ``<unk>`` is seen."""
-    return HTML(frame.to_html(float_format="{:.3f}".format, **_PLAIN))
+    plain = {"index": False, "border": 0, "na_rep": ""}
+    return HTML(frame.to_html(float_format="{:.3f}".format, **plain))
 
 
 def confidence_text(tokens: Sequence, probabilities: Sequence[float]) -> HTML:
@@ -38,14 +38,9 @@ def confidence_text(tokens: Sequence, probabilities: Sequence[float]) -> HTML:
     Raises
     ------
     ValueError
-        Different lengths, or a probability outside 0 to 1.
+        Different lengths.
     """
-    if len(tokens) != len(probabilities):
-        raise ValueError(
-            f"probabilities: {len(probabilities)} for {len(tokens)} tokens; "
-            "one for each token is needed"
-        )
-    text = "".join(map(_shaded, tokens, probabilities))
+    text = "".join(_shaded(*each) for each in zip(tokens, probabilities, strict=True))
     scale = " ".join(_shaded(f"{p:.2f}", p) for p in (1.0, 0.75, 0.5, 0.25, 0.0))
     box = f"{_MONO};white-space:pre-wrap;color:#000;background:#fff;padding:6px"
     return HTML(
@@ -55,9 +50,6 @@ def confidence_text(tokens: Sequence, probabilities: Sequence[float]) -> HTML:
 
 
 def _shaded(token: bytes | str, probability: float) -> str:
-    probability = float(probability)
-    if not 0 <= probability <= 1 + 1e-6:
-        raise ValueError(f"probabilities: {probability!r} must be from 0 to 1")
     text = token.decode("utf-8", "backslashreplace") if type(token) is bytes else token
     doubt = 1 - min(probability, 1.0)
     # The less probable, the less white is in the colour.

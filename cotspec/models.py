@@ -26,6 +26,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     T5Config,
@@ -196,8 +197,27 @@ def is_causal(config: StudentConfig) -> bool:
         return False
     if config.model == SMOLLM2:
         return True
-    found = _reach(AutoConfig, "student.model", config.model, config.revision)
+    found = load_config(config.model, "student.model", revision=config.revision)
     return not getattr(found, "is_encoder_decoder", False)
+
+
+def load_config(name: str, field: str, **options) -> PreTrainedConfig:
+    """Load the architecture of a model from a folder, the hub or its cache.
+
+    Parameters
+    ----------
+    name : str
+    field : str
+        The field of the profile that names it, for the error.
+    **options
+        ``revision``, ``local_files_only``.
+
+    Raises
+    ------
+    ValueError
+        It is not to be had.
+    """
+    return _reach(AutoConfig, field, name, **options)
 
 
 def _reach(auto, field: str, source: str, revision: str | None = None, **options):
@@ -220,7 +240,10 @@ def _reach(auto, field: str, source: str, revision: str | None = None, **options
 
 def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load any Hugging Face tokenizer; a folder with a lone spiece.model is T5's."""
-    auto = T5Tokenizer if (Path(source) / "spiece.model").exists() else AutoTokenizer
+    vocabulary = Path(source) / "spiece.model"
+    if vocabulary.exists() and not vocabulary.stat().st_size:  # it would be read
+        raise ValueError(f"student.tokenizer: {vocabulary} is empty; fetch it again")
+    auto = T5Tokenizer if vocabulary.exists() else AutoTokenizer
     return _reach(auto, "student.tokenizer", source, revision)
 
 

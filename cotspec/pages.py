@@ -7,7 +7,6 @@ Leaves: ``runs/<profile>/html``, a folder that needs no network and nothing besi
 from __future__ import annotations
 
 import base64
-import csv
 import html
 import math
 import re
@@ -17,10 +16,6 @@ from pathlib import Path
 from cotspec import artifacts, stages
 
 WORDS_A_MINUTE, CODE_LINES_A_MINUTE = 200, 20
-# The idea, six tokens, gain and loss, when, what both losses leave, the verdicts.
-SHORT_PATH = ("00", "05", "06", "07", "09", "11")  # notebook 00 lists them too
-# Where a claim's reason stands, if not in the notebook that measured it.
-REASONS = {"C3": ("07_ability_tradeoff", "06_evaluation")}
 _FIGURE = re.compile(r"""stage\.figure\(\s*["']([A-Za-z0-9_-]+)["']""")
 _QUESTION = re.compile(r"\*\*Question\.\*\*\s*(.+?)(?:\n\n|\Z)", re.DOTALL)
 _PNG = "data:image/png;base64,"
@@ -52,22 +47,23 @@ def write_pages(run: Path, series: list[stages.Notebook]) -> Path:
     for before, notebook, after in neighbours:
         links = _links(before, after, report.exists())
         page = _page(notebook.title, _body(run, notebook), links)
-        artifacts.write_bytes(folder / f"{notebook.name}.html", page.encode())
+        artifacts.write_text(folder / f"{notebook.name}.html", page)
     link = ""
     if report.exists():
-        artifacts.write_bytes(folder / report.name, _report(report).encode())
+        artifacts.write_text(folder / report.name, _report(report))
         link = '<a href="REPORT.html">The report of this run</a>'
-    texts = {notebook.name: _texts(notebook) for notebook in series}
-    cards = "".join(_card(run, notebook, texts[notebook.name]) for notebook in series)
-    times = _times(texts, done)
+    texts = [_texts(notebook) for notebook in series]
+    cards = "".join(map(_card, [run] * len(series), series, texts))
+    minutes = sum(map(_minutes, texts))
     title = "Chain-of-thought specialization"
     body = (
         f"<h1>{title}</h1><p class=lead>What a small language "
         "model gains and loses when it is taught multi-step math, one question a "
         f"notebook. Profile <b>{html.escape(run.name)}</b>. {link}</p>"
-        f"{_verdicts(run)}<p>{times}</p><div class=lessons>{cards}</div>"
+        f"{_verdicts(run)}<p>{minutes} min to read in all.</p>"
+        f"<div class=lessons>{cards}</div>"
     )
-    return artifacts.write_bytes(folder / "index.html", _page(title, body).encode())
+    return artifacts.write_text(folder / "index.html", _page(title, body))
 
 
 def publish(run: Path, target: Path) -> int:
@@ -91,16 +87,14 @@ def publish(run: Path, target: Path) -> int:
     for old in listing.read_text().splitlines() if listing.exists() else ():
         (target / Path(old).name).unlink(missing_ok=True)
     # Not whatever lies there: a notebook may have drawn more before it changed.
-    names = (path.name for path in (run / "artifacts").iterdir())
-    markers = filter(None, [stages.read_marker(run, name) for name in sorted(names)])
+    names = sorted(path.name for path in (run / "artifacts").iterdir())
+    markers = filter(None, [stages.read_marker(run, name) for name in names])
     paths = {Path(entry.path) for one in markers for entry in one.artifacts.values()}
     shown = [path for path in sorted(paths) if path.parts[0] in ("figures", "report")]
-    sources = [run / path for path in shown]
-    for source in sources:
-        artifacts.write_bytes(target / source.name, source.read_bytes())
-    names = "".join(f"{source.name}\n" for source in sources)
-    artifacts.write_bytes(listing, names.encode())
-    return len(sources)
+    for path in shown:
+        artifacts.write_bytes(target / path.name, (run / path).read_bytes())
+    artifacts.write_text(listing, "".join(f"{path.name}\n" for path in shown))
+    return len(shown)
 
 
 def _executed(run: Path, notebook: stages.Notebook) -> Path:
@@ -145,13 +139,10 @@ def _body(run: Path, notebook: stages.Notebook) -> str:
     from nbconvert import HTMLExporter
 
     content = nbformat.read(_executed(run, notebook), as_version=4)
-    tags = [set(cell.metadata.get("tags", ())) for cell in content.cells]
-    if any("injected-parameters" in tag for tag in tags):
-        # The injected cell repeats the one above it with the values that were used.
-        kept = zip(content.cells, tags, strict=True)
-        content.cells = [cell for cell, tag in kept if "parameters" not in tag]
     formulas: list[str] = []
-    for cell in content.cells:
+    for cell in list(content.cells):
+        if "parameters" in cell.metadata.get("tags", ()):
+            content.cells.remove(cell)  # papermill's next one has the values used
         if cell.cell_type == "markdown":
             cell.source = _set_aside(cell.source, formulas)
         elif cell.cell_type == "code":
@@ -207,20 +198,17 @@ def _describe_figures(cell: dict, run: Path, notebook: stages.Notebook) -> None:
     """Show each picture of a code cell with its alternative text and caption."""
     names = iter(_FIGURE.findall(cell.source))
     for output in cell.outputs:
-        picture = output.get("data", {}).get("image/png")
-        if picture:
+        if picture := output.get("data", {}).get("image/png"):
             name = next(names, "")
             caption = _caption(run, name) if name else ""
             alt = caption or f"Picture of notebook {notebook.title}"
             source = _PNG + "".join(picture.split())
-            output.data = {"text/html": _figure(source, alt, caption, name)}
+            output.data = {"text/html": _figure(source, alt, caption)}
 
 
-def _figure(source: str, alt: str, caption: str, name: str = "") -> str:
-    anchor = f' id="{name}"' if name else ""
+def _figure(source: str, alt: str, caption: str) -> str:
     below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    image = f'<img alt="{html.escape(alt)}" src="{source}">'
-    return f"<figure{anchor}>{image}{below}</figure>"
+    return f'<figure><img alt="{html.escape(alt)}" src="{source}">{below}</figure>'
 
 
 def _embedded(picture: Path) -> str:
@@ -231,11 +219,6 @@ def _caption(run: Path, name: str) -> str:
     sidecar = run / "figures" / f"{name}.json"
     caption = artifacts.read_json(sidecar).get("caption") if sidecar.exists() else None
     return caption or name.replace("_", " ")
-
-
-def _in_words(name: str) -> str:
-    """Say a figure's name: ``04_cost_matrix``, or ``figure1c`` of the paper."""
-    return re.sub(r"^\d\d_", "", name).replace("figure", "figure ").replace("_", " ")
 
 
 def _report(report: Path) -> str:
@@ -254,37 +237,21 @@ def _report(report: Path) -> str:
 def _verdicts(run: Path) -> str:
     """Return the claims with what became of them, once notebook 11 has judged.
 
-    Each claim leads to the notebook that measured it, and to those with its reason.
+    Each claim leads to the notebook that measured it.
     """
     from cotspec.report import CLAIMS
 
     table = run / "report" / "claims.csv"
     if not table.exists():
         return ""
-    with table.open(encoding="utf-8", newline="") as file:
-        found = {row["claim"]: row for row in csv.DictReader(file)}
+    notebooks = {claim.id: claim.notebook for claim in CLAIMS}
     items = ""
-    for claim in (claim for claim in CLAIMS if claim.id in found):
-        name, row = claim.id, found[claim.id]
-        if (run / "notebooks" / f"{claim.notebook}.ipynb").exists():
-            name = f'<a href="{claim.notebook}.html">{name}</a>'
-        reasons = [
-            n for n in REASONS.get(claim.id, ()) if (run / f"html/{n}.html").exists()
-        ]
-        why = " and ".join(f'<a href="{n}.html">{n[:2]}</a>' for n in reasons)
-        name += f" (why: {why})" if why else ""
-        said = html.escape(row["statement"])
-        items += f"<li>{name}, {said}: <b>{row['verdict']}</b></li>"
+    for row in artifacts.read_frame(table).itertuples():
+        name = row.claim
+        if (run / "notebooks" / f"{notebooks[name]}.ipynb").exists():
+            name = f'<a href="{notebooks[name]}.html">{name}</a>'
+        items += f"<li>{name}, {html.escape(row.statement)}: <b>{row.verdict}</b></li>"
     return f"<h2>What came of the paper's claims</h2><ul>{items}</ul>"
-
-
-def _times(texts: dict[str, dict[str, str]], done: list[stages.Notebook]) -> str:
-    """Return the reading time of all notebooks, and of the short path without code."""
-    said = f"{sum(map(_minutes, texts.values()))} min to read in all."
-    short = [n.name for n in done if n.name[:2] in SHORT_PATH]
-    path = " → ".join(f'<a href="{name}.html">{name[:2]}</a>' for name in short)
-    minutes = sum(_minutes(texts[name] | {"code": ""}) for name in short)
-    return f"{said} Text and pictures of {path}: {minutes} min." if path else said
 
 
 def _texts(notebook: stages.Notebook) -> dict[str, str]:
@@ -306,21 +273,18 @@ def _minutes(texts: dict[str, str]) -> int:
 
 def _card(run: Path, notebook: stages.Notebook, texts: dict[str, str]) -> str:
     """Return one notebook of the index: question, reading time, state, main figure."""
-    page = f"{notebook.name}.html"
     title = html.escape(notebook.title)
     if _executed(run, notebook).exists():
-        title = f'<a href="{page}">{title}</a>'
+        title = f'<a href="{notebook.name}.html">{title}</a>'
     finished = stages.read_marker(run, notebook.name)
     state = "finished" if finished else "<span class=failed>not finished</span>"
     found = _QUESTION.search(texts["markdown"])
     question = re.sub(r"[*`]|\[(.+?)\]\(.+?\)", r"\1", found[1]) if found else ""
-    pictures = {n: run / "figures" / f"{n}.png" for n in _FIGURE.findall(texts["code"])}
-    main, *others = [n for n in pictures if pictures[n].exists()] or [""]
+    names, folder = _FIGURE.findall(texts["code"]), run / "figures"
+    main = next((name for name in names if (folder / f"{name}.png").exists()), "")
     caption = _caption(run, main)
-    shown = _figure(_embedded(pictures[main]), caption, caption) if main else ""
-    links = [f'<a href="{page}#{n}">{_in_words(n)}</a>' for n in others]
-    more = f"<p class=muted>More figures: {' · '.join(links)}</p>" if links else ""
+    shown = _figure(_embedded(folder / f"{main}.png"), caption, caption) if main else ""
     return (
         f"<article><h2>{title}</h2><p>{html.escape(question)}</p><p class=muted>"
-        f"{_minutes(texts)} min to read · {state}</p>{shown}{more}</article>"
+        f"{_minutes(texts)} min to read · {state}</p>{shown}</article>"
     )

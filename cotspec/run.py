@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.metadata
-import logging
 import os
 import re
 import shlex
@@ -20,14 +18,12 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
 from cotspec import artifacts, pages, profiles, sizing, stages
 from cotspec.sizing import GIB
-
-log = logging.getLogger(__name__)
 
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 MIN_FREE = 2 * GIB
@@ -53,7 +49,7 @@ class Request:
 
     series: list[stages.Notebook]
     profile: str
-    seed: object
+    seed: int | None
     overrides: Mapping[str, object]
     chosen: frozenset[str]
     force: bool = False
@@ -65,15 +61,14 @@ class Request:
 
     def parameters(self, notebook: stages.Notebook) -> dict[str, object]:
         """The notebook's own parameters, overridden by the command line."""
-        own, folder = notebook.parameters, notebook.path.parent
-        cell = own["OVERRIDES"] or {}
+        cell, seed = notebook.parameters["OVERRIDES"] or {}, self.seed
+        seed = notebook.parameters["SEED"] if seed is None else seed
         try:
             profiles.resolve(self.profile, cell)  # refuses what is no dict
+            stages.check_seed("SEED", seed)
         except ValueError as error:  # one of twelve notebooks
             raise ValueError(f"{notebook.name}: {error}") from None
-        seed = own["SEED"] if self.seed is None else self.seed
-        given = f"{notebook.name}: SEED" if self.seed is None else "--seed"
-        stages.check_seed(given, seed)
+        folder = notebook.path.parent
         overrides = {name: _located(name, cell[name], folder) for name in cell}
         overrides |= self.overrides
         return {"PROFILE": self.profile, "SEED": seed, "OVERRIDES": overrides}
@@ -82,10 +77,9 @@ class Request:
         """The notebook's profile with its overrides applied."""
         return profiles.resolve(self.profile, self.parameters(notebook)["OVERRIDES"])
 
-    def key(self, notebook: stages.Notebook) -> dict[str, object]:
+    def key(self, notebook: stages.Notebook) -> dict[str, dict]:
         """What the stage's result depends on when it runs now."""
-        found = stages.find_artifacts(notebook.reads, self.series, self.run)
-        inputs = {name: entry.sha256 for name, entry in found.items()}
+        inputs = stages.find_artifacts(notebook.reads, self.series, self.run)
         seed = self.parameters(notebook)["SEED"]
         return stages.stage_key(notebook, self.resolved(notebook), seed, inputs)
 
@@ -99,11 +93,11 @@ def _located(name: str, value: object, folder: Path) -> object:
     """Make a relative path of a profile's field absolute; other values stay."""
     if isinstance(value, (list, tuple)):
         return [_located(name, item, folder) for item in value]
-    is_name = not isinstance(value, str) or value.startswith(BUILT_IN_MODELS)
-    if name not in PATH_FIELDS or is_name:
+    if not value or name not in PATH_FIELDS:
         return value
     path = _absolute(value, folder)
-    return path if name == "teacher.path" or os.path.isdir(path) else value
+    is_folder = not value.startswith(BUILT_IN_MODELS) and os.path.isdir(path)
+    return path if is_folder or name == "teacher.path" else value
 
 
 def _absolute(path: str, folder: Path) -> str:
@@ -137,24 +131,28 @@ def stale_because(
 
 
 def plan_series(request: Request) -> dict[str, list[str]]:
-    """Return why each chosen stage must run, as if stale ones would change."""
-    plans: dict[str, list[str]] = {}
-    for notebook in request.series:
-        if notebook.name in request.chosen:
-            remade = [name for name, reasons in plans.items() if reasons]
-            plans[notebook.name] = stale_because(notebook, request, remade)
-    return plans
+    """Return why each chosen stage, or one that it builds on, must run.
 
+    A stage that runs counts as changing its artifacts; no reason: it is up to date.
 
-def stale_inputs(request: Request) -> dict[str, list[str]]:
-    """Return why stages are stale that the chosen ones build on, but not chosen."""
-    needed = set(request.chosen)
+    Raises
+    ------
+    ValueError
+        A stage that is not chosen has not finished, whose artifacts a chosen one reads.
+    """
+    needed, writers = set(request.chosen), stages.producers(request.series)
     for notebook in reversed(request.series):
         if notebook.name in needed:
             needed.update(request.sources(notebook))
-    above = frozenset(needed - request.chosen)
-    plans = plan_series(replace(request, chosen=above, force=False))
-    return {name: reasons for name, reasons in plans.items() if reasons}
+    plans: dict[str, list[str]] = {}
+    for notebook in (one for one in request.series if one.name in needed):
+        stale = {name for name, reasons in plans.items() if reasons}
+        if notebook.name in request.chosen:
+            stale &= request.chosen
+            there = [a for a in notebook.reads if writers[a] not in request.chosen]
+            stages.find_artifacts(there, request.series, request.run)
+        plans[notebook.name] = stale_because(notebook, request, stale)
+    return plans
 
 
 class StageFailed(RuntimeError):
@@ -187,13 +185,15 @@ def execute(notebook: stages.Notebook, request: Request) -> None:
             language="python",
             extra_arguments=["--log-level=CRITICAL"],
             progress_bar={"desc": f"  {notebook.name}", "leave": False},
+            coalesce_streams=True,  # of a bar in a cell the last line stays
         )
     except papermill.PapermillExecutionError as error:
         raise StageFailed(_describe(notebook, error)) from error
     except RuntimeError as error:  # DeadKernelError
         raise StageFailed(f"{notebook.name}: the kernel died ({error})") from error
     finally:
-        _keep_executed(partial, output)
+        if partial.exists():
+            os.replace(partial, output)
     finished = stages.read_marker(request.run, notebook.name)
     if finished is None:
         raise StageFailed(
@@ -205,18 +205,6 @@ def execute(notebook: stages.Notebook, request: Request) -> None:
         raise StageFailed(f"{notebook.name}: changed while it ran: {reasons}")
 
 
-def _keep_executed(partial: Path, output: Path) -> None:
-    """Move the executed notebook into place; of a progress bar the last line stays."""
-    import nbformat
-    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
-
-    if partial.exists():
-        notebook = nbformat.read(partial, as_version=4)
-        collapsed, _ = CoalesceStreamsPreprocessor().preprocess(notebook, {})
-        artifacts.write_bytes(output, nbformat.writes(collapsed).encode())
-        partial.unlink()
-
-
 def _describe(notebook: stages.Notebook, error) -> str:
     """Name the cell (counted from 1 in the source), and the end of the traceback."""
     number = error.cell_index  # papermill's injected cell makes up for counting from 0
@@ -226,7 +214,7 @@ def _describe(notebook: stages.Notebook, error) -> str:
     return "\n    ".join([f"{notebook.name}, cell {number}:", *shown])
 
 
-def run_series(request: Request, resume: str, *, keep_going: bool) -> int:
+def run_series(request: Request, resume: str) -> int:
     """Run the stale ones of the chosen stages; return the exit status.
 
     Parameters
@@ -234,20 +222,12 @@ def run_series(request: Request, resume: str, *, keep_going: bool) -> int:
     request : Request
     resume : str
         The command that goes on after a failure.
-    keep_going : bool
-        Go on with what does not need a failed stage.
     """
-    run = request.run
+    run, failed = request.run, 0
     chosen = [nb for nb in request.series if nb.name in request.chosen]
-    failed: list[str] = []
     started, num_run = time.monotonic(), 0
     for number, notebook in enumerate(chosen, 1):
         head = f"[{number}/{len(chosen)}] {notebook.name}"
-        needs = [name for name in request.sources(notebook) if name in failed]
-        if needs:
-            _say(f"{head}: skipped, needs {needs[0]}")
-            failed.append(notebook.name)
-            continue
         reasons = stale_because(notebook, request)
         if not reasons:
             _say(f"{head}: up to date")
@@ -257,21 +237,20 @@ def run_series(request: Request, resume: str, *, keep_going: bool) -> int:
         begun = time.monotonic()
         try:
             execute(notebook, request)
-            _say(f"{head}: done in {time.monotonic() - begun:.0f} s")
         except StageFailed as error:
-            failed.append(notebook.name)
             _say(f"\n{error}\n")
             _say(f"  executed notebook: {run / 'notebooks' / notebook.name}.ipynb")
             _say(f"  finished work is kept. To resume: {resume}\n")
-            if not keep_going:
-                break
+            failed = FAILED
+            break
+        _say(f"{head}: done in {time.monotonic() - begun:.0f} s")
     if num_run:
         _say(f"series page: {pages.write_pages(run, request.series)}")
     if (run / "report" / "REPORT.md").exists() and not failed:
         _say(f"report: {run / 'report' / 'REPORT.md'}")
-    outcome = f"{len(failed)} failed" if failed else "nothing failed"
+    outcome = "1 failed" if failed else "nothing failed"
     _say(f"{num_run} stages ran, {outcome}, {time.monotonic() - started:.0f} s")
-    return FAILED if failed else 0
+    return failed
 
 
 _say = functools.partial(print, flush=True)
@@ -292,7 +271,6 @@ def preflight(stale: sizing.Stale) -> None:
     """
     from cotspec.tasks import sources
 
-    _warn_of_versions(artifacts.repository_root() / stages.LOCK_FILE)
     is_online = functools.cache(sources.is_reachable)  # takes seconds where it is not
     used = defaultdict(set)  # values of the fields that any of the stages reads
     for notebook, profile in stale:
@@ -309,24 +287,8 @@ def preflight(stale: sizing.Stale) -> None:
         *_teacher(used),
     ]
     if problems:
-        raise ValueError(
-            "\n  - ".join([f"profile {name!r} cannot run yet:", *problems])
-        )
-
-
-def _warn_of_versions(lock: Path) -> None:
-    """Warn about packages that differ from the lock file; nothing here is fatal."""
-    found = importlib.metadata.distributions()
-    installed = {f"{d.name}=={d.version.split('+')[0]}" for d in found}
-    # Lines with a semicolon are for other systems.
-    lines = [ln.strip() for ln in lock.read_text().splitlines() if ";" not in ln]
-    pins = {line for line in lines if "==" in line}
-    if different := sorted(pins - installed):
-        log.warning(
-            "%d packages differ from requirements.lock (%s …): numbers may differ",
-            len(different),
-            ", ".join(different[:3]),
-        )
+        said = [f"profile {name!r} cannot run yet:", *problems]
+        raise ValueError("\n  - ".join(said))
 
 
 def _disk(checkpoints: int, run: Path) -> Iterator[str]:
@@ -362,133 +324,65 @@ def _card(stale: sizing.Stale) -> Iterator[str]:
 
 
 def _data(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[str]:
-    values = {v for field in used if field.startswith("data.") for v in used[field]}
-    names = {value for value in values if isinstance(value, str)}
-    real = sorted(name for name in names if not name.startswith("micro/"))
-    if real and os.environ.get("COTSPEC_DATA"):
-        from cotspec import tasks
+    from huggingface_hub import constants
 
+    from cotspec import tasks
+
+    found = {v for field in used if field.startswith("data.") for v in used[field]}
+    real = sorted(v for v in found if isinstance(v, str) and not v.startswith("micro/"))
+    if real and os.environ.get("COTSPEC_DATA"):
         yield from tasks.missing(real)
-    elif real and not is_online() and (lacking := [n for n in real if not _kept(n)]):
+    elif real and not constants.HF_HUB_OFFLINE and not is_online():
         yield (
-            f"data: {', '.join(lacking[:4])} come from the Hugging Face hub, which "
+            f"data: {', '.join(real[:4])} come from the Hugging Face hub, which "
             "cannot be reached; set COTSPEC_DATA to a folder laid out as README.md says"
         )
 
 
-def _kept(task: str) -> bool:
-    """Whether the hub's cache has a set, and offline mode says to read it there."""
-    from huggingface_hub import constants
-
-    from cotspec.tasks import sources
-
-    repository, revision = sources.HUB[task.split("/")[0]]
-    name = f"datasets--{repository.replace('/', '--')}/snapshots/{revision}"
-    return constants.HF_HUB_OFFLINE and (Path(constants.HF_HUB_CACHE) / name).is_dir()
-
-
 def _models(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[str]:
     """Faults of every model: all students, not only the profile's own."""
-    frozen = max(used["training.num_frozen_layers"], default=0)
     starts = {MODEL_FIELDS[0]: used["student.start"], MODEL_FIELDS[2]: {"raw"}}
     for field in MODEL_FIELDS:
         is_remote = field == "teacher.model" and "huggingface" not in used[BACKEND]
         for name in () if is_remote else sorted(used[field]):
             try:
-                _check_model(field, name, starts.get(field, ()), is_online)
-                is_student = frozen and field != "teacher.model"
-                if is_student and frozen > (most := _num_frozen(name)):
-                    said = f"training.num_frozen_layers: {frozen}. Allowed for {name!r}"
-                    yield f"{said}: 0 to {most}, the layers of a decoder-only model"
+                _look_for(field, name, starts.get(field, ()), is_online)
             except ValueError as error:
                 yield str(error)
-    for field in ("student.tokenizer", "student.revision"):
-        odd = used[field] - {None, ""}
-        if odd and any(name.startswith("micro-") for name in used["student.model"]):
-            yield f"{field}: {min(odd)!r} is not read of a shipped student"
-    data = os.environ.get("COTSPEC_DATA", "")
-    for name in {f"{data}/t5", *used["student.tokenizer"], *used["student.model"]}:
-        file = Path(name or "", "spiece.model")
-        if file.exists() and not file.stat().st_size:  # it would be read
-            yield f"student.tokenizer: {file} is empty; fetch it again"
+    odd = (used["student.tokenizer"] | used["student.revision"]) - {None, ""}
+    if odd and any(name.startswith("micro-") for name in used["student.model"]):
+        said = f"student.tokenizer, student.revision: {min(odd)!r}"
+        yield f"{said} is not read of a shipped student"
 
 
-def _num_frozen(name: str) -> int:
-    """Return how many layers of a student may be frozen: none beside an encoder."""
-    from cotspec import models
-
-    if name == models.SMOLLM2:
-        return 30
-    if not models.is_causal(profiles.StudentConfig(name)):
-        return 0
-    return models.AutoConfig.from_pretrained(name).get_text_config().num_hidden_layers
-
-
-def _check_model(
+def _look_for(
     field: str, name: str, starts: Collection[str], is_online: Callable[[], bool]
 ) -> None:
+    """Raise ValueError if a model is not to be had."""
     from cotspec import models
     from cotspec.micro import shipped
 
     if name.startswith(models.MICRO_PREFIX):
-        size = name.removeprefix(models.MICRO_PREFIX)
-        if field == "teacher.model":
-            shipped.load(size)
         for start in starts:
-            shipped.load_student(size, start)
-    elif name.startswith(models.RANDOM_PREFIX):
-        models.flan_t5_config(name.removeprefix(models.RANDOM_PREFIX))
-    elif name == "smollm2":
+            shipped.load_student(name.removeprefix(models.MICRO_PREFIX), start)
+    elif name == models.SMOLLM2:
         models.smollm2_gguf()
-    elif Path(name).exists():
-        if not (Path(name) / "config.json").exists():
-            raise ValueError(f"{field}: no config.json in {name}")
-    elif why := _not_on_hub(name, is_online):
-        raise ValueError(
-            f"{field}: {name!r} is no local folder and {why}; download it and use "
-            f"--set {field}=/path/to/model"
-        )
-
-
-def _not_on_hub(name: str, is_online: Callable[[], bool]) -> str:
-    """Say why a model is not to be had; nothing if it is on the hub or in its cache."""
-    import httpx
-    import huggingface_hub
-
-    try:
-        cached = huggingface_hub.try_to_load_from_cache(name, "config.json")
-        if isinstance(cached, str):  # or a sign that there is none
-            return ""
-        if not is_online():
-            return "the Hugging Face hub cannot be reached"
-        if huggingface_hub.file_exists(name, "config.json"):
-            return ""
-    except (ValueError, OSError, httpx.HTTPError) as error:  # no name, or no access
-        # A timeout may have no words.
-        said = str(error).partition("\n")[0] or type(error).__name__
-        return f"the Hugging Face hub does not give it ({said})"
-    return "there is no such model on the Hugging Face hub"
+    elif not name.startswith(models.RANDOM_PREFIX):
+        models.load_config(name, field, local_files_only=not is_online())
 
 
 def _teacher(used: Mapping[str, set]) -> Iterator[str]:
     backends = used[BACKEND]
     key = os.environ.get("OPENAI_API_KEY", "").strip()
-    if "openai" in backends and not key.isascii():  # no header can hold it
-        yield "OPENAI_API_KEY: has a character that no key has; copy it again"
     if "openai" in backends and not (used["teacher.base_urls"] or key):
         yield (
             "teacher.backend 'openai': set OPENAI_API_KEY in the environment, "
             "or --set teacher.base_urls=http://localhost:8000/v1"
         )
-    gone = used["teacher.model"] & {"", "code-davinci-002", "micro-teacher", "smollm2"}
-    if "openai" in backends and gone and not used["teacher.base_urls"]:
-        yield f"teacher.model: OpenAI has no {min(gone)!r}; --set teacher.model=NAME"
     for path in used["teacher.path"] if backends & {"recorded", "release"} else ():
-        is_there = os.path.isdir if "release" in backends else os.path.isfile
-        if not path or not is_there(path):
-            kind = "folder" if "release" in backends else "file"
+        if not path or not os.path.exists(path):
             yield (
-                f"teacher.path: {path!r} does not exist as a {kind}; backend "
+                f"teacher.path: {path!r} does not exist; backend "
                 f"{', '.join(backends)} reads it: --set teacher.path=/path"
             )
 
@@ -508,37 +402,26 @@ def build_parser() -> argparse.ArgumentParser:
     text = f"one of: {known} (default: %(default)s)"
     add("--profile", help=text, default=profiles.DEFAULT_PROFILE)
     add("--only", help="only these stages: 04,05 or full names")
-    add("--from", help="this stage and all after it", dest="from_stage")
     add("--set", help="override a field: training.learning_rate=1e-3", **several)
-    add("--seed", help="override every notebook's SEED")
+    add("--seed", help="override every notebook's SEED", type=int)
     add("--force", help="run the chosen stages although up to date", **switch)
-    add("--keep-going", help="go on with what does not need a failed stage", **switch)
     add("--dry-run", help="say what would run, and why", **switch)
-    add("--list", help="list stages and their state", **switch)
     add("--publish", help="afterwards copy figures and report to figures/", **switch)
     return parser
 
 
-def choose(series: list, only: str | None, from_stage: str | None) -> frozenset[str]:
+def choose(series: list[stages.Notebook], only: str | None) -> frozenset[str]:
     """Return the names of the chosen stages; numbers and prefixes are enough."""
-    names = [nb.name for nb in series]
-    chosen = names[0 if from_stage is None else _position(names, from_stage) :]
-    if only is not None:
-        wanted = {names[_position(names, part)] for part in only.split(",")}
-        chosen = [name for name in chosen if name in wanted]
-    if not chosen:
-        raise ValueError(f"--only {only!r}, --from {from_stage!r}: no stage is in both")
+    names, chosen = [notebook.name for notebook in series], set()
+    for prefix in names if only is None else only.split(","):
+        found = [name for name in names if name.startswith(prefix.strip())]
+        if len(found) != 1:
+            raise ValueError(
+                f"--only: {prefix!r} names {len(found)} notebooks. "
+                f"Allowed: {', '.join(names)} (or their numbers)"
+            )
+        chosen.update(found)
     return frozenset(chosen)
-
-
-def _position(names: list[str], prefix: str) -> int:
-    found = [i for i, name in enumerate(names) if name.startswith(prefix.strip())]
-    if len(found) != 1:
-        raise ValueError(
-            f"stage: {prefix!r} names {len(found)} notebooks. "
-            f"Allowed: {', '.join(names)} (or their numbers)"
-        )
-    return found[0]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -566,55 +449,29 @@ def _main(arguments: argparse.Namespace, given: list[str]) -> int:
             f"--publish: profile {arguments.profile!r}. Allowed: "
             f"{', '.join(COMMITTED)}, whose results are committed"
         )
-    if arguments.publish and (arguments.set or arguments.seed is not None):
-        raise ValueError("--publish: with --set or --seed. Allowed: neither")
-    request = _request(arguments, here)
-    resolved = {nb.name: request.resolved(nb) for nb in request.series}
-    expected = profiles.DEFAULT_PROFILE, request.profile
-    for notebook in request.series:
-        if (own := notebook.parameters["PROFILE"]) not in expected:
-            _say(f"note: {notebook.name} says PROFILE = {own!r}; --profile decides")
-    for name, reasons in stale_inputs(request).items():
-        _say(f"note: {name} is not chosen, but stale: {'; '.join(reasons[:3])}")
-    plans = plan_series(request)
-    chosen = [notebook for notebook in request.series if notebook.name in plans]
-    if arguments.list or arguments.dry_run:
-        for notebook in chosen:
-            reasons = "; ".join(plans[notebook.name])
-            state = f"stale: {reasons}" if reasons else "up to date"
-            _say(f"{notebook.name:<28} {state}")
-            if arguments.list:
-                _say(f"{'':<28} {notebook.title}")
-        return 0
-    if stale := [(nb, resolved[nb.name]) for nb in chosen if plans[nb.name]]:
-        by_name = stages.producers(request.series)
-        reads = dict.fromkeys(name for notebook, _ in stale for name in notebook.reads)
-        there = [name for name in reads if by_name[name] not in plans]
-        stages.find_artifacts(there, request.series, request.run)  # or says what to run
-        preflight(stale)
-    with stages.alone_in(request.run):
-        os.environ[stages.RUNNER] = "1"
-        try:
-            resume = _resume_command(given, here)
-            status = run_series(request, resume, keep_going=arguments.keep_going)
-        finally:
-            del os.environ[stages.RUNNER]
-    if arguments.publish and not status:
-        publish(request.series, arguments.profile)
-    return status
-
-
-def _request(arguments: argparse.Namespace, here: Path) -> Request:
     series = stages.load_series(artifacts.repository_root())
-    seed = arguments.seed
-    return Request(
-        series,
-        arguments.profile,
-        seed=int(seed) if seed and seed.isdecimal() else seed,
-        overrides=overrides_of(arguments.profile, arguments.set, here),
-        chosen=choose(series, arguments.only, arguments.from_stage),
-        force=arguments.force,
-    )
+    overrides = overrides_of(arguments.profile, arguments.set, here)
+    chosen = choose(series, arguments.only)
+    asked = arguments.profile, arguments.seed, overrides, chosen, arguments.force
+    request = Request(series, *asked)
+    plans = plan_series(request)
+    for name, reasons in plans.items():
+        said = "; ".join(reasons[:3])
+        if name not in chosen and reasons:
+            _say(f"note: {name} is not chosen, but stale: {said}")
+        elif name in chosen and arguments.dry_run:
+            _say(f"{name:<28} {f'stale: {said}' if reasons else 'up to date'}")
+    if arguments.dry_run:
+        return 0
+    stale = [nb for nb in series if nb.name in chosen and plans[nb.name]]
+    if stale:
+        preflight([(notebook, request.resolved(notebook)) for notebook in stale])
+    with stages.alone_in(request.run):
+        os.environ[stages.RUNNER] = "1"  # for the kernels
+        status = run_series(request, _resume_command(given, here))
+    if arguments.publish and not status:
+        publish(series, arguments.profile)
+    return status
 
 
 def overrides_of(profile: str, sets: Sequence[str], here: Path) -> dict[str, object]:

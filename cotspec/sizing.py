@@ -9,7 +9,7 @@ table of ``cotspec/accelerate/README.md``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -70,46 +70,41 @@ def num_parameters(name: str) -> int:
 def checkpoint_bytes(stale: Stale) -> int:
     """Return how much disk the checkpoints need that these notebooks will keep.
 
-    A student whose size is known only after its download counts as nothing.
+    A student of the micro-world, or of a size known only after its download, counts as
+    nothing.
     """
     kept, largest = {}, 0
-    for notebook, profile in stale:
-        for cell in trained_cells(notebook, profile):
-            weights = _weight_bytes(cell.model, cell.start)
-            key = cell, profile.training, "experiments" in notebook.sections
-            kept[key] = profile.training.num_checkpoints * weights
-            largest = max(largest, weights)
+    for notebook, profile, cell in trained(stale):
+        weights = _weight_bytes(cell.model)
+        key = cell, profile.training, "experiments" in notebook.sections
+        kept[key] = profile.training.num_checkpoints * weights
+        largest = max(largest, weights)
     # The newest checkpoint of a training that runs holds AdamW's two moments, too.
     return sum(kept.values()) + 2 * largest
 
 
-def trained_cells(notebook: Notebook, profile: profiles.Profile) -> list[Cell]:
-    """The cells that a notebook trains: of the grids that its code names, or one."""
+def trained(stale: Stale) -> Iterator[tuple[Notebook, profiles.Profile, Cell]]:
+    """Yield what notebooks train: the grids that their code names, or one student."""
     from cotspec import grids
 
-    if "training" not in notebook.sections:
-        return []
-    base = grids.base_cells(profile, profile.experiments.seeds)
-    grids = {
-        "ability_grid": grids.ability_grid(base, profile.experiments),
-        "format_grid": grids.format_grid(base),
-        "loss_grid": grids.loss_grid(base),
-        "scaling_grid": grids.scaling_grid(base, profile.experiments),
-    }
-    code = "\n".join(notebook.code)
-    return [c for n, cells in grids.items() if n in code for c in cells] or base[:1]
+    for notebook, profile in stale:
+        base = grids.base_cells(profile, profile.experiments.seeds)
+        named = {
+            "ability_grid": grids.ability_grid(base, profile.experiments),
+            "format_grid": grids.format_grid(base),
+            "loss_grid": grids.loss_grid(base),
+            "scaling_grid": grids.scaling_grid(base, profile.experiments),
+        }
+        code = "\n".join(notebook.code)
+        cells = [one for name in named if name in code for one in named[name]]
+        if "training" in notebook.sections:
+            yield from ((notebook, profile, cell) for cell in cells or base[:1])
 
 
-def _weight_bytes(name: str, start: str) -> int:
+def _weight_bytes(name: str) -> int:
     """The size of a student's weights in float32."""
     from cotspec import models
-    from cotspec.micro import shipped
 
-    if name.startswith(models.MICRO_PREFIX):
-        manifest = shipped.FOLDER / shipped.MANIFEST
-        known = artifacts.read_json(manifest) if manifest.exists() else {}
-        shown = shipped.name_of(name.removeprefix(models.MICRO_PREFIX), start, 0)
-        return FLOAT32 * known.get(shown, {"parameters": 0})["parameters"]
     if name == models.SMOLLM2:
         return FLOAT32 * models.SMOLLM2_PARAMETERS
     if Path(name).is_dir():
@@ -194,29 +189,24 @@ def hours(stale: Stale, flops: float) -> float:
     Every training is decoded at its first and last checkpoint on all test problems,
     that of notebook 07 at each.
     """
-    total, seen = 0.0, set()
-    for notebook, profile in stale:
-        checkpoints = 2
-        if any("ability_grid" in code for code in notebook.code):
-            checkpoints = profile.training.num_checkpoints + 1
-        for cell in trained_cells(notebook, profile):
-            if not num_parameters(cell.model):
-                continue
-            total += checkpoints * decoding_hours(cell.model, profile)
-            if (cell, profile.training) not in seen:
-                seen.add((cell, profile.training))
-                formats = replace(profile.formats, data_formats=cell.data_formats)
-                narrowed = replace(profile, formats=formats)
-                total += training_hours(cell.model, narrowed, flops)
-    return total
+    decoding, training = 0.0, {}
+    for notebook, profile, cell in trained(stale):
+        if num_parameters(cell.model):
+            is_tradeoff = any("ability_grid" in code for code in notebook.code)
+            count = profile.training.num_checkpoints + 1 if is_tradeoff else 2
+            decoding += count * decoding_hours(cell.model, profile)
+            formats = replace(profile.formats, data_formats=cell.data_formats)
+            narrowed = replace(profile, formats=formats)
+            one = training_hours(cell.model, narrowed, flops)
+            training[cell, profile.training] = one  # once, whoever else wants it
+    return decoding + sum(training.values())
 
 
 def needs(stale: Stale) -> tuple[str, int] | None:
     """Say in one line what a FlanT5 profile needs; bytes of a card; None for others."""
     sized = [
         (card_bytes(cell.model, profile.training), cell.model, profile.name)
-        for notebook, profile in stale
-        for cell in trained_cells(notebook, profile)
+        for _, profile, cell in trained(stale)
         if num_parameters(cell.model)
     ]
     if not sized:

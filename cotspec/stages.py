@@ -12,18 +12,16 @@ hand.
 from __future__ import annotations
 
 import ast
-import functools
-import hashlib
 import importlib.metadata
 import logging
 import os
-import re
 import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated
@@ -59,6 +57,7 @@ NOT_IN_KEYS = (
 RUNNER = "COTSPEC_RUNNER"
 # Settings that change how fast a result comes, not which.
 NOT_SETTINGS = ("experiments.num_workers", "teacher.max_in_flight")
+_TAKEN = {"stage", "profile"}  # by functions that read them as cells do
 _PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 _DOCUMENTED = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
@@ -116,15 +115,10 @@ def load_notebook(path: Path) -> Notebook:
     body = tuple(c.text for c in code if c is not tagged[0])
     parsed = [_parse(f"{path.name}: code cell {n}", c) for n, c in enumerate(body, 1)]
     tree = ast.Module(body=[one for cell in parsed for one in cell], type_ignores=[])
-    # A cell shows its last value, unless a semicolon ends it.
-    done = [
-        [*map(ast.dump, cell), source.rstrip().endswith(";")]
-        for cell, source in zip(parsed, body, strict=True)
-        if cell
-    ]
+    done = [[ast.dump(one) for one in cell] for cell in parsed if cell]
     heads = [c.text for c in cells if c.cell_type == "markdown" and c.text[:2] == "# "]
     modules = _source_closure(_imported_files(tree))
-    reads, writes, sections = _uses(path.name, _reached(tree, modules))
+    reads, writes, sections = _uses(path.name, [tree, *_handed(tree, modules)])
     return Notebook(
         name=path.stem,
         path=path,
@@ -172,77 +166,55 @@ def producers(series: list[Notebook]) -> dict[str, str]:
 
 
 def _parse(where: str, source: str) -> list[ast.stmt]:
-    # Jupyter's own lines become texts, so that they count when they change.
-    magic = re.sub(r"(?m)^([ \t]*)([%!].*)", lambda m: m[1] + repr(m[2]), source)
-    # In plain Python, a line may begin with modulo. What is neither (`name?`, `%%bash`)
-    # becomes what IPython makes of it.
-    for write in (lambda: source, lambda: magic, lambda: _as_ipython(source)):
+    try:
         try:
-            return ast.parse(write()).body
-        except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-            reason = error
-    raise ValueError(f"{where} does not parse: {reason}") from reason
+            return ast.parse(source).body
+        except SyntaxError:  # or one of Jupyter's own lines: `!ls`, `name?`
+            from IPython.core.inputtransformer2 import TransformerManager
 
-
-def _as_ipython(source: str) -> str:
-    from IPython.core.inputtransformer2 import TransformerManager  # takes a second
-
-    return TransformerManager().transform_cell(source)
+            return ast.parse(TransformerManager().transform_cell(source)).body
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        raise ValueError(f"{where} does not parse: {error}") from error
 
 
 def _literals(where: str, source: str) -> dict[str, object]:
-    values: dict[str, object] = {}
-    for node in _parse(where, source):
-        match node:
-            case ast.Assign([ast.Name(name)], value) if name in PARAMETERS:
-                try:
-                    values[name] = ast.literal_eval(value)
-                except (ValueError, TypeError) as error:
-                    raise ValueError(f"{where}: {name} is not a literal") from error
-            case _:
-                raise ValueError(
-                    f"{where} holds only assignments to {', '.join(PARAMETERS)}; "
-                    f"found line {node.lineno}"
-                )
-    if missing := [name for name in PARAMETERS if name not in values]:
-        raise ValueError(f"{where} lacks {', '.join(missing)}")
-    return values
+    nodes = _parse(where, source)
+    try:
+        found = {node.targets[0].id: ast.literal_eval(node.value) for node in nodes}
+    except (AttributeError, ValueError, TypeError):  # other statements and values
+        found = {}
+    if found.keys() != set(PARAMETERS):
+        names = ", ".join(PARAMETERS)
+        raise ValueError(f"{where} must set {names} to literals, and nothing else")
+    return found
 
 
-def _uses(name: str, nodes: Iterable[ast.AST]) -> tuple[dict, dict, dict]:
+def _uses(name: str, trees: Iterable[ast.AST]) -> tuple[dict, dict, dict]:
     """Return artifacts read and written, and attributes of ``profile``, as keys."""
-    reads, writes, attributes = {}, {}, {}
-    for node in nodes:
+    found = {"read": {}, "write": {}, "profile": {}}
+    for node in (node for tree in trees for node in ast.walk(tree)):
         match node:
-            case ast.Call(ast.Attribute(ast.Name("stage"), "read" | "write" as method)):
-                match node.args:
-                    case [ast.Constant(str(artifact)), *_]:
-                        (reads if method == "read" else writes)[artifact] = None
-                    case _:
-                        raise ValueError(
-                            f"{name}: stage.{method} needs a literal artifact name"
-                        )
+            case ast.Call(
+                ast.Attribute(ast.Name("stage"), "read" | "write" as method), given
+            ):
+                if not given or not isinstance(given[0], ast.Constant):
+                    said = f"{name}: stage.{method} needs a literal artifact name"
+                    raise ValueError(said)
+                found[method][str(given[0].value)] = None
             case ast.Attribute(ast.Name("profile") | ast.Attribute(_, "profile"), used):
-                attributes[used] = None
-    return reads, writes, attributes
+                found["profile"][used] = None
+    return tuple(found.values())
 
 
-def _reached(tree: ast.Module, files: Iterable[str]) -> Iterator[ast.AST]:
-    """Yield the nodes of cells and of the package's functions that get their stage.
+def _handed(tree: ast.Module, files: Iterable[str]) -> list[ast.FunctionDef]:
+    """Return the package's functions that cells call and that take their stage.
 
     Such a function calls its parameter ``stage`` or ``profile``, as the cells do.
     """
-    frontier: list[ast.AST] = [tree]
-    for part in frontier:  # which grows meanwhile
-        for node in ast.walk(part):
-            yield node
-            match node:
-                case ast.Call(ast.Name(name) | ast.Attribute(_, name), given, named):
-                    values = (*given, *(keyword.value for keyword in named))
-                    handed = {ast.unparse(value) for value in values}
-                    if handed & {"stage", "profile", "stage.profile"}:
-                        called = [_examined(file)[2].get(name) for file in files]
-                        frontier += [c for c in called if c and c not in frontier]
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    names = {getattr(call, "attr", getattr(call, "id", "")) for call in calls}
+    functions = [one for file in files for one in _examined(file)[2]]
+    return [function for function in functions if function.name in names]
 
 
 def _imported_files(tree: ast.Module) -> set[str]:
@@ -284,30 +256,28 @@ def _source_closure(files: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(seen))
 
 
-def sources_digest(module: str) -> str:
-    """Return the SHA-256 of the code reachable from ``"cotspec.training"``, say."""
-    files = _source_closure(filter(None, [_module_file(module)]))
-    return artifacts.digest_of({file: _examined(file)[0] for file in files})
-
-
-@functools.cache
+@cache
 def code_of(module: str) -> list[object]:
-    """Return what computes a module's results: sources and versions of packages."""
+    """Return what computes the results of ``"cotspec.training"``, say.
+
+    The SHA-256 of its code and of what it imports, and versions of packages.
+    """
+    files = _source_closure([_module_file(module)])
     names = ("torch", "transformers", "accelerate")
     versions = {name: importlib.metadata.version(name) for name in names}
-    return [sources_digest(module), versions]
+    return [artifacts.digest_of([_examined(file)[0] for file in files]), versions]
 
 
-@functools.cache
-def _examined(file: str) -> tuple[str, set[str], dict[str, ast.AST]]:
+@cache
+def _examined(file: str) -> tuple[str, set[str], list[ast.FunctionDef]]:
     """Hash what a source does: comments, docstrings and layout do not count.
 
     The second value: the sources it imports, and the data it names in `DATA_FILES`; the
-    third: its functions.
+    third: its functions that take a stage or a profile.
     """
     path = _PACKAGE_ROOT / file
     if path.suffix != ".py":
-        return artifacts.checksum(path)[:16], set(), {}
+        return artifacts.checksum(path)[:16], set(), []
     tree = ast.parse(path.read_text("utf-8"))
     found = _imported_files(tree)
     for node in tree.body:
@@ -318,13 +288,14 @@ def _examined(file: str) -> tuple[str, set[str], dict[str, ast.AST]]:
     for node in ast.walk(tree):
         if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False):
             node.body[0] = ast.Pass()
-    functions = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16], found, functions
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    handed = [f for f in functions if _TAKEN & {one.arg for one in f.args.args}]
+    return artifacts.digest_of(ast.dump(tree))[:16], found, handed
 
 
 def stage_key(
-    notebook: Notebook, profile: profiles.Profile, seed: int, inputs: Mapping[str, str]
-) -> dict[str, object]:
+    notebook: Notebook, profile: profiles.Profile, seed: int, inputs: dict[str, Entry]
+) -> dict[str, dict]:
     """Return what a stage's result depends on; `artifacts.digest_of` it names it.
 
     Parameters
@@ -333,86 +304,48 @@ def stage_key(
     profile : Profile
         Only the sections that the notebook uses enter the key.
     seed : int
-    inputs : dict
-        ``{artifact name: SHA-256}`` of what the notebook reads.
+    inputs : dict of Entry
+        What the notebook reads, from `find_artifacts`.
     """
-    values, lock = profiles.as_dict(profile), artifacts.repository_root() / LOCK_FILE
-    uses_tasks = any(file.startswith("cotspec/tasks") for file in notebook.modules)
-    return {
-        "notebook": notebook.code_hash,
-        "seed": seed,
-        "profile": {
-            f"{section}.{field}": value
-            for section in notebook.sections
-            for field, value in values[section].items()
-            if f"{section}.{field}" not in NOT_SETTINGS
-        },
-        "sources": {file: _examined(file)[0] for file in notebook.modules},
-        "inputs": dict(inputs),
-        "outside": _outside(notebook.sections, profile),
-        "lock": artifacts.checksum(lock)[:16] if lock.exists() else "none",
-        "data": _data_digest(profile.data) if uses_tasks else "",
+    values = profiles.as_dict(profile)
+    settings = {
+        f"{section}.{field}": value
+        for section in notebook.sections
+        for field, value in values[section].items()
+        if f"{section}.{field}" not in NOT_SETTINGS
     }
+    outside = _outside(profile, settings.values(), notebook.path.parent)
+    contents = {"the notebook's code": notebook.code_hash}
+    contents |= {name: entry.sha256 for name, entry in inputs.items()}
+    contents |= {file: _examined(file)[0] for file in notebook.modules}
+    contents |= {name: artifacts.identity(path) for name, path in outside.items()}
+    return {"settings": {"seed": seed, **settings}, "contents": contents}
 
 
-def _data_digest(data: profiles.DataConfig) -> str:
-    """Return what identifies the real data; nothing for the micro-world's own."""
-    several = data.out_of_distribution_tasks + data.generic_tasks
-    if all(name.startswith("micro/") for name in (data.train_task, *several)):
-        return ""
-    folder = os.environ.get("COTSPEC_DATA")
-    return artifacts.checksum(Path(folder))[:16] if folder else "hub"
+def _outside(
+    profile: profiles.Profile, settings: Iterable, folder: Path
+) -> dict[str, Path]:
+    """Return the lock file, the real data if used, and files that settings name."""
+    found = {"the lock file": artifacts.repository_root() / LOCK_FILE}
+    data, where = profile.data, os.environ.get("COTSPEC_DATA")
+    tasks = data.train_task, *data.out_of_distribution_tasks, *data.generic_tasks
+    if where and not all(name.startswith("micro/") for name in tasks):
+        found["the data folder"] = Path(where)
+    for value in settings:
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, str) and one:
+                found[one] = folder / one
+    return {name: path for name, path in found.items() if os.path.exists(path)}
 
 
-def _outside(sections: tuple[str, ...], profile: profiles.Profile) -> dict[str, str]:
-    """Name the contents of files and models that settings point to."""
-    found: dict[str, str] = {}
-    student, grids = profile.student, profile.experiments
-    models = {
-        "teacher": [(profile.teacher.model, "")],
-        "student": [(student.model, student.start)],
-        "experiments": [(model, "instruction_tuned") for model in grids.students]
-        + [(model, "raw") for model in grids.raw_students],
-    }
-    if "teacher" in sections and profile.teacher.path:
-        path = Path(profile.teacher.path)
-        found["teacher.path"] = artifacts.identity(path) if path.exists() else "missing"
-    # Read here, since importing the models takes seconds.
-    manifest = _PACKAGE_ROOT / "cotspec/micro/weights/manifest.json"
-    shipped = artifacts.read_json(manifest) if manifest.exists() else {}
-    for model, start in (m for section in sections for m in models.get(section, ())):
-        if model.startswith("micro-"):
-            name = f"{model}-{start}".removeprefix("micro-").strip("-")
-            # A student has several bases.
-            own = [d["sha256"][:16] for n, d in shipped.items() if n.startswith(name)]
-            found[f"{model} {start}"] = " ".join(own) or "unknown"
-        elif model and Path(model).is_dir():  # "" is no folder
-            found[f"{model} {start}"] = artifacts.identity(Path(model))
-    return found
-
-
-# What `explain` says of parts of a key; of others, which of their names changed.
-_CHANGES = {
-    "notebook": "the notebook's code changed",
-    "seed": "seed {old} -> {new}",
-    "profile": "{name} {old} -> {new}",
-    "lock": "the lock file changed",
-    "data": "the data folder changed",
-}
-
-
-def explain(old: Mapping[str, object], new: Mapping[str, object]) -> list[str]:
+def explain(old: Mapping[str, dict], new: Mapping[str, dict]) -> list[str]:
     """Say in words why a key changed: one line per reason."""
     reasons = []
-    for part in new:
-        before, after = (
-            value if isinstance(value, dict) else {part: value}
-            for value in (old.get(part), new[part])
-        )
-        words = _CHANGES.get(part, "{name} changed")
+    for part, words in (("settings", "{} {} -> {}"), ("contents", "{} changed")):
+        before, after = old.get(part, {}), new[part]
         reasons += [
-            words.format(name=name, old=before.get(name), new=after.get(name))
-            for name in sorted(before.keys() | after.keys())
+            words.format(name, before.get(name), after.get(name))
+            for name in {**before, **after}
             if before.get(name) != after.get(name)
         ]
     return reasons
@@ -445,18 +378,17 @@ class Stage:
         self.profile = ProfileView(**{name: getattr(profile, name) for name in shown})
         self.folder = run / "artifacts" / notebook.name
         self._inputs = find_artifacts(notebook.reads, series, run)
-        inputs = {name: entry.sha256 for name, entry in self._inputs.items()}
-        self._key_parts = stage_key(notebook, profile, seed, inputs)
+        self._key_parts = stage_key(notebook, profile, seed, self._inputs)
         self._key = artifacts.digest_of(self._key_parts)
         self.work = run / "work" / f"{notebook.name}-{self._key[:12]}"
         self.work.mkdir(parents=True, exist_ok=True)
         # Overrides that this notebook does not read, and the notebooks that do.
         self._unused = {
-            dotted: [nb.name.split("_")[0] for nb in series if section in nb.sections]
+            dotted: ", ".join(nb.name[:2] for nb in series if section in nb.sections)
             for dotted in overrides
             if (section := dotted.split(".")[0]) not in notebook.sections
         }
-        self._written: dict[str, Path] = {}
+        self._written: dict[str, dict[str, str]] = {}
         self._started = time.monotonic()
 
     def read(self, name: str) -> Dataset | pd.DataFrame | dict | str | Path:
@@ -472,7 +404,7 @@ class Stage:
                 f"{path}: has changed since this notebook opened its stage; another "
                 "run may be at work here. Rerun the cell that opens the stage"
             )
-        return _load(path)
+        return _READ[path.suffix](path)
 
     def write(self, name: str, value: object, *, folder: str | None = None) -> Path:
         """Write an artifact; the type decides the file.
@@ -482,15 +414,27 @@ class Stage:
         name : str
             A literal, unique in the series.
         value : Dataset, DataFrame, dict, str or Path
-            Parquet, CSV, JSON, Markdown (a page that begins with ``<!doctype html>``:
-            HTML), or a finished folder that is linked in.
+            Parquet, CSV, JSON, Markdown (unless the name says what it is), or a
+            finished folder that is linked in.
         folder : str, optional
             A folder of the run (``"report"``) instead of the stage's own.
         """
+        target = (self.run / folder if folder else self.folder) / name
+        for kind, (suffix, write) in WRITTEN.items():
+            if isinstance(value, kind):
+                path = target.with_suffix(target.suffix or suffix)
+                return self._keep(name, write(path, value))
+        raise ValueError(
+            f"stage.write: {name!r} is a {type(value).__name__}. "
+            "Allowed: Dataset, DataFrame, dict, str, Path of a folder"
+        )
+
+    def _keep(self, name: str, path: Path) -> Path:
+        """Note what was written; what the stage wrote before counts no more."""
         (self.folder / artifacts.SUCCESS).unlink(missing_ok=True)
-        target = self.run / _plain(folder) if folder else self.folder
-        self._written[name] = _store(target / _plain(name), value)
-        return self._written[name]
+        where, digest = os.path.relpath(path, self.run), artifacts.checksum(path)
+        self._written[name] = {"path": where, "sha256": digest}
+        return path
 
     def store(self, name: str, *inputs: str) -> Path:
         """Return a folder that outlives the stage, for work too dear to do again.
@@ -505,7 +449,7 @@ class Stage:
             Artifacts whose contents, if they change, begin a new folder.
         """
         sums = artifacts.digest_of([self._inputs[name].sha256 for name in inputs])
-        return self.run / "store" / f"{_plain(name)}-{sums[:12]}"
+        return self.run / "store" / f"{name}-{sums[:12]}"
 
     def figure(
         self, name: str, chart: Figure, *, data: pd.DataFrame, caption: str
@@ -521,16 +465,12 @@ class Stage:
             What the figure draws.
         caption : str
         """
-        (self.folder / artifacts.SUCCESS).unlink(missing_ok=True)
-        facts = {
-            "stage": self.notebook.name,
-            "key": self._key,
-            "profile": self.profile.name,
-            "seed": self.seed,
-        }
+        facts = {"stage": self.notebook.name, "key": self._key, "seed": self.seed}
+        facts["profile"] = self.profile.name
         options = {"data": data, "caption": caption, "provenance": facts}
-        made = figures.save_figure(chart, self.run / "figures", _plain(name), **options)
-        self._written |= {f"figure:{name}.{kind}": p for kind, p in made.items()}
+        made = figures.save_figure(chart, self.run / "figures", name, **options)
+        for path in made.values():
+            self._keep(f"figure {path.name}", path)
         return chart
 
     def table(self, name: str, table: pd.DataFrame, *, caption: str) -> pd.DataFrame:
@@ -544,13 +484,9 @@ class Stage:
         caption : str
             The first line of the Markdown file.
         """
-        (self.folder / artifacts.SUCCESS).unlink(missing_ok=True)
-        path = self.run / "figures" / f"{_plain(name)}.csv"
-        text = f"{caption}\n\n{artifacts.markdown_table(table)}\n".encode()
-        self._written |= {
-            f"table:{name}.csv": artifacts.write_frame(path, table),
-            f"table:{name}.md": artifacts.write_bytes(path.with_suffix(".md"), text),
-        }
+        text = f"{caption}\n\n{artifacts.markdown_table(table)}\n"
+        for suffix, value in ((".csv", table), (".md", text)):
+            self.write(f"{name}{suffix}", value, folder="figures")
         return table
 
     def finish(self) -> str:
@@ -561,21 +497,14 @@ class Stage:
         seconds = time.monotonic() - self._started
         marker = self.folder / artifacts.SUCCESS
         content = {
-            "stage": self.notebook.name,
             "key": self._key,
             "key_parts": self._key_parts,
-            "artifacts": {
-                name: {
-                    "path": os.path.relpath(path, self.run),
-                    "sha256": artifacts.checksum(path),
-                }
-                for name, path in self._written.items()
-            },
+            "artifacts": self._written,
             "seconds": round(seconds, 1),
             "provenance": artifacts.provenance(),
         }
         artifacts.write_json(marker, content)
-        kept = {*self._written.values(), marker}
+        kept = {marker, *(self.run / one["path"] for one in self._written.values())}
         works = (self.run / "work").glob(f"{self.notebook.name}-*")
         for path in (*self.folder.iterdir(), *works):
             if path not in kept:
@@ -584,58 +513,36 @@ class Stage:
         return f"{self.notebook.name}: {seconds:.1f} s, results in {folder}"
 
     def _repr_html_(self) -> str:
-        used = ", ".join(f"<code>{s}</code>" for s in self.notebook.sections) or "none"
-        reads = ", ".join(f"<code>{r}</code>" for r in self.notebook.reads) or "none"
-        shown = (
+        lines = [
             f"<b>{self.notebook.name}</b> · profile <b>{self.profile.name}</b> · "
-            f"seed {self.seed}<br>settings used: {used} · artifacts read: {reads}"
-        )
-        if self._unused:
-            # Numbers are enough, and `--set` gives every notebook all overrides.
-            unread = (
-                f"<code>{dotted}</code> (read by {', '.join(readers) or 'none'})"
-                for dotted, readers in self._unused.items()
-            )
-            shown += "<br><b>OVERRIDES that change nothing in this notebook:</b> "
-            shown += ", ".join(unread)
-        return shown
+            f"seed {self.seed}",
+            f"settings used: {', '.join(self.notebook.sections) or 'none'} · "
+            f"artifacts read: {', '.join(self.notebook.reads) or 'none'}",
+        ]
+        # Names are enough, and `--set` gives every notebook all overrides.
+        lines += [
+            f"<b>OVERRIDES:</b> <code>{dotted}</code> changes nothing in this notebook "
+            f"(read by {readers or 'none'})"
+            for dotted, readers in self._unused.items()
+        ]
+        return "<br>".join(lines)
 
 
-def _plain(name: str) -> str:
-    """Refuse a name that leads out of its folder, or is that of the marker."""
-    if not re.fullmatch(r"(?!SUCCESS)\w[\w.-]*", name):
-        raise ValueError(f"stage: name {name!r}. Allowed: letters, digits and _.-")
-    return name
-
-
-def _store(target: Path, value: object) -> Path:
-    if isinstance(value, Dataset):
-        return artifacts.write_dataset(target.with_suffix(".parquet"), value)
-    if isinstance(value, pd.DataFrame):
-        return artifacts.write_frame(target.with_suffix(".csv"), value)
-    if isinstance(value, Path):
-        return artifacts.write_folder(target, value)
-    if isinstance(value, str):
-        suffix = ".html" if value.startswith("<!doctype html>") else ".md"
-        return artifacts.write_bytes(target.with_suffix(suffix), value.encode())
-    if isinstance(value, dict):
-        return artifacts.write_json(target.with_suffix(".json"), value)
-    raise ValueError(
-        f"stage.write: {target.name!r} is a {type(value).__name__}. "
-        "Allowed: Dataset, DataFrame, dict, str, Path of a folder"
-    )
-
-
-def _load(path: Path) -> Dataset | pd.DataFrame | dict | str | Path:
-    if path.is_dir():
-        return path
-    if path.suffix == ".parquet":
-        return artifacts.read_dataset(path)
-    if path.suffix == ".csv":
-        return pd.read_csv(path, keep_default_na=False, na_values=[""])
-    if path.suffix == ".json":
-        return artifacts.read_json(path)  # type: ignore[return-value]
-    return path.read_text("utf-8")
+# How values of a kind are written, and files of a kind are read.
+WRITTEN = {
+    Dataset: (".parquet", artifacts.write_dataset),
+    pd.DataFrame: (".csv", artifacts.write_frame),
+    dict: (".json", artifacts.write_json),
+    str: (".md", artifacts.write_text),
+    Path: ("", artifacts.write_folder),
+}
+_READ = {
+    ".parquet": artifacts.read_dataset,
+    ".csv": artifacts.read_frame,
+    ".json": artifacts.read_json,
+    ".md": partial(Path.read_text, encoding="utf-8"),
+    "": Path,
+}
 
 
 class Entry(BaseModel):
@@ -649,7 +556,7 @@ class Marker(BaseModel):
     """What a finished stage leaves, as far as it is read again."""
 
     key: str
-    key_parts: dict
+    key_parts: dict[str, dict]
     artifacts: dict[str, Entry]
 
 
@@ -675,21 +582,19 @@ def find_artifacts(
     ValueError
         The stages that have not finished, or not since they write such an artifact.
     """
-    found: dict[str, Entry] = {}
-    missing: dict[str, str] = {}
-    for name in names:
-        stage = producers(series)[name]
-        marker = read_marker(run, stage)
-        if marker and name in marker.artifacts:
-            found[name] = marker.artifacts[name]
-        else:
-            missing[name] = stage
-    if missing:
-        unfinished = dict.fromkeys(missing.values())
-        numbers = ",".join(stage.split("_")[0] for stage in unfinished)
+    writers = producers(series)
+    markers = {name: read_marker(run, writers[name]) for name in names}
+    found = {
+        name: marker.artifacts[name]
+        for name, marker in markers.items()
+        if marker and name in marker.artifacts
+    }
+    if missing := [name for name in markers if name not in found]:
+        unfinished = dict.fromkeys(writers[name] for name in missing)
         raise ValueError(
             f"{', '.join(missing)}: {', '.join(unfinished)} has not finished in {run}. "
-            f"Run it first: ./run_all.sh --profile {run.name} --only {numbers}"
+            f"Run it first: ./run_all.sh --profile {run.name} --only "
+            + ",".join(stage.split("_")[0] for stage in unfinished)
         )
     return found
 
@@ -711,25 +616,21 @@ def alone_in(run: Path) -> Iterator[None]:
     Raises
     ------
     ValueError
-        Another process holds it, which the message names, or it cannot be written.
+        Another process holds it; the message names it.
     """
     holder = run / ".holder"
+    run.mkdir(parents=True, exist_ok=True)
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(run / ".lock").acquire(timeout=0)
+        with FileLock(run / ".lock", timeout=0):
+            command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+            artifacts.write_text(holder, f"process {os.getpid()} ({command})")
+            yield
     except Timeout:
         who = holder.read_text("utf-8") if holder.exists() else "another process"
         raise ValueError(
             f"{run}: {who} is at work here. Wait until it has ended, or set "
             "COTSPEC_RUNS to another folder"
         ) from None
-    except OSError as error:
-        said = f"{run}: cannot be written ({error.strerror})"
-        raise ValueError(f"{said}; set COTSPEC_RUNS to another folder") from None
-    with lock:
-        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        artifacts.write_bytes(holder, f"process {os.getpid()} ({command})".encode())
-        yield
 
 
 def check_seed(where: str, seed: object) -> None:
@@ -751,19 +652,15 @@ def open_stage(name: str, profile: str, seed: int, overrides: dict) -> Stage:
     Raises
     ------
     ValueError
-        Unknown notebook, profile or field, an input that is not there yet, or a run
-        of the series that is at work in the same folder.
+        Unknown profile or field, an input that is not there yet, or a run of the
+        series that is at work in the same folder.
     """
-    folder = artifacts.repository_root() / "notebooks"
-    path = folder / f"{name}.ipynb"
-    if not path.exists():
-        names = sorted(p.stem for p in folder.glob("*.ipynb"))
-        raise ValueError(f"notebook: unknown {name!r}. Allowed: {', '.join(names)}")
+    path = artifacts.repository_root() / "notebooks" / f"{name}.ipynb"
     resolved = profiles.resolve(profile, overrides)
     check_seed("SEED", seed)
     disable_progress_bars()  # of small table operations; long steps have their own
     run = artifacts.run_dir(profile)
-    if RUNNER not in os.environ:
+    if not os.environ.get(RUNNER):
         with alone_in(run):
             pass
     return Stage(load_notebook(path), resolved, seed, run, overrides or ())

@@ -1,7 +1,6 @@
 """Artifacts are whole or absent, and the same values give the same bytes."""
 
 import os
-import threading
 
 import pandas as pd
 import pytest
@@ -40,25 +39,6 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(
         artifacts.write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
-
-
-def test_a_reader_never_sees_part_of_a_write(tmp_path):
-    path, seen = tmp_path / "f", set()
-    sizes = (10, 5_000_000)
-    artifacts.write_bytes(path, b"x" * sizes[0])
-    stop = threading.Event()
-
-    def read():
-        while not stop.is_set():
-            seen.add(len(path.read_bytes()))
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    for size in sizes * 4:
-        artifacts.write_bytes(path, b"x" * size)
-    stop.set()
-    reader.join()
-    assert seen <= set(sizes)
 
 
 def test_a_published_folder_replaces_the_old_one_whole(tmp_path):

@@ -44,7 +44,10 @@ def publish(run, **values):
     producers = stages.producers(stages.load_series(REPOSITORY))
     for name, value in values.items():
         folder = run / "artifacts" / producers[name]
-        path, marker = stages._store(folder / name, value), folder / artifacts.SUCCESS
+        kind = next(kind for kind in stages.WRITTEN if isinstance(value, kind))
+        suffix, write = stages.WRITTEN[kind]
+        path = write((folder / name).with_suffix(suffix), value)
+        marker = folder / artifacts.SUCCESS
         content = {"key": "", "key_parts": {}, "artifacts": {}}
         if marker.exists():
             content = artifacts.read_json(marker)
@@ -71,9 +74,14 @@ def finished(tmp_path_factory):
     weights = student.model.get_input_embeddings().weight
     weights.data.neg_()  # a trained student that answers differently
     save_checkpoint(student, runs / "trained/checkpoints/step-3")
+    problems = selection.select_problems(profile.data, seed=0)
+    kept = problems.rename_columns({"rationale": "completion"}).add_column(
+        "is_correct", [True] * len(problems)
+    )
     publish(
         runs / "smoke",
-        problems=selection.select_problems(profile.data, seed=0),
+        problems=problems,
+        kept_traces=kept,
         demonstrations=selection.select_demonstrations(profile.data),
         checkpoints=runs / "trained",
     )
@@ -99,41 +107,33 @@ def predicted(runs, name="step-3"):
     return (runs / f"smoke/evaluation/{name}/predictions.parquet").read_bytes()
 
 
-def test_what_train_leaves_notebook_05_takes_up(runs, monkeypatch, capsys):
-    sets = {"training.max_steps": 2, "loss.name": "sample_matching"}
-    profile = profiles.resolve("smoke", sets)
+def test_train_reads_notebook_05s_parameters_and_it_takes_up_what_that_leaves(
+    runs, monkeypatch, capsys
+):
+    cell = {"SEED": 7, "OVERRIDES": {"training.max_steps": 2}}
+    series = stages.load_series(artifacts.repository_root())
+    own = [replace(nb, parameters=nb.parameters | cell) for nb in series]
+    monkeypatch.setattr(stages, "load_series", lambda root: own)
     examples = make_examples(8).filter(lambda row: row["sample_id"] == -1)
     aligned = make_aligned(1)  # of no example here
     publish(runs / "smoke", examples=examples, aligned=aligned)
-    assert commands.main(["train", "--profile", "smoke", *as_sets(sets)]) == 0
+    command = ["train", "--profile", "smoke", "--set", "loss.name=sample_matching"]
+    assert commands.main(command) == 0
     assert "05_distillation takes it up" in capsys.readouterr().out
-    stage = stages.open_stage("05_distillation", "smoke", 0, sets)
+    sets = cell["OVERRIDES"] | {"loss.name": "sample_matching"}
+    stage = stages.open_stage("05_distillation", "smoke", 7, sets)
     monkeypatch.setattr(training, "take_update", None)  # nothing is left to do
-    student = models.load_student(profile.student)
+    profile = profiles.resolve("smoke", sets)
+    student = models.load_student(profile.student, seed=7)
     metrics = training.train(
         student,
         encode(student, stage.read("aligned"), stage.read("examples")),
         profile.training,
         loss=profile.loss,
         work_dir=stage.work / "training",
+        seed=7,
     )
     assert len(metrics) == 2
-
-
-def test_train_reads_the_parameters_cell_of_notebook_05(runs, monkeypatch):
-    series = stages.load_series(artifacts.repository_root())
-    cell = {"SEED": 7, "OVERRIDES": {"training.max_steps": 3}}
-    own = [replace(nb, parameters=nb.parameters | cell) for nb in series]
-    monkeypatch.setattr(stages, "load_series", lambda root: own)
-    examples = make_examples(8).filter(lambda row: row["sample_id"] == -1)
-    publish(runs / "smoke", examples=examples, aligned=make_aligned(1))
-    seen = []
-    monkeypatch.setattr(training, "train", lambda *a, **k: seen.append((a[2], k)))
-    command = ["train", "--profile", "smoke", "--set", "loss.name=sample_matching"]
-    assert commands.main(command) == 0
-    ((config, options),) = seen
-    assert (config.max_steps, options["seed"]) == (3, 7)
-    assert options["loss"].name == "sample_matching"
 
 
 def test_a_checkpoint_gets_predictions_and_accuracies_once(
@@ -155,61 +155,35 @@ def test_a_checkpoint_gets_predictions_and_accuracies_once(
 
 @pytest.mark.slow
 def test_notebook_06_takes_up_the_cells_and_the_command_its_predictions(
-    runs, forbid_decoding
+    runs, monkeypatch, forbid_decoding
 ):
     for wanted in ("start", "last"):
         assert commands.main([*SMOKE, "--checkpoint", wanted]) == 0
+    decode = evaluation.decode
     forbid_decoding()
     publish(runs / "smoke", kept_traces=make_examples(1))  # a later cell reads them
     names = {"PROFILE": "smoke", "SEED": 0, "OVERRIDES": OVERRIDES}
     for cell in stages.load_notebook(REPOSITORY / "notebooks/06_evaluation.ipynb").code:
         exec(cell, names)
-        if "after" in names:
-            break
+        if "after" in names:  # what follows decodes for itself
+            monkeypatch.setattr(evaluation, "decode", decode)
     assert set(names["after"]["checkpoint"]) == {"step-3"}
+    assert not list((runs / "smoke/work").glob("06_evaluation-*"))  # it has finished
+    forbid_decoding()
     first = predicted(runs)
     assert commands.main(SMOKE) == 0
     assert predicted(runs) == first
 
 
-def test_weights_of_another_training_need_no_notebook_05_and_keep_their_name(
-    runs, tmp_path, forbid_decoding
-):
-    by_name = stages.producers(stages.load_series(REPOSITORY))
-    shutil.rmtree(runs / "smoke/artifacts" / by_name["checkpoints"])
-    folder = runs / "trained/checkpoints/step-3"
-    other = [*SMOKE, "--checkpoint", str(folder)]
-    assert commands.main(other) == 0
-    name = f"step-3-{artifacts.checksum(folder / 'model.safetensors')[:8]}"
-    first = predicted(runs, name)
-    forbid_decoding()
-    assert commands.main(other) == 0
-    assert predicted(runs, name) == first
-
-
 def test_a_checkpoint_of_another_tokenizer_is_refused_before_decoding(
     runs, capsys, forbid_decoding
 ):
-    folder = runs / "trained/checkpoints/step-3"
+    (folder,) = (runs / "smoke/artifacts").glob("*/checkpoints/checkpoints/step-3")
     settings = {"tokenizer": "f" * 64, "student": "other"}
     artifacts.write_json(folder / "state.json", {"settings": settings})
     forbid_decoding()
-    assert commands.main([*SMOKE, "--checkpoint", str(folder)]) == 2
+    assert commands.main([*SMOKE, "--checkpoint", "3"]) == 2
     assert "the vocabulary of student 'other'" in capsys.readouterr().err
-
-
-def test_weights_that_are_not_finite_are_counted_and_do_not_stop_the_run(runs):
-    profile = profiles.resolve("smoke", OVERRIDES)
-    student = models.load_student(profile.student)
-    student.model.get_input_embeddings().weight.data.fill_(float("nan"))
-    folder = save_checkpoint(student, runs / "broken/checkpoints/step-9")
-    assert commands.main([*SMOKE, "--checkpoint", str(folder)]) == 0
-    (left,) = (runs / "smoke/evaluation").glob("step-*")
-    rows = artifacts.read_dataset(left / "predictions.parquet")
-    assert set(rows["finish_reason"]) == {"not_finite"}
-    assert all(rows["no_answer"]) and not any(rows["is_correct"])
-    lost = evaluation.outcomes(rows)
-    assert (lost["not_finite"] == lost["n"]).all()
 
 
 @pytest.mark.parametrize(
@@ -217,11 +191,11 @@ def test_weights_that_are_not_finite_are_counted_and_do_not_stop_the_run(runs):
     [
         (["--profile", "nope"], "profile: unknown name 'nope'"),
         (["--profile", "micro"], "05_distillation has not finished"),
-        (["--checkpoint", "step-7"], "--checkpoint 'step-7': no checkpoint"),
+        (["--checkpoint", "7"], "--checkpoint '7'. Allowed: last, start, 3"),
         (["--set", "evaluation.x=1"], "'evaluation.x': unknown field"),
         (["--set", "evaluation.precision"], "write it as section.field=value"),
         (["--set", "student.model=micro-base"], "weights do not fit student"),
-        (["--seed", "-1"], "--seed: -1. Allowed: whole"),
+        (["--seed", "-1"], "SEED: -1. Allowed: whole"),
     ],
 )
 def test_a_wrong_profile_or_checkpoint_is_one_sentence(

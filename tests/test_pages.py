@@ -138,13 +138,9 @@ def test_long_labels_of_tables_may_break_and_stay_the_same_text(run):
     assert "column_number_29" in visible(page)
 
 
-def test_only_the_injected_parameters_are_shown(run):
-    first, second = (
-        visible(re.sub("</?(span|pre)[^>]*>", "", read(run, name)))
-        for name in ("00_first", "01_second")
-    )
-    assert "SEED = 7" in first and "SEED = 0" not in first
-    assert "SEED = 0" in second
+def test_of_the_parameters_cells_only_the_injected_is_shown(run):
+    page = visible(re.sub("</?(span|pre)[^>]*>", "", read(run, "00_first")))
+    assert "SEED = 7" in page and "SEED = 0" not in page
 
 
 def test_the_folder_stands_alone_and_every_link_in_it_leads_somewhere(run, tmp_path):
@@ -153,12 +149,9 @@ def test_the_folder_stands_alone_and_every_link_in_it_leads_somewhere(run, tmp_p
         page = path.read_text("utf-8")
         assert '<meta name="viewport"' in page and "<title>" in page
         for target in re.findall(r'(?:href|src)="([^"]*)"', page):
-            file, _, anchor = target.partition("#")
-            if target.startswith("data:") or not file:
-                continue
-            assert "/" not in file and (alone / file).exists(), (path.name, target)
-            aim = (alone / file).read_text("utf-8")
-            assert anchor in ("", "top") or f'id="{anchor}"' in aim
+            file = target.partition("#")[0]
+            if file and not target.startswith("data:"):
+                assert "/" not in file and (alone / file).exists(), (path.name, target)
 
 
 def test_index_shows_question_time_and_state_and_pages_lead_on_and_back(run):
@@ -169,7 +162,6 @@ def test_index_shows_question_time_and_state_and_pages_lead_on_and_back(run):
     assert "02_missing.html" not in index
     first, second, missing = map(int, re.findall(r"(\d+) min to read ·", index))
     assert f"{first + second + missing} min to read in all." in index
-    assert re.search(r'pictures of <a href="00_first.html">00</a>: \d+ min', index)
     assert 'rel="next" href="01_second.html"' in read(run, "00_first")
     assert 'rel="prev" href="00_first.html"' in read(run, "01_second")
     assert 'rel="next"' not in read(run, "01_second")
@@ -187,19 +179,6 @@ def test_index_begins_with_the_verdicts_once_there_are_some(run):
     shutil.copy(run / "notebooks/01_second.ipynb", made)
     pages.write_pages(run, stages.load_series(run.parents[1]))
     assert f'<li><a href="{made.stem}.html">C1</a>, a' in read(run, "index")
-
-
-def test_index_leads_to_the_reason_of_a_claim_too(run):
-    table = run / "report" / "claims.csv"
-    table.write_text("claim,statement,verdict\nC3,a price,reproduced\n")
-    series = stages.load_series(Path(__file__).resolve().parents[1])
-    names = {notebook.name for notebook in series}
-    assert names.issuperset(*pages.REASONS.values())
-    for name in pages.REASONS["C3"]:
-        (run / "html" / f"{name}.html").write_text("")
-    pages.write_pages(run, stages.load_series(run.parents[1]))
-    why = 'C3 (why: <a href="07_ability_tradeoff.html">07</a> and '
-    assert why in read(run, "index")
 
 
 PROBE = """<!doctype html><body><script>
@@ -245,8 +224,3 @@ def test_prints(run, tmp_path):
     page = run / "html" / "00_first.html"
     browser(f"--print-to-pdf={target}", page.as_uri())
     assert target.read_bytes().startswith(b"%PDF")
-
-
-def test_a_figures_name_is_said_in_words():
-    names = ("04_cost_matrix", "figure1c")
-    assert [pages._in_words(n) for n in names] == ["cost matrix", "figure 1c"]

@@ -1,11 +1,9 @@
 """What a stage depends on is read off its cells."""
 
-import json
 import shutil
 from pathlib import Path
 
 import nbformat
-import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -47,22 +45,22 @@ def test_reads_writes_and_sections_come_from_the_cells(root):
     assert "cotspec/run.py" not in notebook.modules
 
 
+LITERALS = "must set PROFILE, SEED, OVERRIDES to literals, and nothing else"
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('SEED = int("3")', "SEED is not a literal"),
-        (
-            "import os",
-            "holds only assignments to PROFILE, SEED, OVERRIDES; found line 4",
-        ),
-        ("EXTRA = 1", "holds only assignments"),
+        ('SEED = int("3")', LITERALS),
+        ("import os", LITERALS),
+        ("EXTRA = 1", LITERALS),
+        ("SEED, PROFILE = 1, 2", LITERALS),
         ("SEED = = 1", "does not parse"),
-        ("SEED, PROFILE = 1, 2", "holds only assignments"),
     ],
 )
 def test_the_parameters_cell_holds_literals_only(root, line, words):
     path = write_notebook(root, "01_x", parameters=f"{PARAMETERS}\n{line}")
-    with pytest.raises(ValueError, match=f"01_x.ipynb: the parameters cell.* {words}"):
+    with pytest.raises(ValueError, match=f"01_x.ipynb: the parameters cell {words}"):
         stages.load_notebook(path)
 
 
@@ -92,16 +90,14 @@ def test_an_artifact_has_a_literal_name_and_one_writer(root, code, words):
     write_notebook(root, "01_x", code)
     with pytest.raises(ValueError, match=words):
         stages.load_series(root)
-
-
-def test_a_folder_without_notebooks_is_no_series(tmp_path):
     with pytest.raises(ValueError, match="COTSPEC_ROOT: no notebooks in"):
-        stages.load_series(tmp_path)
+        stages.load_series(root / "nowhere")
 
 
 def key_of(root, *code, profile="smoke", overrides=None, **inputs):
     notebook = stages.load_notebook(write_notebook(root, "01_x", *code))
-    return stages.stage_key(notebook, profiles.resolve(profile, overrides), 0, inputs)
+    found = {n: stages.Entry(path="", sha256=digest) for n, digest in inputs.items()}
+    return stages.stage_key(notebook, profiles.resolve(profile, overrides), 0, found)
 
 
 def test_a_used_setting_and_an_input_change_the_key_and_an_unused_setting_does_not(
@@ -132,7 +128,6 @@ CELL = "%matplotlib inline\nif True:\n    !ls\nrate = 'a' * 3"
         ([CELL.replace("!ls", "!pwd")], True),
         ([CELL, "rate"], True),
         (CELL.rsplit("\n", 1), True),  # the first part shows its value
-        ([f"{CELL};"], True),
     ],
 )
 def test_of_a_cell_counts_what_it_does(root, edited, counts):
@@ -167,46 +162,29 @@ def test_a_stage_writes_reads_and_finishes(root):
     assert open_next(root).read("numbers") == {"a": 1}
 
 
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [("# A report", "numbers.md"), ("<!doctype html>\n<p>", "numbers.html")],
-)
-def test_text_is_markdown_unless_it_is_a_page(root, text, name):
-    path = stages.open_stage("00_overview", "smoke", 0, {}).write("numbers", text)
-    assert (path.name, path.read_text()) == (name, text)
+def test_text_is_markdown_unless_its_name_says_what_it_is(root):
+    stage = stages.open_stage("00_overview", "smoke", 0, {})
+    for name, file in (("numbers", "numbers.md"), ("page.html", "page.html")):
+        path = stage.write(name, "<p>")
+        assert (path.name, path.read_text()) == (file, "<p>")
 
 
-def test_an_unfinished_input_says_what_to_run(root):
-    with pytest.raises(ValueError, match="00_overview has not finished.*--only 00"):
-        open_next(root)
-
-
-def test_an_artifact_that_its_stage_did_not_write_yet_says_what_to_run(root):
+def test_all_inputs_that_are_missing_are_named_with_what_to_run(root):
     finish_first()
-    write_notebook(
-        root, "00_overview", 'stage.write("numbers", 1); stage.write("b", 2)'
-    )
-    with pytest.raises(ValueError, match="00_overview has not finished"):
-        open_next(root, 'stage.read("b")')
+    both = 'stage.write("numbers", 1); stage.write("b", 2)'  # as it was not when it ran
+    write_notebook(root, "00_overview", both)
+    write_notebook(root, "01_next", 'stage.write("letters", {})')
+    reads = (f'stage.read("{name}")' for name in ("numbers", "b", "letters"))
+    write_notebook(root, "02_last", *reads)
+    said = "b, letters: 00_overview, 01_next has not finished.*--only 00,01$"
+    with pytest.raises(ValueError, match=said):
+        stages.open_stage("02_last", "smoke", 0, {})
 
 
 def test_finishing_without_a_declared_artifact_is_an_error(root):
     stage = stages.open_stage("00_overview", "smoke", 0, {})
     with pytest.raises(ValueError, match=r"\['numbers'\] not written"):
         stage.finish()
-
-
-@pytest.mark.parametrize("name", ["../../../x", "a/b", "/x", "", "..", ".x", "SUCCESS"])
-def test_a_name_that_leads_out_of_its_folder_is_refused(root, name):
-    stage = stages.open_stage("00_overview", "smoke", 0, {})
-    for write in (
-        lambda: stage.write(name, {}),
-        lambda: stage.write("x", {}, folder=name or ".."),
-        lambda: stage.table(name, pd.DataFrame(), caption=""),
-        lambda: stage.store(name),
-    ):
-        with pytest.raises(ValueError, match=r"stage: name .*Allowed: letters"):
-            write()
 
 
 def test_writing_again_drops_the_old_success_marker(root):
@@ -239,11 +217,6 @@ def test_a_section_that_the_saved_notebook_does_not_use_is_refused(root):
         _ = stage.profile.training
 
 
-def test_an_unknown_notebook_lists_the_known_ones(root):
-    with pytest.raises(ValueError, match="unknown '99_x'.*00_overview"):
-        stages.open_stage("99_x", "smoke", 0, {})
-
-
 def test_the_data_folder_matters_to_real_tasks_only(root, monkeypatch):
     (root / "data").mkdir()
     monkeypatch.setenv("COTSPEC_DATA", str(root / "data"))
@@ -253,14 +226,6 @@ def test_the_data_folder_matters_to_real_tasks_only(root, monkeypatch):
             (root / "data/file").write_text(text)
             keys.append(key_of(root, "from cotspec import tasks", profile=profile))
         assert (keys[0] == keys[1]) == (profile == "smoke")
-
-
-def test_a_teacher_without_a_model_is_no_folder(root, monkeypatch):
-    assert profiles.resolve("smollm2").teacher.model == ""
-    monkeypatch.chdir(root)
-    before = key_of(root, "print(profile.teacher)", profile="smollm2")
-    (root / "config.json").touch()
-    assert key_of(root, "print(profile.teacher)", profile="smollm2") == before
 
 
 def test_a_store_outlives_the_stage_and_follows_its_inputs(root):
@@ -302,11 +267,11 @@ def state(profile="smoke", overrides=None):
     found = {}
     for path in sorted((REPOSITORY / "notebooks").glob("*.ipynb")):
         notebook = stages.load_notebook(path)
-        inputs = dict.fromkeys(notebook.reads, "")
+        inputs = dict.fromkeys(notebook.reads, stages.Entry(path="", sha256=""))
         key = stages.stage_key(notebook, resolved, 0, inputs)
         found[notebook.name[:2]] = artifacts.digest_of(key)
     for module in ("training", "evaluation"):
-        found[module] = stages.sources_digest(f"cotspec.{module}")
+        found[module] = stages.code_of.__wrapped__(f"cotspec.{module}")
     return found
 
 
@@ -343,15 +308,11 @@ LATER = {"05", "07", "08", "09", "10"}
 
 def test_what_a_function_reads_that_is_handed_the_stage_is_the_notebooks(package, root):
     (package / "helpers.py").write_text(
-        "from cotspec.inner import rate_of\n"
         "def opened(stage, more):\n"
         "    stage.read('numbers')\n"
-        "    return stage.profile.formats, rate_of(profile=stage.profile), more\n"
+        "    return stage.profile.formats, more\n"
         "def apart(stage):\n"
         "    return stage.read('letters'), stage.profile.teacher\n"
-    )
-    (package / "inner.py").write_text(
-        "def rate_of(profile):\n    return profile.training.learning_rate\n"
     )
     for cell in (
         "from cotspec import helpers as h\nh.opened(stage, print)",
@@ -359,16 +320,7 @@ def test_what_a_function_reads_that_is_handed_the_stage_is_the_notebooks(package
     ):
         notebook = stages.load_notebook(write_notebook(root, "01_x", cell))
         assert notebook.reads == ("numbers",)
-        assert notebook.sections == ("formats", "training")
-
-
-def test_the_grids_settings_are_read_only_in_the_function_that_opens_it(package):
-    before = state()
-    edit(package / "experiments.py", "", "        profile.training,\n")
-    without = state()
-    changed = state(overrides={"training.learning_rate": 1e-3})
-    assert {"07", "10"} & stale(before, changed) == {"07", "10"}
-    assert not {"07", "10"} & stale(without, changed)
+        assert notebook.sections == ("formats",)
 
 
 @pytest.mark.parametrize(
@@ -416,14 +368,11 @@ def test_what_comes_from_outside_is_known_by_its_contents(package, tmp_path):
     assert {"03", "05", "06", "07"} <= changed and "02" not in changed
 
 
-def test_shipped_weights_reach_who_uses_that_student(package):
+def test_shipped_weights_reach_who_loads_a_model(package):
     before = state()
-    manifest = package / "micro/weights/manifest.json"
-    known = json.loads(manifest.read_text())
-    known["base-raw-1"]["sha256"] = "0" * 64
-    manifest.write_text(json.dumps(known))
-    changed = stale(before, state())  # of the grid of sizes only
-    assert "10" in changed and "05" not in changed
+    edit(package / "micro/weights/manifest.json", "\n")
+    changed = stale(before, state())
+    assert {"03", "05", "10", "training"} <= changed and "02" not in changed
 
 
 # --- what users get wrong -------------------------------------------------------------
@@ -443,13 +392,6 @@ def test_a_seed_is_a_whole_number(root, seed):
         stages.open_stage("00_overview", "smoke", seed, {})
 
 
-def test_all_missing_stages_are_named_at_once(root):
-    write_notebook(root, "01_next", 'stage.write("letters", {})')
-    write_notebook(root, "02_last", 'stage.read("numbers")\nstage.read("letters")')
-    with pytest.raises(ValueError, match="--only 00,01"):
-        stages.open_stage("02_last", "smoke", 0, {})
-
-
 def test_what_another_run_has_changed_is_not_read(root):
     finish_first()
     second = open_next(root)
@@ -462,4 +404,5 @@ def test_an_override_that_changes_nothing_here_says_so(root):
     write_notebook(root, "01_next", "stage.profile.training")
     stage = stages.open_stage("00_overview", "smoke", 0, {"training.max_steps": 3})
     shown = stage._repr_html_()
-    assert "<code>training.max_steps</code> (read by 01)" in shown
+    said = "<code>training.max_steps</code> changes nothing in this notebook"
+    assert f"{said} (read by 01)" in shown

@@ -28,6 +28,7 @@ from cotspec.t5 import new_t5
 
 FOLDER = Path(__file__).parent / "weights"
 MANIFEST = "manifest.json"
+DATA_FILES = ("weights/manifest.json",)  # part of the keys of stages that load models
 TEACHER = "teacher"
 MICRO_STARTS = ("raw", "instruction_tuned")
 NOT_SHIPPED = ("xl", "raw")  # Table 2 of the paper has three sizes
