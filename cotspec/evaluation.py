@@ -4,8 +4,8 @@ Enters: a student, problems by task and the prompt modes to test. Leaves: predic
 one row per (problem, prompt mode) with the raw completion, and from them the tidy table
 of accuracies. Prompts come from `prompts`, scores from `answers`.
 
-All texts of a call are decoded together, longest first, whatever their task: a step
-costs little more for many rows than for few. The same inputs give the same bytes
+Texts are decoded together, longest first, whatever their task: a step costs little more
+for many rows than for few. The same inputs give the same bytes
 however many processes share them.
 """
 
@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 # Fields that say what is tested, not how it is decoded.
 _NOT_DECODING = ("math_prompt_modes", "generic_prompt_modes", "confidence")
+ROWS_AT_ONCE = 4096  # decoded together: what a kill loses, up to the end of a task
 BROKEN = FINISH_REASONS[2:]  # what was written before it broke does not count
 TIDY_COLUMNS = (
     "student start size step seed task prompt_mode n accuracy ci_low ci_high"
@@ -105,7 +106,8 @@ def evaluate(
         Unknown mode, no problems, or a task without demonstrations in a mode that shows
         them; all before anything is decoded.
     """
-    asked: list[_Question] = []
+    asked: dict[int, list[_Question]] = defaultdict(list)
+    count = 0
     paths: dict[tuple[str, str], Path | None] = {}
     for task, problems in problems_by_task.items():
         shown, said = demonstrations.get(task, ()), (descriptions or {}).get(task, "")
@@ -122,32 +124,45 @@ def evaluate(
             limits = {"max_input_tokens": config.max_input_tokens, "description": said}
             fitted = _fit_prompts(items, mode, student, **limits)
             # Seeds by the place in the task: samples do not depend on other tasks.
-            asked += [
+            asked[count // ROWS_AT_ONCE] += [
                 _Question(task, mode, *pair, seed=place)
                 for place, pair in enumerate(zip(problems, fitted, strict=True))
             ]
+            count += len(problems)
+    done: dict[tuple[str, str], Dataset] = {}
+    for questions in asked.values():
+        rows = defaultdict(list)
+        for row in _answered(questions, student, config, checkpoint, accelerator):
+            rows[row["task"], row["prompt_mode"]].append(row)
+        for place in rows:
+            # `Dataset.from_list` looks at every value of every row first.
+            schema = PREDICTION_FEATURES.arrow_schema
+            done[place] = Dataset(pa.Table.from_pylist(rows[place], schema=schema))
+            if paths[place] and (accelerator is None or accelerator.is_main_process):
+                artifacts.write_dataset(paths[place], done[place])
+    return concatenate_datasets(
+        [done.get(place) or artifacts.read_dataset(paths[place]) for place in paths]
+    )
+
+
+def _answered(
+    questions: Sequence[_Question],
+    student: Student,
+    config: EvaluationConfig,
+    checkpoint: str,
+    accelerator: Accelerator | None,
+) -> Iterator[dict]:
+    """Decode all questions together; yield their rows in order."""
     k = config.num_samples
-    fitting = [question for question in asked if question.prompt]
+    fitting = [question for question in questions if question.prompt]
     texts = [question.prompt.text for question in fitting for _ in range(k)]
     seeds = [question.seed * k + i for question in fitting for i in range(k)]
     options = {"seeds": seeds, "accelerator": accelerator}
     written = iter(decode(student, texts, config, **options) if texts else ())
-    rows: dict[tuple[str, str], list[dict]] = {place: [] for place in paths}
-    for question in asked:
+    for question in questions:
         candidates = list(itertools.islice(written, k if question.prompt else 0))
         candidates = candidates or [Generation("", 0, "prompt_too_long")]
-        row = _prediction(question, candidates, student, checkpoint)
-        rows[question.task, question.mode].append(row)
-    parts, schema = [], PREDICTION_FEATURES.arrow_schema
-    for place, path in paths.items():
-        if not rows[place]:
-            parts.append(artifacts.read_dataset(path))
-            continue
-        # `Dataset.from_list` looks at every value of every row first.
-        parts.append(Dataset(pa.Table.from_pylist(rows[place], schema=schema)))
-        if path and (accelerator is None or accelerator.is_main_process):
-            artifacts.write_dataset(path, parts[-1])
-    return concatenate_datasets(parts)
+        yield _prediction(question, candidates, student, checkpoint)
 
 
 def file_name(

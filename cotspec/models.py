@@ -59,7 +59,7 @@ RANDOM_PREFIX = "random:"
 MICRO_PREFIX = "micro-"
 MICRO_TEACHER = "micro-teacher"
 SMOLLM2 = "smollm2"
-SMOLLM2_PARAMETERS = 134_515_008
+SMOLLM2_PARAMETERS, SMOLLM2_LAYERS = 134_515_008, 30
 
 logging.disable_progress_bar()  # loading takes seconds; long steps have their own bar
 

@@ -342,11 +342,15 @@ def _data(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[st
 def _models(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[str]:
     """Faults of every model: all students, not only the profile's own."""
     starts = {MODEL_FIELDS[0]: used["student.start"], MODEL_FIELDS[2]: {"raw"}}
+    frozen = max(used["training.num_frozen_layers"], default=0)
     for field in MODEL_FIELDS:
         is_remote = field == "teacher.model" and "huggingface" not in used[BACKEND]
         for name in () if is_remote else sorted(used[field]):
             try:
-                _look_for(field, name, starts.get(field, ()), is_online)
+                layers = _look_for(field, name, starts.get(field, ()), is_online)
+                if field != "teacher.model" and frozen > layers:
+                    said = f"training.num_frozen_layers: {frozen}. Allowed for {name}:"
+                    yield f"{said} 0 to {layers} (0 with an encoder)"
             except ValueError as error:
                 yield str(error)
     odd = (used["student.tokenizer"] | used["student.revision"]) - {None, ""}
@@ -357,8 +361,8 @@ def _models(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[
 
 def _look_for(
     field: str, name: str, starts: Collection[str], is_online: Callable[[], bool]
-) -> None:
-    """Raise ValueError if a model is not to be had."""
+) -> int:
+    """Return a decoder's layers, 0 with an encoder; ValueError: it is not to be had."""
     from cotspec import models
     from cotspec.micro import shipped
 
@@ -367,8 +371,12 @@ def _look_for(
             shipped.load_student(name.removeprefix(models.MICRO_PREFIX), start)
     elif name == models.SMOLLM2:
         models.smollm2_gguf()
+        return models.SMOLLM2_LAYERS
     elif not name.startswith(models.RANDOM_PREFIX):
-        models.load_config(name, field, local_files_only=not is_online())
+        config = models.load_config(name, field, local_files_only=not is_online())
+        has_encoder = getattr(config, "is_encoder_decoder", False)
+        return 0 if has_encoder else config.get_text_config().num_hidden_layers
+    return 0
 
 
 def _teacher(used: Mapping[str, set]) -> Iterator[str]:
@@ -449,6 +457,8 @@ def _main(arguments: argparse.Namespace, given: list[str]) -> int:
             f"--publish: profile {arguments.profile!r}. Allowed: "
             f"{', '.join(COMMITTED)}, whose results are committed"
         )
+    if arguments.publish and (arguments.set or arguments.seed is not None):
+        raise ValueError("--publish: with --set or --seed. Allowed: neither of them")
     series = stages.load_series(artifacts.repository_root())
     overrides = overrides_of(arguments.profile, arguments.set, here)
     chosen = choose(series, arguments.only)

@@ -15,6 +15,7 @@ import ast
 import importlib.metadata
 import logging
 import os
+import re
 import shutil
 import sys
 import time
@@ -419,10 +420,12 @@ class Stage:
         folder : str, optional
             A folder of the run (``"report"``) instead of the stage's own.
         """
-        target = (self.run / folder if folder else self.folder) / name
+        home = self.folder if folder is None else self.run / _plain(folder)
+        target = home / _plain(name)
         for kind, (suffix, write) in WRITTEN.items():
             if isinstance(value, kind):
-                path = target.with_suffix(target.suffix or suffix)
+                is_told = target.suffix in {*_READ, ".html"} - {""}
+                path = target if is_told else target.with_name(name + suffix)
                 return self._keep(name, write(path, value))
         raise ValueError(
             f"stage.write: {name!r} is a {type(value).__name__}. "
@@ -449,7 +452,7 @@ class Stage:
             Artifacts whose contents, if they change, begin a new folder.
         """
         sums = artifacts.digest_of([self._inputs[name].sha256 for name in inputs])
-        return self.run / "store" / f"{name}-{sums[:12]}"
+        return self.run / "store" / f"{_plain(name)}-{sums[:12]}"
 
     def figure(
         self, name: str, chart: Figure, *, data: pd.DataFrame, caption: str
@@ -468,7 +471,7 @@ class Stage:
         facts = {"stage": self.notebook.name, "key": self._key, "seed": self.seed}
         facts["profile"] = self.profile.name
         options = {"data": data, "caption": caption, "provenance": facts}
-        made = figures.save_figure(chart, self.run / "figures", name, **options)
+        made = figures.save_figure(chart, self.run / "figures", _plain(name), **options)
         for path in made.values():
             self._keep(f"figure {path.name}", path)
         return chart
@@ -529,6 +532,13 @@ class Stage:
 
 
 # How values of a kind are written, and files of a kind are read.
+def _plain(name: str) -> str:
+    """Refuse a name that leads out of its folder, or is that of the marker."""
+    if not re.fullmatch(r"(?!SUCCESS)\w[\w.-]*", name):
+        raise ValueError(f"stage: name {name!r}. Allowed: letters, digits and _.-")
+    return name
+
+
 WRITTEN = {
     Dataset: (".parquet", artifacts.write_dataset),
     pd.DataFrame: (".csv", artifacts.write_frame),

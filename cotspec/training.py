@@ -468,6 +468,10 @@ def save(run: Run, step: int) -> None:
         kept = {n: t.cpu().contiguous() for n, t in weights.items() if n in names}
         save_file(kept, temporary / WEIGHTS, {"format": "pt"})
         artifacts.write_json(temporary / STATE, {"settings": run.settings})
+        for path in (*temporary.rglob("*.*"), run.metrics_path):  # a power cut
+            if path.is_file():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
         os.replace(temporary, folder)
         for _, older in list_checkpoints(run.work_dir)[:-1]:
             shutil.rmtree(older / RESUME, ignore_errors=True)

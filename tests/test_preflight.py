@@ -53,7 +53,7 @@ def test_every_student_is_looked_at_not_only_the_profiles_own(tmp_path):
     message = problem("flan-t5-base", "", local)
     assert "student.model" not in message
     for name in ("google/flan-t5-small", "google/flan-t5-base", "google/t5-v1_1-base"):
-        assert f"cannot load {name!r}: it is neither a local folder" in message
+        assert f"cannot load {name!r} (OSError" in message
     # Stages that train no other student need no other.
     run.preflight(stages_of("flan-t5-base", "03,04", local))
 
@@ -186,3 +186,24 @@ def test_a_card_that_is_too_small_is_refused_before_it_is_filled(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Small)
     (problem,) = run._card(stages_of("flan-t5-base", "05"))
     assert problem.startswith("card: 8 GiB, 18 needed; choose a smaller training.")
+
+
+def test_frozen_layers_of_a_student_with_an_encoder_are_refused_before_any_work():
+    message = problem("smoke", "", {"training.num_frozen_layers": 1})
+    assert "num_frozen_layers: 1. Allowed for micro-small: 0 to 0" in message
+
+
+@pytest.mark.parametrize("name", ["smollm2", "local"])
+def test_more_frozen_layers_than_a_decoder_has_are_refused_before_any_work(
+    tmp_path, monkeypatch, name
+):
+    monkeypatch.setattr("cotspec.models.smollm2_gguf", lambda: None)
+    config = transformers.LlamaConfig(num_hidden_layers=30)
+    config.save_pretrained(tmp_path)
+    student = name if name == "smollm2" else str(tmp_path)
+    for count in (30, 31):
+        given = {"student.model": student, "training.num_frozen_layers": count}
+        given["teacher.backend"] = "recorded"  # one fault at least
+        message = problem("smoke", "01,05", given)
+        said = f"num_frozen_layers: 31. Allowed for {student}: 0 to 30"
+        assert (said in message) == (count == 31)

@@ -236,6 +236,7 @@ def test_publish_needs_the_default_profile_whole_and_deletes_only_its_own(
     # Drawn by a notebook as it was before.
     artifacts.write_bytes(series / "runs/smoke/figures/gone.png", b"")
     before = artifacts.checksum(series / "figures")
+    assert "Allowed: neither" in refused(capsys, "--publish", "--seed", "0")
     said = refused(capsys, "--only", "00", "--publish")
     assert "01_double, 02_report are not fresh" in said
     assert artifacts.checksum(series / "figures") == before

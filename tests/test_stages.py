@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
@@ -406,3 +407,16 @@ def test_an_override_that_changes_nothing_here_says_so(root):
     shown = stage._repr_html_()
     said = "<code>training.max_steps</code> changes nothing in this notebook"
     assert f"{said} (read by 01)" in shown
+
+
+@pytest.mark.parametrize("name", ["../../../x", "a/b", "/x", "", "..", ".x", "SUCCESS"])
+def test_a_name_that_leads_out_of_its_folder_is_refused(root, name):
+    stage = stages.open_stage("00_overview", "smoke", 0, {})
+    for write in (
+        lambda: stage.write(name, {}),
+        lambda: stage.write("x", {}, folder=name or ".."),
+        lambda: stage.table(name, pd.DataFrame(), caption=""),
+        lambda: stage.store(name),
+    ):
+        with pytest.raises(ValueError, match=r"stage: name .*Allowed: letters"):
+            write()
