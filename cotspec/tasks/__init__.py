@@ -13,6 +13,7 @@ the rows of GSM8K that are held out come with the package.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -33,6 +34,7 @@ SPLITS = ("train", "validation", "test")
 NUM_MICRO = {"train": 8_000, "validation": 500, "test": 1_000}
 MICRO_SEED = 0
 COLUMNS = ("problem_id", "task", "split", "question", "rationale", "answer")
+_generated = functools.cache(world.generate)  # takes seconds
 _WORD = re.compile(r"[a-z]+|\d+(?:[.,]\d+)*")
 
 
@@ -71,7 +73,7 @@ def load(name: str, split: str | None = None, *, num: int | None = None) -> Data
         if is_micro:
             family, size = name.removeprefix("micro/"), NUM_MICRO[one]
             size = size if num is None else min(num, size)
-            rows += world.generate(family, one, size, seed=MICRO_SEED)
+            rows += _generated(family, one, size, seed=MICRO_SEED)
         else:
             scored = (r for r in published if r["split"] == one and not r["reason"])
             rows += islice(scored, num)
