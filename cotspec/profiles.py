@@ -391,8 +391,9 @@ def _read(value: object, kind: str, is_list: bool) -> object:
 
 def _in_words(fault: dict) -> str:
     field = ".".join(fault["loc"][:2])
-    # An address may hold a password.
-    shown = "" if field == "teacher.base_urls" else f" {fault['input']!r}:"
+    # An address may hold a password; a section is too long.
+    is_shown = field != "teacher.base_urls" and field not in SECTIONS
+    shown = f" {fault['input']!r}:" if is_shown else ""
     return f"{field!r}:{shown} {fault['msg'].removeprefix('Value error, ')}"
 
 

@@ -209,3 +209,6 @@ def test_sections_are_frozen_dataclasses_that_copy_pickle_and_hash():
 
 def test_several_samples_need_a_temperature():
     assert profiles.EvaluationConfig(num_samples=5, temperature=0.5).num_samples == 5
+    said = "profile field 'evaluation': evaluation.num_samples 5 at temperature 0. All"
+    with pytest.raises(ValueError, match=said):
+        profiles.resolve("smoke", {"evaluation.num_samples": 5})

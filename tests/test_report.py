@@ -437,3 +437,7 @@ def test_seeds_that_share_a_base_count_as_one_repeat():
     assert averaged[0][0] == pytest.approx(
         table[[0, NUM_BASES]].astype(float).mean(axis=1)
     )
+    gaps = pd.Series({0: 0.1, NUM_BASES: 0.3})
+    alone = findings.over_seeds("", gaps, "micro-xl", 0.01, "nats")
+    assert alone.estimate == pytest.approx(0.2)
+    assert (alone.num_seeds, alone.status) == (1, "open")

@@ -40,7 +40,7 @@ def write(path, content):
 @pytest.fixture
 def made_up(folder):
     """The same in the published layouts and counts, with made-up problems."""
-    for name, count in {"train": 7_473, "test": 1_319}.items():
+    for name, count in readers.NUM_GSM8K.items():
         rows = (
             {"question": f"{name} {i}?", "answer": f"It is <<{i}={i}>>{i}.\n#### {i:,}"}
             for i in range(count)
@@ -108,7 +108,7 @@ def test_multiarith_is_split_by_its_texts_whatever_the_order_of_the_file(made_up
     "name, pattern, new, message",
     [
         ("gsm8k", r".{20}\Z", "", r"/test\.jsonl: damaged .*line 1319"),
-        ("gsm8k", r"[^\n]+\n\Z", "", "gsm8k: 8791 problems, .* in /.*; 8792 were"),
+        ("gsm8k", r"[^\n]+\n\Z", "", "gsm8k/test.jsonl: 1318 problems; 1319 were"),
         ("gsm8k", "#### 17", "#### many", "item 17: gold 'many' is not one"),
         ("multiarith", r"\[.*", '[\n{"a": 1},\n{"b', ".json: damaged .*line 3"),
         ("multiarith", ".*", "null", r"MultiArith\.json, item 0: 'examples'"),
@@ -125,6 +125,15 @@ def test_what_is_damaged_is_named(made_up, name, pattern, new, message):
     path.write_text(re.sub(pattern, new, path.read_text(), count=1, flags=re.DOTALL))
     with pytest.raises(ValueError, match=message):
         tasks.load(name)
+
+
+def test_two_files_in_each_others_place_are_noticed(made_up):
+    train, test = (made_up / f"gsm8k/{name}.jsonl" for name in readers.NUM_GSM8K)
+    content = train.read_bytes()
+    train.write_bytes(test.read_bytes())
+    test.write_bytes(content)
+    with pytest.raises(ValueError, match="gsm8k/train.jsonl: 1319 problems; 7473"):
+        tasks.load("gsm8k")
 
 
 def test_a_missing_file_or_folder_or_half_of_xml_is_named(made_up, monkeypatch):

@@ -333,3 +333,10 @@ def test_logprobs_must_not_follow_the_temperature():
     cold = dataclasses.replace(GOOD, topk_logprobs=cold)
     with pytest.raises(openai.ServerError, match="differ by 0.41 nats between"):
         openai.check_temperature(GOOD, cold)
+
+
+def test_this_machine_is_never_reached_by_a_proxy(monkeypatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens
+    with running() as server:
+        assert len(draw(backend(server))) == 30

@@ -82,11 +82,12 @@ def test_fewer_alternatives_may_be_asked_for(recorded):
 
 
 def test_what_is_not_recorded_is_left_out_and_counted(recorded, caplog):
-    first = as_dataset(rows(num_samples=1))
+    first = as_dataset([*rows(num_samples=1), *rows(num_samples=1)])
     artifacts.write_dataset(recorded, first)
     with caplog.at_level(logging.WARNING):
         traces = draw(recorded)
     assert list(traces["sample_id"]) == [0, 0]
+    assert "3 traces repeat a sample_id" in caplog.text
     assert "2 of 4 solutions are missing" in caplog.text
 
 

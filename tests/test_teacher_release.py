@@ -159,16 +159,18 @@ QUESTIONS = ["Question 0: a?\n", "Question 1: b?\n"]
         ("answers", [5, 5]),
         ("questions", [["a"], ["b"]]),
         ("questions", Harmful()),
+        ("answers", None),
     ],
 )
 def test_files_that_do_not_fit_are_named_and_nothing_is_written(
     tmp_path, file, content
 ):
     write_release(tmp_path, QUESTIONS)
-    (tmp_path / f"codex_{file}.pkl").write_bytes(pickle.dumps(content))
+    path = tmp_path / f"codex_{file}.pkl"
+    path.write_bytes(pickle.dumps(content)) if content else path.unlink()
     with pytest.raises(ValueError, match=f"{tmp_path}: not in the authors' form"):
         import_release(tmp_path, tmp_path / "traces.parquet")
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 3 - (content is None)
 
 
 def test_a_question_listed_twice_shifts_nothing(tmp_path):

@@ -351,8 +351,10 @@ def over_seeds(
 ) -> Condition:
     """Return a condition on a mean over seeds, or their bases, by Student's t."""
     values = pairing.independent(by_seed.to_frame().T, model).to_numpy().ravel()
-    mean = statistics.paired_difference(np.zeros_like(values), values)
-    interval = mean.estimate, mean.ci_low, mean.ci_high
+    interval = values.mean(), np.nan, np.nan  # all that one base for all seeds tells
+    if len(values) > 1:
+        mean = statistics.paired_difference(np.zeros_like(values), values)
+        interval = mean.estimate, mean.ci_low, mean.ci_high
     return Condition(label, *interval, smallest, num_seeds=len(values), unit=unit)
 
 

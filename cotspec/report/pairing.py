@@ -105,7 +105,7 @@ def independent(table: pd.DataFrame, model: str) -> pd.DataFrame:
     """
     if not model.startswith("micro-"):
         return table
-    return table.T.groupby([seed % NUM_BASES for seed in table.columns]).mean().T
+    return table.T.groupby(table.columns % NUM_BASES).mean().T
 
 
 def pair(first: pd.DataFrame, second: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

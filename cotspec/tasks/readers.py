@@ -20,11 +20,12 @@ from cotspec.profiles import BBH_TASKS
 from cotspec.prompts import COT_TRIGGER, Demonstration
 from cotspec.tasks.sources import SHIPPED, data_folder, read_rows
 
+NUM_GSM8K = {"train": 7_473, "test": 1_319}  # 200 of train are held out
 NUM_MULTIARITH_TEST = 400
 NUM_MATH_DEMONSTRATIONS = 4
 # Unscorable golds included.
 NUM_PUBLISHED = {
-    "gsm8k": 7_473 + 1_319,  # 200 of the former are held out
+    "gsm8k": sum(NUM_GSM8K.values()),
     "multiarith": 600,
     "asdiv": 2_305,
     "svamp": 1_000,
@@ -100,9 +101,11 @@ def _plain_number(published: str, where: str) -> str:
 def _gsm8k(name: str) -> Iterator[Row]:
     """Yield train, 200 of them as validation, and test."""
     held_out = set(validation_index())
-    for published in ("train", "test"):
+    for published, count in NUM_GSM8K.items():
         file = f"gsm8k/{published}.jsonl"
         rows = read_rows(file, ("question", "answer"), [published], "main")
+        if len(rows) != count:  # of the other file, too: none is tested on
+            raise ValueError(f"{file}: {len(rows)} problems; {count} were published")
         for index, row in enumerate(rows):
             is_held_out = published == "train" and index in held_out
             rationale, _, gold = row["answer"].rpartition("####")

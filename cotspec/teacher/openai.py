@@ -119,10 +119,11 @@ class OpenAIBackend:
         most = self.config.max_in_flight
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         limits = httpx.Limits(max_connections=most)
+        # This machine is never reached by a proxy: requests to it hold the key.
+        near = [str(httpx.URL(scheme="all", host=host)) for host in _NEAR]
+        known = {"headers": headers, "limits": limits, "mounts": dict.fromkeys(near)}
         self.options = options
-        self.http = httpx.AsyncClient(
-            headers=headers, timeout=self.timeout, limits=limits
-        )
+        self.http = httpx.AsyncClient(timeout=self.timeout, **known)
         with (
             # An event loop in a thread of its own: notebooks have one running.
             start_blocking_portal() as portal,

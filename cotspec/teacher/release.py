@@ -90,7 +90,7 @@ def import_release(folder: Path | str, target: Path) -> None:
     Raises
     ------
     ValueError
-        A pickle with code in it, or lists that do not fit together.
+        No such files, a pickle with code in it, or lists that do not fit together.
     """
     try:
         rows = tqdm(_rows(Path(folder)), desc="importing", unit="solution")
@@ -100,7 +100,7 @@ def import_release(folder: Path | str, target: Path) -> None:
         ):
             for table in as_tables(rows):
                 writer.write_table(table)
-    except (ValueError, TypeError, LookupError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(
             f"{folder}: not in the authors' form ({error}). Needed: as many questions, "
             "answers and lists of solutions; a solution is [[(token, probability) x 6]]"
@@ -241,6 +241,8 @@ def _recorded(
     columns = zip(traces["question"], traces["sample_id"], strict=True)
     for row, (question, sample_id) in enumerate(columns):
         places.setdefault(_fold(question or ""), {}).setdefault(sample_id, row)
+    if repeated := len(traces) - sum(map(len, places.values())):
+        logger.warning("%d traces repeat a sample_id: the first counts", repeated)
 
     def find(request: Request) -> dict[int, Completion]:
         rows = places.get(_fold(request.question), {})

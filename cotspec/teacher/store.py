@@ -136,9 +136,10 @@ def write_traces(
 
 def kept_traces(folder: Path, *, identity: str) -> Dataset | None:
     """Map the folder's traces if they are those that `identity` names."""
-    if not (folder / TRACES).exists():
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(folder / TRACES))).read_all()
+    except (FileNotFoundError, pa.ArrowInvalid):  # damaged: written anew from samples
         return None
-    table = pa.ipc.open_file(pa.memory_map(str(folder / TRACES))).read_all()
     if table.schema.metadata.get(IDENTITY) != identity.encode():
         return None
     # In-memory for `datasets`: what filter() makes of it shall not settle beside the
