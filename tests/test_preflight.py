@@ -53,7 +53,7 @@ def test_every_student_is_looked_at_not_only_the_profiles_own(tmp_path):
     message = problem("flan-t5-base", "", local)
     assert "student.model" not in message
     for name in ("google/flan-t5-small", "google/flan-t5-base", "google/t5-v1_1-base"):
-        assert f"cannot load {name!r} (OSError" in message
+        assert f"cannot load {name!r} (" in message
     # Stages that train no other student need no other.
     run.preflight(stages_of("flan-t5-base", "03,04", local))
 

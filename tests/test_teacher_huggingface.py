@@ -241,6 +241,11 @@ def test_problem_ids_must_be_unique():
         teacher.build_requests(twice)
 
 
+def test_more_alternatives_than_tokens_are_refused(llama):
+    with pytest.raises(ValueError, match="teacher.top_k: 1024. Allowed: 1 to "):
+        draw(HuggingFaceBackend(llama, top_k=1024))
+
+
 def test_a_question_beyond_the_window_is_named_before_anything_is_sampled(llama):
     window = llama.model.config.max_position_embeddings
     table = problems((*QUESTIONS, "Why? " * window))

@@ -104,7 +104,7 @@ def _gsm8k(name: str) -> Iterator[Row]:
     for published, count in NUM_GSM8K.items():
         file = f"gsm8k/{published}.jsonl"
         rows = read_rows(file, ("question", "answer"), [published], "main")
-        if len(rows) != count:  # of the other file, too: none is tested on
+        if len(rows) != count:  # the two may stand in each other's place
             raise ValueError(f"{file}: {len(rows)} problems; {count} were published")
         for index, row in enumerate(rows):
             is_held_out = published == "train" and index in held_out

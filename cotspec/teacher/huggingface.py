@@ -84,6 +84,8 @@ class HuggingFaceBackend:
         model, tokenizer = self.teacher.model, self.teacher.tokenizer
         token_ids = [tokenizer(request.prompt)["input_ids"] for request in requests]
         self._check_window(requests, token_ids)
+        if self.top_k > (most := len(self.vocabulary)):
+            raise ValueError(f"teacher.top_k: {self.top_k}. Allowed: 1 to {most}")
         is_shared = decoding.shares_prefixes(model)
         attention = decoding.shared_prefix_attention if is_shared else nullcontext
         num_threads = models.batches_at_once(model)
