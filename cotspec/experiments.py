@@ -370,7 +370,7 @@ class Grid:
             "training": self._training(),
             "max_input_tokens": self.formats.max_input_tokens,
             "examples": [dataset_digest(self.examples), *cell.data_formats],
-            "aligned": targets and targets_digest(targets, cell.targets),
+            "aligned": cell.targets and targets_digest(targets, cell.targets),
             "code": stages.code_of("cotspec.training"),
         }
         return self.folder / "cells" / _name(cell, artifacts.digest_of(parts))

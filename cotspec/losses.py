@@ -109,10 +109,8 @@ def distribution_matching(
     """
     _check_shapes(logits, labels, teacher_ids, teacher_probs)
     share = cross_entropy_weight
-    # Its fields check themselves.
+    # It checks itself.
     LossConfig(tail=tail, divergence=divergence, cross_entropy_weight=share)
-    if divergence != "forward_kl" and tail != "bucket":
-        raise ValueError(f"tail: {tail!r} with {divergence!r}. Allowed: bucket")
     rows = (labels.flatten() != IGNORED).nonzero().squeeze(1)  # (N,)
     ids, probs = _merge_duplicates(
         teacher_ids.flatten(0, -2)[rows],

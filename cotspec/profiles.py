@@ -227,6 +227,11 @@ class LossConfig:
     divergence: Divergence = "forward_kl"
     cross_entropy_weight: Share = 0.0  # of sample matching mixed in
 
+    def __post_init__(self):
+        if self.divergence != "forward_kl" and self.tail != "bucket":
+            said = f"loss.tail {self.tail!r} with {self.divergence!r}"
+            raise ValueError(f"{said}. Allowed: 'bucket'")
+
 
 @dataclass(**_CHECKED)
 class TrainingConfig:

@@ -343,12 +343,12 @@ def _models(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[
     """Faults of every model: all students, not only the profile's own."""
     starts = {MODEL_FIELDS[0]: used["student.start"], MODEL_FIELDS[2]: {"raw"}}
     frozen = max(used["training.num_frozen_layers"], default=0)
-    for field in MODEL_FIELDS:
+    for field in (*MODEL_FIELDS, "student.tokenizer"):
         is_remote = field == "teacher.model" and "huggingface" not in used[BACKEND]
-        for name in () if is_remote else sorted(used[field]):
+        for name in () if is_remote else sorted(used[field] - {None}):
             try:
                 layers = _look_for(field, name, starts.get(field, ()), is_online)
-                if field != "teacher.model" and frozen > layers:
+                if field in MODEL_FIELDS[:3] and frozen > layers:
                     said = f"training.num_frozen_layers: {frozen}. Allowed for {name}:"
                     yield f"{said} 0 to {layers} (0 with an encoder)"
             except ValueError as error:
@@ -366,13 +366,20 @@ def _look_for(
     from cotspec import models
     from cotspec.micro import shipped
 
-    if name.startswith(models.MICRO_PREFIX):
-        for start in starts:
-            shipped.load_student(name.removeprefix(models.MICRO_PREFIX), start)
+    if field == "student.tokenizer":
+        models.load_tokenizer(name)
+    elif name == models.MICRO_TEACHER:
+        shipped.load("teacher")
     elif name == models.SMOLLM2:
         models.smollm2_gguf()
         return models.SMOLLM2_LAYERS
-    elif not name.startswith(models.RANDOM_PREFIX):
+    elif name.startswith(models.MICRO_PREFIX) and field != "teacher.model":
+        for start in starts:
+            shipped.load_student(name.removeprefix(models.MICRO_PREFIX), start)
+    elif name.startswith(models.RANDOM_PREFIX) and field != "teacher.model":
+        models.flan_t5_config(name.removeprefix(models.RANDOM_PREFIX))
+        models.load_student_tokenizer(profiles.StudentConfig(name))
+    else:
         config = models.load_config(name, field, local_files_only=not is_online())
         has_encoder = getattr(config, "is_encoder_decoder", False)
         return 0 if has_encoder else config.get_text_config().num_hidden_layers
@@ -388,10 +395,11 @@ def _teacher(used: Mapping[str, set]) -> Iterator[str]:
             "or --set teacher.base_urls=http://localhost:8000/v1"
         )
     for path in used["teacher.path"] if backends & {"recorded", "release"} else ():
-        if not path or not os.path.exists(path):
+        is_there = os.path.isdir if "release" in backends else os.path.isfile
+        if not path or not is_there(path):
             yield (
-                f"teacher.path: {path!r} does not exist; backend "
-                f"{', '.join(backends)} reads it: --set teacher.path=/path"
+                f"teacher.path: {path!r} is not there; backend {', '.join(backends)} "
+                "reads a file (release: a folder): --set teacher.path=/path"
             )
 
 
@@ -464,6 +472,7 @@ def _main(arguments: argparse.Namespace, given: list[str]) -> int:
     chosen = choose(series, arguments.only)
     asked = arguments.profile, arguments.seed, overrides, chosen, arguments.force
     request = Request(series, *asked)
+    resolved = {nb.name: request.resolved(nb) for nb in series if nb.name in chosen}
     plans = plan_series(request)
     for name, reasons in plans.items():
         said = "; ".join(reasons[:3])
@@ -475,7 +484,7 @@ def _main(arguments: argparse.Namespace, given: list[str]) -> int:
         return 0
     stale = [nb for nb in series if nb.name in chosen and plans[nb.name]]
     if stale:
-        preflight([(notebook, request.resolved(notebook)) for notebook in stale])
+        preflight([(notebook, resolved[notebook.name]) for notebook in stale])
     with stages.alone_in(request.run):
         os.environ[stages.RUNNER] = "1"  # for the kernels
         status = run_series(request, _resume_command(given, here))

@@ -76,8 +76,27 @@ def test_a_path_that_leads_nowhere_is_refused_before_any_work():
     no_model = problem("smoke", "", {"student.model": "/"})
     assert "student.model: cannot load '/'" in no_model
     recorded = {"teacher.backend": "recorded", "teacher.path": "/nowhere"}
-    assert "'/nowhere' does not exist" in problem("smoke", "", recorded)
-    assert "None does not exist" in problem("smoke", "", {"teacher.backend": "release"})
+    assert "'/nowhere' is not there" in problem("smoke", "", recorded)
+    recorded["teacher.path"] = "/"
+    assert "'/' is not there" in problem("smoke", "", recorded)
+    assert "None is not there" in problem("smoke", "", {"teacher.backend": "release"})
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "words"),
+    [
+        (
+            "smoke",
+            "experiments.students",
+            ("random:no",),
+            "architecture known for 'no'",
+        ),
+        ("smoke", "teacher.model", "micro-no", "cannot load 'micro-no'"),
+        ("smollm2", "student.tokenizer", "/", "cannot load '/'"),
+    ],
+)
+def test_a_model_of_a_late_notebook_is_refused_before(name, field, value, words):
+    assert words in problem(name, "", {field: value})
 
 
 def test_an_empty_tokenizer_file_is_refused(tmp_path):
