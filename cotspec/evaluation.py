@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -151,18 +151,25 @@ def _answered(
     config: EvaluationConfig,
     checkpoint: str,
     accelerator: Accelerator | None,
-) -> Iterator[dict]:
-    """Decode all questions together; yield their rows in order."""
+) -> list[dict]:
+    """Decode all questions together; return their rows in order."""
     k = config.num_samples
     fitting = [question for question in questions if question.prompt]
     texts = [question.prompt.text for question in fitting for _ in range(k)]
     seeds = [question.seed * k + i for question in fitting for i in range(k)]
     options = {"seeds": seeds, "accelerator": accelerator}
     written = iter(decode(student, texts, config, **options) if texts else ())
+    rows = []
     for question in questions:
         candidates = list(itertools.islice(written, k if question.prompt else 0))
         candidates = candidates or [Generation("", 0, "prompt_too_long")]
-        yield _prediction(question, candidates, student, checkpoint)
+        rows.append(_prediction(question, candidates, student, checkpoint))
+    reasons = Counter(row["finish_reason"] for row in rows)
+    for reason in BROKEN:
+        if reasons[reason]:
+            said = "%d of %d counted as without answer: %s"
+            logger.warning(said, reasons[reason], len(rows), reason)
+    return rows
 
 
 def file_name(

@@ -362,7 +362,9 @@ def test_prompts_too_long_lose_demonstrations_or_are_counted():
     ("written", "reason", "counts"),
     [("The answer is 2\0", "not_finite", False), ("7" * 500, "length", True)],
 )
-def test_a_row_that_breaks_is_counted_and_the_rest_kept(written, reason, counts):
+def test_a_row_that_breaks_is_counted_and_the_rest_kept(
+    caplog, written, reason, counts
+):
     def write(prompt):
         return written if "is 1 +" in prompt else answer_last_question(prompt)
 
@@ -373,6 +375,8 @@ def test_a_row_that_breaks_is_counted_and_the_rest_kept(written, reason, counts)
     assert written.startswith(predictions["completion"][1].strip())
     assert predictions["completion"][1]
     assert evaluation.outcomes(predictions)[reason].tolist() == [1]
+    lost = f"1 of 3 counted as without answer: {reason}"
+    assert (lost in caplog.text) != counts
 
 
 def test_self_consistency_takes_the_majority_and_keeps_every_sample():

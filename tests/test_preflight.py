@@ -85,12 +85,7 @@ def test_a_path_that_leads_nowhere_is_refused_before_any_work():
 @pytest.mark.parametrize(
     ("name", "field", "value", "words"),
     [
-        (
-            "smoke",
-            "experiments.students",
-            ("random:no",),
-            "architecture known for 'no'",
-        ),
+        ("smoke", "experiments.students", ("random:no",), "known for 'no'"),
         ("smoke", "teacher.model", "micro-no", "cannot load 'micro-no'"),
         ("smollm2", "student.tokenizer", "/", "cannot load '/'"),
     ],
