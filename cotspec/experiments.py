@@ -112,7 +112,9 @@ class Job:
     def is_done(self) -> bool:
         """Whether nothing is left to do."""
         if self.step is None:
-            return (self.folder / DONE).exists()
+            # Without weights, its base would pass for its last checkpoint.
+            has_weights = bool(training.list_checkpoints(self.folder))
+            return has_weights and (self.folder / DONE).exists()
         return all(path.exists() for path in self.files.values())
 
     def do(self, work: Callable[[Job], None]) -> None:

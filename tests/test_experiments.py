@@ -524,6 +524,13 @@ def test_a_failing_cell_is_named_and_the_others_are_finished(
     pd.testing.assert_frame_equal(others, predictions, check_flags=False)
 
 
+def test_a_training_whose_weights_were_deleted_is_not_done(tmp_path):
+    job = experiments.Job(Cell(**CELL_FIELDS), tmp_path)
+    for path, is_done in (("cell.json", False), ("checkpoints/step-4", True)):
+        (tmp_path / path).mkdir(parents=True)
+        assert job.is_done() == is_done
+
+
 def test_jobs_whose_process_was_killed_have_failed(tmp_path):
     jobs = [experiments.Job(Cell(**CELL_FIELDS), tmp_path / str(i)) for i in range(4)]
     due = jobs.copy
