@@ -18,12 +18,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cotspec import losses
+from cotspec import losses, profiles
 
 B, T, V, K = 8, 128, 32128, 5
 TIME_BOUND, MEMORY_BOUND = 1.25, 1.15
 REPETITIONS = 7
-OURS = ["sample_matching", *losses.TAILS]
+OURS = ["sample_matching", *profiles.TAILS]
 
 
 def make_batch():
