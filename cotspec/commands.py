@@ -67,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
 def _train(
     given: argparse.Namespace, profile: profiles.Profile, notebook: stages.Notebook
 ) -> None:
+    if given.checkpoint != "last":
+        said = f"--checkpoint {given.checkpoint!r}. Allowed: with evaluate"
+        raise ValueError(f"{said}; a training goes on from its newest by itself")
     run = artifacts.run_dir(given.profile)
     stage = stages.Stage(notebook, profile, given.seed, run)
     student = models.load_student(profile.student, seed=given.seed)

@@ -202,6 +202,11 @@ def test_a_wrong_profile_or_checkpoint_is_one_sentence(
     assert message in error and error.count("\n") == 1
 
 
+def test_a_training_does_not_take_a_checkpoint(capsys):
+    assert commands.main(["train", *SMOKE[1:], "--checkpoint", "3"]) == 2
+    assert "--checkpoint '3'. Allowed: with evaluate" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_two_processes_leave_the_predictions_of_one(runs, tmp_path):
     shutil.copytree(runs, tmp_path / "two")
