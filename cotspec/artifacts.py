@@ -141,7 +141,16 @@ def read_dataset(path: Path) -> Dataset:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a readable Parquet file ({error})") from error
-    return Dataset(InMemoryTable(table))
+    return dataset_of(table)
+
+
+def dataset_of(table: pa.Table) -> Dataset:
+    """Return a table in memory as a Dataset.
+
+    Its fingerprint is drawn: `datasets` would pickle the table's description to make
+    one, which takes longer than to read a small file, and nothing here asks for it.
+    """
+    return Dataset(InMemoryTable(table), fingerprint=uuid.uuid4().hex[:16])
 
 
 def write_frame(path: Path, frame: pd.DataFrame) -> Path:

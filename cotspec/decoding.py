@@ -195,40 +195,45 @@ class Generation:
     finish_reason: str
 
 
+def prompt_ids(student: Student, texts: Sequence[str]) -> list[list[int]]:
+    """Return the tokens that the student reads before it writes, of each text."""
+    if not student.model.config.is_encoder_decoder:
+        texts = [separate(text)[0] for text in texts]
+    return student.tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
+
+
 # In inference mode autocast would cast every weight again at every step.
 @torch.no_grad()
 def decode(
     student: Student,
-    texts: Sequence[str],
+    encoded: Sequence[Sequence[int]],
     config: EvaluationConfig,
     *,
     seeds: Sequence[int] | None = None,
     accelerator: Accelerator | None = None,
 ) -> list[Generation]:
-    """Let the student complete each text.
+    """Let the student complete each prompt.
 
     Parameters
     ----------
     student : Student
         Encoder-decoder or decoder-only; left in evaluation mode.
-    texts : sequence of str
+    encoded : sequence of sequence of int
+        Token ids of each prompt, from `prompt_ids`.
     config : EvaluationConfig
         A batch holds at most ``batch_tokens``, input and output together. Temperature
         0 is greedy; else each text is sampled with a generator of its own.
     seeds : sequence of int, optional
-        One per text. Default: 0, 1, 2, ...
+        One per prompt. Default: 0, 1, 2, ...
     accelerator : Accelerator, optional
         Its processes take turns at the batches; each gets all generations back.
 
     Returns
     -------
-    list of Generation, in the order of `texts`
+    list of Generation, in the order of `encoded`
     """
     tokenizer, model = student.tokenizer, student.model
-    if not model.config.is_encoder_decoder:
-        texts = [separate(text)[0] for text in texts]
-    encoded = tokenizer(list(texts), verbose=False)["input_ids"]
-    seeds = range(len(texts)) if seeds is None else seeds
+    seeds = range(len(encoded)) if seeds is None else seeds
     start = EncoderDecoderBatch if model.config.is_encoder_decoder else CausalBatch
     is_half = in_precision(config).precision == "bfloat16"
     options = {
@@ -258,7 +263,7 @@ def decode(
                         done[i] = _generation(row, tokenizer)
             if accelerator is not None:
                 done = dict(gather_object(list(done.items())))
-    return [done[i] for i in range(len(texts))]
+    return [done[i] for i in range(len(encoded))]
 
 
 def make_batches(

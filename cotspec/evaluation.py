@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from cotspec import answers, artifacts, prompts, stages, statistics
-from cotspec.decoding import FINISH_REASONS, Generation, decode
+from cotspec.decoding import FINISH_REASONS, Generation, decode, prompt_ids
 from cotspec.models import Student, in_precision
 from cotspec.profiles import EvaluationConfig
 
@@ -55,7 +55,13 @@ class _Question(NamedTuple):
     mode: str
     problem: Mapping[str, str]
     prompt: prompts.FittedPrompt | None
+    token_ids: Sequence[int]
     seed: int
+
+
+# What a process asked before, by file name and tokenizer: a grid asks every checkpoint
+# and every size the same, and to fit and tokenise prompts is a tenth of the time.
+_ASKED: dict[tuple[str, str, bool], list[_Question]] = {}
 
 
 def evaluate(
@@ -106,6 +112,7 @@ def evaluate(
         Unknown mode, no problems, or a task without demonstrations in a mode that shows
         them; all before anything is decoded.
     """
+    tokenizer = artifacts.digest_of(student.tokenizer.backend_tokenizer.to_str())
     asked: dict[int, list[_Question]] = defaultdict(list)
     count = 0
     paths: dict[tuple[str, str], Path | None] = {}
@@ -113,21 +120,14 @@ def evaluate(
         shown, said = demonstrations.get(task, ()), (descriptions or {}).get(task, "")
         facts = {"problems": problems, "shown": shown, "description": said}
         for mode in prompt_modes[task]:
-            _check(task, mode, problems, shown)
             name = file_name(task, mode, config, **facts)
             path = paths[task, mode] = work_dir and Path(work_dir) / checkpoint / name
             if path and path.exists():
                 continue
-            is_generic = mode in prompts.GENERIC_PROMPT_MODES
-            own = shown if is_generic else shown[: config.num_demonstrations]
-            items = [(question, own) for question in problems["question"]]
-            limits = {"max_input_tokens": config.max_input_tokens, "description": said}
-            fitted = _fit_prompts(items, mode, student, **limits)
-            # Seeds by the place in the task: samples do not depend on other tasks.
-            asked[count // ROWS_AT_ONCE] += [
-                _Question(task, mode, *pair, seed=place)
-                for place, pair in enumerate(zip(problems, fitted, strict=True))
-            ]
+            key = name, tokenizer, student.model.config.is_encoder_decoder
+            if key not in _ASKED:
+                _ASKED[key] = _questions(task, mode, student, config, **facts)
+            asked[count // ROWS_AT_ONCE] += _ASKED[key]
             count += len(problems)
     done: dict[tuple[str, str], Dataset] = {}
     for questions in asked.values():
@@ -137,12 +137,38 @@ def evaluate(
         for place in rows:
             # `Dataset.from_list` looks at every value of every row first.
             schema = PREDICTION_FEATURES.arrow_schema
-            done[place] = Dataset(pa.Table.from_pylist(rows[place], schema=schema))
+            table = pa.Table.from_pylist(rows[place], schema=schema)
+            done[place] = artifacts.dataset_of(table)
             if paths[place] and (accelerator is None or accelerator.is_main_process):
                 artifacts.write_dataset(paths[place], done[place])
     return concatenate_datasets(
         [done.get(place) or artifacts.read_dataset(paths[place]) for place in paths]
     )
+
+
+def _questions(
+    task: str,
+    mode: str,
+    student: Student,
+    config: EvaluationConfig,
+    *,
+    problems: Dataset,
+    shown: Sequence[prompts.Demonstration],
+    description: str,
+) -> list[_Question]:
+    """Return a task's questions as one mode asks them; ValueError if it cannot."""
+    _check(task, mode, problems, shown)
+    is_generic = mode in prompts.GENERIC_PROMPT_MODES
+    own = shown if is_generic else shown[: config.num_demonstrations]
+    items = [(question, own) for question in problems["question"]]
+    limits = {"max_input_tokens": config.max_input_tokens, "description": description}
+    fitted = _fit_prompts(items, mode, student, **limits)
+    encoded = iter(prompt_ids(student, [prompt.text for prompt in fitted if prompt]))
+    # Seeds by the place in the task: samples do not depend on other tasks.
+    return [
+        _Question(task, mode, problem, prompt, next(encoded) if prompt else (), seed)
+        for seed, (problem, prompt) in enumerate(zip(problems, fitted, strict=True))
+    ]
 
 
 def _answered(
@@ -155,10 +181,10 @@ def _answered(
     """Decode all questions together; return their rows in order."""
     k = config.num_samples
     fitting = [question for question in questions if question.prompt]
-    texts = [question.prompt.text for question in fitting for _ in range(k)]
+    encoded = [question.token_ids for question in fitting for _ in range(k)]
     seeds = [question.seed * k + i for question in fitting for i in range(k)]
     options = {"seeds": seeds, "accelerator": accelerator}
-    written = iter(decode(student, texts, config, **options) if texts else ())
+    written = iter(decode(student, encoded, config, **options) if encoded else ())
     rows = []
     for question in questions:
         candidates = list(itertools.islice(written, k if question.prompt else 0))

@@ -213,12 +213,14 @@ class Grid:
             raise CellsFailed(f"{count} failed; the others are finished\n{errors}")
         jobs = self._jobs(cells, measurements)
         read = functools.cache(_read)
-        tables = [
-            read(path).assign(**self._described(cell), step=job.step, split=unit.split)
-            for cell, found in jobs.items()
-            for job in found[1:]
-            for unit, path in job.files.items()
-        ]
+        tables = []
+        for cell, (_, *found) in jobs.items():
+            for job in found:
+                parts = [
+                    read(path).assign(split=u.split) for u, path in job.files.items()
+                ]
+                facts = self._described(cell) | {"step": job.step}
+                tables.append(pd.concat(parts).assign(**facts))
         predictions = pd.concat(tables, ignore_index=True)[COLUMNS]
         trained = sum(job.step is None for job in done)
         counts = {"trained": trained, "decoded": len(done) - trained}

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from cotspec import decoding, evaluation
-from cotspec.decoding import Generation, decode, make_batches
+from cotspec.decoding import Generation, decode, make_batches, prompt_ids
 from cotspec.evaluation import aggregate, evaluate, majority
 from cotspec.models import Student, as_student
 from cotspec.profiles import EvaluationConfig
@@ -171,7 +171,7 @@ def test_greedy_decoding_equals_generate_on_each_text_alone(make, slots):
     student = make()
     config = dataclasses.replace(CONFIG, batch_tokens=slots * (33 + 60))
     texts = ["Q: one", "Q: a longer text with more in it", "x", "3 + 4?", "yes", "no"]
-    ours = decode(student, texts, config)
+    ours = decode(student, prompt_ids(student, texts), config)
     lengths = [generation.num_tokens for generation in ours]
     assert len(set(lengths)) > 1, "rows leave the batch at different steps"
     for text, generation in zip(texts, ours, strict=True):
@@ -195,7 +195,7 @@ def test_a_batch_ends_at_the_answer_sentence_and_drops_finished_rows():
         return f"{chain}The answer is 3.50. Then it goes on and on for ever"
 
     student = scripted(write)
-    done = decode(student, ["long", "short"], CONFIG)
+    done = decode(student, prompt_ids(student, ["long", "short"]), CONFIG)
     assert done[0].completion == "We count. The answer is 3.50."
     assert done[1].completion == "The answer is 3.50."
     assert {generation.finish_reason for generation in done} == {"stop"}
@@ -207,7 +207,7 @@ def test_a_batch_ends_at_the_answer_sentence_and_drops_finished_rows():
 def test_rows_leave_before_the_budget_is_exceeded_and_start_again():
     student = scripted(lambda prompt: "7" * 500)
     config = dataclasses.replace(CONFIG, batch_tokens=12 * (2 + 30))
-    done = decode(student, ["x"] * 12, config)
+    done = decode(student, prompt_ids(student, ["x"] * 12), config)
     assert done == [Generation("7" * 60, 60, "length")] * 12
     fitting = [config.batch_tokens // (2 + n) for n in range(1, 61)]
     expected = [min(12, n) for n in fitting] + [6] * 60
@@ -224,7 +224,7 @@ def test_rows_leave_before_the_budget_is_exceeded_and_start_again():
 )
 def test_a_row_ends_for_one_reason_and_leaves_the_others_alone(written, done):
     student = scripted(lambda prompt: written if prompt == "this" else "Fine.")
-    this, other = decode(student, ["this", "other"], CONFIG)
+    this, other = decode(student, prompt_ids(student, ["this", "other"]), CONFIG)
     assert this == done
     assert other == Generation("Fine.", 5, "stop")
 
@@ -234,7 +234,7 @@ def test_what_is_sampled_depends_on_the_seed_of_its_text_alone():
     texts = ["Q: one", "Q: two three", "four"]
 
     def sample(some, seeds):
-        done = decode(student, some, sampled(1.0), seeds=seeds)
+        done = decode(student, prompt_ids(student, some), sampled(1.0), seeds=seeds)
         return [g.completion for g in done]
 
     first = sample(texts, [3, 4, 5])
@@ -424,6 +424,24 @@ def test_small_cells_are_decoded_together_and_give_what_each_gives_alone(options
         for mode in MODES
     ]
     assert together == list(itertools.chain(*alone))
+
+
+def test_prompts_are_fitted_once_for_all_students_that_read_the_same_tokens(
+    monkeypatch,
+):
+    fitted, real = [], evaluation.prompts.fit_prompts
+
+    def fit(items, mode, tokenizer, **options):
+        fitted.append(tokenizer)
+        return real(items, mode, tokenizer, **options)
+
+    monkeypatch.setattr(evaluation.prompts, "fit_prompts", fit)
+    evaluation._ASKED.clear()
+    counts = []
+    for student in (tiny_t5(), tiny_t5(), tiny_gpt2()):  # gpt2's tokens lack an end
+        run(student, {"toy": problems(n=3)}, ("zero_shot_chain_of_thought",))
+        counts.append(len(fitted))
+    assert counts == [1, 1, 2]
 
 
 # --- what is kept --------------------------------------------------------------------
