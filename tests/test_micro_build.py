@@ -13,31 +13,33 @@ from cotspec import artifacts
 from cotspec.micro import build, shipped, tokenizers
 
 SMALL = {"hidden": 32, "layers": 1, "steps": 4, "pool_size": 40, "batch_size": 4}
-TINY = {
-    recipe.kind: replace(recipe, **SMALL)
-    for recipe in map(
-        shipped.recipe_of, ("teacher", "small-raw-0", "small-instruction_tuned-0")
-    )
-}
+TEACHER, RAW, BASE = "teacher", "small-raw-0", "small-pretrained-0"
+TUNED = "small-instruction_tuned-0"
+RECIPE_OF = shipped.recipe_of
+
+
+def tiny(name, **changes):
+    return replace(RECIPE_OF(name), **SMALL | changes)
 
 
 @pytest.fixture(scope="module")
 def problems():
-    return build.solved_problems("pretraining", 40, seed=0)
+    return build.solved_problems(40, seed=0)
 
 
 @pytest.fixture(scope="module")
 def corpus(problems):
-    recipe = TINY["instruction_tuned"]
-    return build.Corpus(problems, recipe, tokenizers.load_student())
+    return build.Corpus(problems, tiny(TUNED), tokenizers.load_student())
 
 
 def build_all(out_dir, **changes):
-    """Train a teacher, a raw base, and from it an instruction-tuned one."""
-    for kind, recipe in TINY.items():
-        base = out_dir / "raw" if kind == "instruction_tuned" else None
-        build.train_model(out_dir / kind, replace(recipe, **changes), base=base)
-    return {kind: out_dir / kind / "model.safetensors" for kind in TINY}
+    """Train a teacher, a raw student, and a tuned one with what it starts from."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shipped, "recipe_of", lambda name: tiny(name, **changes))
+        for name in (TEACHER, RAW, TUNED):
+            assert build.make(name, out_dir) == out_dir / name
+    names = (TEACHER, RAW, BASE, TUNED)
+    return {name: out_dir / name / "model.safetensors" for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def built(tmp_path_factory):
 
 def test_teacher_labels_are_the_solutions_and_the_end(problems):
     tokenizer = tokenizers.load_teacher()
-    corpus = build.Corpus(problems, TINY["teacher"], tokenizer)
+    corpus = build.Corpus(problems, tiny(TEACHER), tokenizer)
     rng = Random(1)
     for _ in range(20):
         ids, labels = corpus.teacher(rng)
@@ -88,10 +90,8 @@ def test_corrupted_spans_and_what_is_left_make_the_text_again():
 
 
 def test_batches_depend_on_the_seed_alone(corpus):
-    draw = corpus.instruction_tuned
     streams = [
-        build.batches(draw, corpus.tokenizer, batch_size=4, seed=seed)
-        for seed in (0, 0, 1)
+        replace(corpus, recipe=tiny(TUNED, seed=seed)).batches() for seed in (0, 0, 1)
     ]
     for _ in range(20):
         first, again, other = map(next, streams)
@@ -101,43 +101,40 @@ def test_batches_depend_on_the_seed_alone(corpus):
 
 
 def test_a_build_leaves_folders_that_transformers_loads(built):
-    AutoModelForCausalLM.from_pretrained(built["teacher"].parent)
-    for start in ("raw", "instruction_tuned"):
-        model = AutoModelForSeq2SeqLM.from_pretrained(built[start].parent)
-        tokenizer = AutoTokenizer.from_pretrained(built[start].parent)
+    AutoModelForCausalLM.from_pretrained(built[TEACHER].parent)
+    for name in (RAW, TUNED):
+        model = AutoModelForSeq2SeqLM.from_pretrained(built[name].parent)
+        tokenizer = AutoTokenizer.from_pretrained(built[name].parent)
         assert model.config.vocab_size == len(tokenizer)
         known = tokenizers.load_student()
         assert tokenizer("Tom has 3.")["input_ids"] == known("Tom has 3.")["input_ids"]
-    suffixes = {path.suffix for path in built["teacher"].parent.iterdir()}
+    suffixes = {path.suffix for path in built[TEACHER].parent.iterdir()}
     assert ".safetensors" in suffixes and not suffixes & {".bin", ".pt", ".pkl"}
 
 
 def test_instruction_tuning_starts_from_the_raw_base(built):
-    key = "shared.weight"
-    raw, tuned = (load_file(built[k])[key] for k in ("raw", "instruction_tuned"))
+    raw, tuned = (load_file(built[name])["shared.weight"] for name in (BASE, TUNED))
     assert not torch.equal(raw, tuned)
     near, far = (raw - tuned).abs().mean(), (raw - torch.randn_like(raw)).abs().mean()
     assert near < far / 3
 
 
 def test_a_build_gives_the_same_weights_again_without_the_unfinished(built, tmp_path):
-    unfinished = tmp_path / "raw" / "model.safetensors"
+    unfinished = tmp_path / RAW / "model.safetensors"
     unfinished.parent.mkdir()
     unfinished.write_text("killed while this was written")
     again = build_all(tmp_path)
-    for kind, file in built.items():
-        assert again[kind].read_bytes() == file.read_bytes()
+    for name, file in built.items():
+        assert again[name].read_bytes() == file.read_bytes()
 
 
-def test_a_finished_build_is_left_alone(built):
-    before = {kind: file.stat().st_mtime_ns for kind, file in built.items()}
-    build_all(built["raw"].parents[1])
-    assert before == {kind: file.stat().st_mtime_ns for kind, file in built.items()}
-
-
-def test_another_recipe_in_the_same_folder_is_refused(built):
+def test_a_finished_build_is_left_alone_and_of_another_recipe_refused(built):
+    folder = built[RAW].parents[1]
+    before = {name: file.stat().st_mtime_ns for name, file in built.items()}
+    build_all(folder)
+    assert before == {name: file.stat().st_mtime_ns for name, file in built.items()}
     with pytest.raises(ValueError, match="teacher: holds a model of another recipe"):
-        build_all(built["raw"].parents[1], learning_rate=1.0)
+        build_all(folder, learning_rate=1.0)
 
 
 def test_what_was_built_is_packed_and_the_rest_of_the_package_stays(
@@ -146,8 +143,8 @@ def test_what_was_built_is_packed_and_the_rest_of_the_package_stays(
     folder = shutil.copytree(shipped.FOLDER, tmp_path / "weights")
     monkeypatch.setattr(shipped, "FOLDER", folder)
     before = artifacts.read_json(folder / shipped.MANIFEST)
-    (tmp_path / "small-raw-0").mkdir()  # unfinished
-    shutil.copytree(built["teacher"].parent, tmp_path / "teacher")
+    (tmp_path / RAW).mkdir()  # unfinished
+    shutil.copytree(built[TEACHER].parent, tmp_path / "teacher")
     size = build.pack(tmp_path)
     after = artifacts.read_json(folder / shipped.MANIFEST)
     assert list(after) == list(before)

@@ -2,7 +2,6 @@
 
 build  train the shipped models into --out; resumes
 pack   write the models in --out into the package
-card   measure the package's students, write the table of MODEL_CARD.md
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=("build", "pack", "card"))
+    parser.add_argument("command", choices=("build", "pack"))
     parser.add_argument("--out", type=Path, default=Path("runs/micro_build"))
     names, text = shipped.names(), "build this one only: teacher, small-raw-0, …"
     parser.add_argument("--only", choices=names, metavar="NAME", help=text)
@@ -30,10 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.command == "build":
             for name in [options.only] if options.only else names:
                 print(build.make(name, options.out))
-        elif options.command == "pack":
-            print(f"{build.pack(options.out) / 1e6:.1f} MB in {shipped.FOLDER}")
         else:
-            print(build.write_card())
+            print(f"{build.pack(options.out) / 1e6:.1f} MB in {shipped.FOLDER}")
     except ValueError as error:
         parser.error(str(error))
 

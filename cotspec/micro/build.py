@@ -1,11 +1,10 @@
-"""Trains the micro-world's teacher and students from nothing, and measures them.
+"""Trains the micro-world's teacher and students from nothing.
 
 Enters: the name of a shipped model. Leaves: a folder that transformers loads, with
 safetensors weights, its tokenizer, the recipe and what it took; from all of them the
-package's weights, and their card's table. Of a build that was killed, the models that
-were done are kept. What the models read is an endless stream of batches that depends on
-the seed alone, hence no epochs, checkpoints and batches of `cotspec.training` but its
-step.
+package's weights. Of a build that was killed, the models that were done are kept. What
+the models read is an endless stream of batches that depends on the seed alone, hence no
+epochs, checkpoints and batches of `cotspec.training` but its step.
 """
 
 from __future__ import annotations
@@ -14,12 +13,11 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
-import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -33,12 +31,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from cotspec import artifacts, evaluation, models, profiles, prompts, tasks
+from cotspec import artifacts, prompts
 from cotspec.batching import IGNORED
 from cotspec.micro import shipped, tokenizers, world
 from cotspec.micro.shipped import Recipe
 from cotspec.prompts import Demonstration
-from cotspec.statistics import wilson_interval
 from cotspec.t5 import IN_PLACE
 from cotspec.training import step_optimizer
 
@@ -52,12 +49,13 @@ Problems = dict[str, list[Demonstration]]  # by family
 Example = tuple[list[int], list[int]]  # input ids, label ids
 
 
-def solved_problems(split: str, size: int, *, seed: int) -> Problems:
+def solved_problems(size: int, *, seed: int) -> Problems:
     """Return `size` problems of every math family, a quarter of every generic one."""
     found = {}
     for family in world.FAMILIES:
         num = size if family in world.MATH else size // 4
-        found[family] = world.solved(world.generate(family, split, num, seed=seed))
+        items = world.generate(family, "pretraining", num, seed=seed)
+        found[family] = world.solved(items)
     return found
 
 
@@ -114,6 +112,23 @@ class Corpus:
         targets = prompts.build_target(mode, completion=solution, answer=asked.answer)
         return tuple(self.tokenizer([inputs, targets], verbose=False)["input_ids"])
 
+    def batches(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield batches for ever; each depends on the recipe's seed and its number.
+
+        Examples are drawn a pool at a time and sorted by length within it. A batch is
+        ``input_ids, attention_mask`` (B, S) and ``labels`` (B, T), -100 ignored; a
+        causal model's labels are as long as its inputs, T = S.
+        """
+        draw, size = getattr(self, self.recipe.kind), self.recipe.batch_size
+        collate = DataCollatorForSeq2Seq(self.tokenizer)
+        for pool in itertools.count():
+            rng = Random(f"{self.recipe.seed}/{pool}")
+            drawn = [draw(rng) for _ in range(_POOL_BATCHES * size)]
+            drawn.sort(key=lambda example: len(example[0]) + len(example[1]))
+            rows = [{"input_ids": ids, "labels": labels} for ids, labels in drawn]
+            for position in rng.sample(range(_POOL_BATCHES), _POOL_BATCHES):
+                yield collate(rows[position * size : (position + 1) * size])
+
     def _math_family(self, rng: Random) -> str:
         """Draw the training family, or one of the other three."""
         first, *others = world.MATH
@@ -154,74 +169,47 @@ def corrupt_spans(
     return [*inputs, *ids[end:], eos_id], [*labels, closing, eos_id]
 
 
-def batches(
-    draw: Callable[[Random], Example],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    batch_size: int,
-    seed: int,
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield batches for ever; each depends on the seed and its number.
+def make(name: str, out_dir: Path) -> Path:
+    """Train one of the shipped models, or do nothing if it is done.
 
-    Examples are drawn a pool at a time and sorted by length within it. A batch is
-    ``input_ids, attention_mask`` (B, S) and ``labels`` (B, T), -100 ignored; a causal
-    model's labels are as long as its inputs, T = S.
-    """
-    collate = DataCollatorForSeq2Seq(tokenizer)
-    for pool in itertools.count():
-        rng = Random(f"{seed}/{pool}")
-        drawn = [draw(rng) for _ in range(_POOL_BATCHES * batch_size)]
-        drawn.sort(key=lambda example: len(example[0]) + len(example[1]))
-        rows = [{"input_ids": ids, "labels": labels} for ids, labels in drawn]
-        for position in rng.sample(range(_POOL_BATCHES), _POOL_BATCHES):
-            start = position * batch_size
-            yield collate(rows[start : start + batch_size])
-
-
-def train_model(folder: Path, recipe: Recipe, *, base: Path | None = None) -> None:
-    """Train one model, or do nothing if it is done.
+    The number at a student's end is its seed, of weights and data. A tuned one starts
+    from a raw one of fewer steps, which is made first.
 
     Parameters
     ----------
-    folder : Path
-        Gets weights, tokenizer, the recipe and what it took.
-    recipe : Recipe
-    base : Path, optional
-        A folder whose weights the training starts from.
+    name : str
+        One of `shipped.names`, or ``<size>-pretrained-<seed>``.
+    out_dir : Path
+        Gets a folder `name`: weights, tokenizer, the recipe and what it took.
 
     Raises
     ------
     ValueError
-        If `folder` holds a model of another recipe.
+        The folder holds a model of another recipe.
     """
-    wanted = asdict(recipe)
+    folder, recipe = out_dir / name, shipped.recipe_of(name)
     if (folder / _DONE).exists():
-        if artifacts.read_json(folder / _DONE)["recipe"] != wanted:
-            raise ValueError(
-                f"{folder}: holds a model of another recipe. Delete it, or choose "
-                "another --out"
-            )
-        return
+        if artifacts.read_json(folder / _DONE)["recipe"] != asdict(recipe):
+            said = f"{folder}: holds a model of another recipe"
+            raise ValueError(f"{said}. Delete it, or choose another --out")
+        return folder
     model, tokenizer = shipped.new_model(recipe)
-    if base is not None:
+    if recipe.kind == "instruction_tuned":
+        base = make(name.replace(recipe.kind, "pretrained"), out_dir)
         model = T5ForConditionalGeneration.from_pretrained(base)
-    problems = solved_problems("pretraining", recipe.pool_size, seed=recipe.seed)
-    draw = getattr(Corpus(problems, recipe, tokenizer), recipe.kind)
-    data = batches(draw, tokenizer, batch_size=recipe.batch_size, seed=recipe.seed)
+    problems = solved_problems(recipe.pool_size, seed=recipe.seed)
+    data = Corpus(problems, recipe, tokenizer).batches()
     device = f"{torch.get_num_threads()} CPU threads"
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     began = time.monotonic()
     _train(model, data, recipe)
-    facts = {
-        "parameters": model.num_parameters(),
-        "steps": recipe.steps,
-        "seconds": round(time.monotonic() - began),
-        "device": device,
-    }
+    facts = {"parameters": model.num_parameters(), "steps": recipe.steps}
+    facts |= {"seconds": round(time.monotonic() - began), "device": device}
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    artifacts.write_json(folder / _DONE, {"recipe": wanted, "facts": facts})
+    artifacts.write_json(folder / _DONE, {"recipe": asdict(recipe), "facts": facts})
+    return folder
 
 
 def _train(model: PreTrainedModel, data: Iterator, recipe: Recipe) -> None:
@@ -231,7 +219,13 @@ def _train(model: PreTrainedModel, data: Iterator, recipe: Recipe) -> None:
     if not torch.cuda.is_available() and model.config.is_encoder_decoder:
         # T5's position bias keeps PyTorch's fused attention off its fast path.
         model.set_attn_implementation(IN_PLACE)
-    optimizer = _optimizer(model, recipe.learning_rate)
+    # AdamW for the teacher; Adafactor for T5, which was pretrained with it. Measured on
+    # 19,200 problems, 0.4M parameters: Adafactor (rate 0.05, relative to the
+    # parameter's size) ends at 0.20 nats per token, AdamW at 0.49.
+    new, options = Adafactor, {"scale_parameter": True, "relative_step": False}
+    if recipe.kind == shipped.TEACHER:
+        new, options = torch.optim.AdamW, {"betas": (0.9, 0.98), "weight_decay": 0.01}
+    optimizer = new(model.parameters(), lr=recipe.learning_rate, **options)
     wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
     for step in trange(recipe.steps, desc=recipe.kind):
         batch = {k: v.to(accelerator.device) for k, v in next(data).items()}
@@ -240,18 +234,6 @@ def _train(model: PreTrainedModel, data: Iterator, recipe: Recipe) -> None:
         step_optimizer(
             accelerator, wrapped, optimizer, loss, rate=rate, max_grad_norm=1
         )
-
-
-def _optimizer(model: PreTrainedModel, rate: float) -> torch.optim.Optimizer:
-    """AdamW for the teacher; Adafactor for T5, which was pretrained with it.
-
-    Measured on 19,200 problems, 0.4M parameters: Adafactor (rate 0.05, relative to
-    the parameter's size) ends at 0.20 nats per token, AdamW at 0.49.
-    """
-    learned = model.parameters()
-    if model.config.is_encoder_decoder:
-        return Adafactor(learned, lr=rate, scale_parameter=True, relative_step=False)
-    return torch.optim.AdamW(learned, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
 
 
 def _schedule(step: int, recipe: Recipe) -> float:
@@ -267,31 +249,6 @@ def _schedule(step: int, recipe: Recipe) -> float:
         return 1.0
     done = (step - warmup) / max(1, steps - warmup)
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def make(name: str, out_dir: Path) -> Path:
-    """Train one of the shipped models, and the raw one that a tuned one starts from.
-
-    The number at a student's end is its seed, of weights and data.
-
-    Parameters
-    ----------
-    name : str
-        One of `shipped.names`.
-    out_dir : Path
-        Gets a folder `name`; complete ones are kept.
-
-    Raises
-    ------
-    ValueError
-        `out_dir` holds a model of another recipe.
-    """
-    folder, base = out_dir / name, None
-    if "instruction_tuned" in name:
-        base = folder.with_name(name.replace("instruction_tuned", "pretrained"))
-        train_model(base, shipped.recipe_of(base.name))
-    train_model(folder, shipped.recipe_of(name), base=base)
-    return folder
 
 
 def pack(out_dir: Path) -> int:
@@ -317,54 +274,3 @@ def pack(out_dir: Path) -> int:
             manifest[name] = files | artifacts.read_json(built / _DONE)["facts"]
     path.write_text(json.dumps(manifest, indent=1) + "\n")
     return sum(entry["bytes"] for entry in manifest.values())
-
-
-# --- The table of the model card ---
-
-DECODING = profiles.EvaluationConfig(
-    num_demonstrations=1, max_new_tokens=80, batch_tokens=32768, precision="float32"
-)
-_MATH, *_OTHERS = profiles.MICRO_MATH
-_GENERIC = profiles.MICRO_GENERIC
-_NUM_MATH, _NUM_GENERIC = 200, 50  # validation problems per task
-_CHAIN = "in_context_chain_of_thought"
-_COLUMNS = {  # which tasks, asked how
-    "math": ([_MATH], _CHAIN),
-    "OOD": (_OTHERS, _CHAIN),
-    "generic CoT": (_GENERIC, "chain_of_thought"),
-    "generic answer-only": (_GENERIC, "answer_only"),
-}
-
-
-def student_row(name: str) -> dict[str, str]:
-    """Measure a shipped student on the validation split; percent, with intervals."""
-    size, start, base = name.split("-")
-    config = profiles.StudentConfig(f"micro-{size}", start=start)
-    counts = dict.fromkeys(profiles.MICRO_MATH, _NUM_MATH)
-    counts |= dict.fromkeys(_GENERIC, _NUM_GENERIC)
-    found = evaluation.evaluate(
-        models.load_student(config, seed=int(base)),
-        {task: tasks.load(task, "validation", num=n) for task, n in counts.items()},
-        {t: [mode for names, mode in _COLUMNS.values() if t in names] for t in counts},
-        DECODING,
-        demonstrations={task: tasks.demonstrations(task) for task in counts},
-        checkpoint="shipped",
-    ).to_pandas()
-    facts = shipped.facts(name)
-    row = {"model": config.model, "start": start, "base": base}
-    row["parameters"] = f"{facts['parameters']:,}"
-    for label, (names, mode) in _COLUMNS.items():
-        chosen = found["task"].isin(names) & (found["prompt_mode"] == mode)
-        right, n = found["is_correct"][chosen].sum(), chosen.sum()
-        low, high = wilson_interval(right, n)
-        row[label] = f"{right / n:.1%} [{low:.1%}, {high:.1%}]"
-    return row | {"minutes": f"{facts['seconds'] / 60:.1f}"}
-
-
-def write_card() -> Path:
-    """Measure every shipped student anew; the table ends ``MODEL_CARD.md``."""
-    path = shipped.FOLDER / "MODEL_CARD.md"
-    prose = path.read_text("utf-8").partition("\n| ")[0]
-    rows = pd.DataFrame([student_row(name) for name in shipped.names()[1:]])
-    path.write_text(f"{prose}\n{artifacts.markdown_table(rows)}\n", "utf-8")
-    return path

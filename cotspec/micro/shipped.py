@@ -42,6 +42,9 @@ STUDENT_HEAD_SIZE = 16
 # Span corruption before instruction tuning, and that; a shipped raw student has as many
 # updates of the first as its tuned twin has of both.
 _STEPS = {"pretrained": 500, "instruction_tuned": 2000, "raw": 2500}
+_TEACHER_SHAPE = {"hidden": 128, "heads": 4, "layers": 4}
+_TEACHER_TRAINING = {"steps": 650, "learning_rate": 2e-3, "num_demonstrations": 4}
+_TEACHER_TRAINING |= {"out_of_distribution_share": 0.0}
 ModelAndTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
@@ -70,17 +73,7 @@ class Recipe:
 def recipe_of(name: str) -> Recipe:
     """Return how one of `names` was trained, or ``<size>-pretrained-<seed>``."""
     if name == TEACHER:
-        return Recipe(
-            TEACHER,
-            seed=0,
-            hidden=128,
-            heads=4,
-            layers=4,
-            steps=650,
-            learning_rate=2e-3,
-            num_demonstrations=4,
-            out_of_distribution_share=0.0,
-        )
+        return Recipe(TEACHER, seed=0, **_TEACHER_SHAPE, **_TEACHER_TRAINING)
     size, stage, seed = name.split("-")
     kind = "raw" if stage == "pretrained" else stage
     return Recipe(kind, int(seed), *MICRO_SIZES[size], steps=_STEPS[stage])
@@ -94,40 +87,24 @@ def new_model(recipe: Recipe) -> ModelAndTokenizer:
     """
     is_teacher = recipe.kind == TEACHER
     tokenizer = tokenizers.load_teacher() if is_teacher else tokenizers.load_student()
-    ids = {
-        "vocab_size": len(tokenizer),
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    shape = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    shape["pad_token_id"] = tokenizer.pad_token_id
     if is_teacher:
-        new = LlamaForCausalLM
-        shape = LlamaConfig(
-            **ids,
-            bos_token_id=None,
-            hidden_size=recipe.hidden,
-            intermediate_size=recipe.hidden * 3,
-            num_hidden_layers=recipe.layers,
-            num_attention_heads=recipe.heads,
-            max_position_embeddings=2048,
-            tie_word_embeddings=True,
-        )
+        shape |= {"hidden_size": recipe.hidden, "intermediate_size": recipe.hidden * 3}
+        shape |= {"num_hidden_layers": recipe.layers, "max_position_embeddings": 2048}
+        shape |= {"num_attention_heads": recipe.heads, "bos_token_id": None}
+        shape["tie_word_embeddings"] = True
+        new, config = LlamaForCausalLM, LlamaConfig(**shape)
     else:
-        new = new_t5
-        shape = T5Config(
-            **ids,
-            decoder_start_token_id=tokenizer.pad_token_id,
-            d_model=recipe.hidden,
-            d_kv=STUDENT_HEAD_SIZE,
-            d_ff=recipe.hidden * 2,
-            num_layers=recipe.layers,
-            num_heads=recipe.heads,
-            feed_forward_proj="gated-gelu",
-            dropout_rate=0.0,
-            tie_word_embeddings=False,
-        )
+        shape |= {"d_model": recipe.hidden, "d_ff": recipe.hidden * 2}
+        shape |= {"num_layers": recipe.layers, "feed_forward_proj": "gated-gelu"}
+        shape |= {"num_heads": recipe.heads, "d_kv": STUDENT_HEAD_SIZE}
+        shape |= {"dropout_rate": 0.0, "tie_word_embeddings": False}
+        shape["decoder_start_token_id"] = tokenizer.pad_token_id
+        new, config = new_t5, T5Config(**shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return new(shape), tokenizer
+        return new(config), tokenizer
 
 
 def name_of(size: str, start: str, seed: int) -> str:
@@ -183,11 +160,8 @@ def load(name: str) -> ModelAndTokenizer:
     path = FOLDER / f"{name}.safetensors"
     is_there = path.exists() and (FOLDER / MANIFEST).exists()
     if not is_there or artifacts.checksum(path) != facts(name)["sha256"]:
-        raise ValueError(
-            f"{path}: no such weights, or changed ones. Reinstall cotspec, or make "
-            "them with 'python -m cotspec.micro build' and 'python -m cotspec.micro "
-            "pack'"
-        )
+        said = f"{path}: no such weights, or changed ones. Reinstall cotspec, or run"
+        raise ValueError(f"{said} 'python -m cotspec.micro build' and then 'pack'")
     model, tokenizer = new_model(recipe_of(name))
     load_model(model, path)
     return model.eval(), tokenizer
