@@ -131,10 +131,8 @@ def task_description(name: str) -> str:
 
 def _check_name(name: str) -> None:
     if name not in REAL_TASKS + MICRO_TASKS:
-        raise ValueError(
-            f"task: {name!r}. Allowed: {', '.join(REAL_TASKS[:4])}, "
-            f"{', '.join(MICRO_TASKS)} and {', '.join(BBH_TASKS)}"
-        )
+        allowed = ", ".join(REAL_TASKS[:4] + MICRO_TASKS + BBH_TASKS)
+        raise ValueError(f"task: {name!r}. Allowed: {allowed}")
 
 
 def missing(names: Iterable[str]) -> list[str]:

@@ -42,9 +42,8 @@ def data_folder() -> Path | None:
     """Return the folder that ``COTSPEC_DATA`` names, or None for the hub."""
     chosen = os.environ.get("COTSPEC_DATA")
     if chosen and not Path(chosen).is_dir():
-        raise ValueError(
-            f"COTSPEC_DATA: no folder {chosen}; see README.md for its layout"
-        )
+        said = f"COTSPEC_DATA: no folder {chosen}"
+        raise ValueError(f"{said}; see README.md for its layout")
     return Path(chosen) if chosen else None
 
 
@@ -69,8 +68,7 @@ def read_rows(
     """
     folder = data_folder()
     if folder is None:
-        name = file.split("/")[0]
-        return [row for split in splits for row in _from_hub(name, split, config)]
+        return _from_hub(file.split("/")[0], splits, config)
     path = folder / file
     content = read_file(path)
     if not isinstance(content, list):  # BBH's has one more level
@@ -120,18 +118,16 @@ def is_reachable() -> bool:
     return True
 
 
-def _from_hub(name: str, split: str, config: str | None) -> list[dict]:
+def _from_hub(name: str, splits: Sequence[str], config: str | None) -> list[dict]:
     repository, revision = HUB[name]
     try:
         if not constants.HF_HUB_OFFLINE:
             # `load_dataset` itself retries for half a minute.
             httpx.head(constants.ENDPOINT, timeout=_TIMEOUT)
-        table = datasets.load_dataset(
-            repository, config, split=split, revision=revision
-        )
+        tables = datasets.load_dataset(repository, config, revision=revision)
     except (OSError, httpx.HTTPError) as error:
+        said = f"cannot fetch {repository}@{revision[:7]} ({type(error).__name__})"
         raise ValueError(
-            f"data: cannot fetch {repository}@{revision[:7]} ({type(error).__name__}); "
-            "set COTSPEC_DATA to a folder with the data, laid out as README.md says"
+            f"data: {said}; set COTSPEC_DATA to a folder laid out as README.md says"
         ) from error
-    return table.to_list()
+    return [row for split in splits for row in tables[split].to_list()]
