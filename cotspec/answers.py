@@ -92,10 +92,8 @@ def score_math(completion: str, gold: str) -> Score:
     """
     expected = parse_number(gold.rsplit("####", 1)[-1])
     if expected is None:
-        raise ValueError(
-            f"gold: {gold!r} is not one number. Allowed: an integer, a decimal, a "
-            "fraction a/b, each with currency or unit"
-        )
+        allowed = "an integer, a decimal, a fraction a/b, each with currency or unit"
+        raise ValueError(f"gold: {gold!r} is not one number. Allowed: {allowed}")
     predicted, tier = final_number(completion)
     return Score(predicted, predicted == expected, predicted is None, tier)
 
@@ -396,7 +394,10 @@ def score_bbh(task: str, completion: str, target: str, *, prompt_mode: str) -> S
         raise ValueError(
             f"prompt_mode: {prompt_mode!r}. Allowed: {GENERIC_PROMPT_MODES}"
         )
-    parse = _parser_for(task, target)
+    parse = _PARSERS.get(task, _text)
+    # Three published targets of letter tasks are the option's text ("Monsters, Inc").
+    if parse is _letter and _letter(_plain(target)) is None:
+        parse = _text
     expected = parse(_plain(target))
     if expected is None:
         raise ValueError(f"target: {target!r} is no answer of task {task!r}")
@@ -506,10 +507,8 @@ def _word_list(line: str) -> str | None:
 
 
 def _brackets(line: str) -> str | None:
-    match = re.match(r"[\[\](){}<>\s]+", line.strip("\"'` "))
-    if match is None or re.search(r"[\[\](){}<>]", line.strip("\"'` ")[match.end() :]):
-        return None
-    return " ".join(match.group().replace(" ", ""))
+    match = re.fullmatch(r"([\[\](){}<>\s]+)[^\[\](){}<>]*", line.strip("\"'` "))
+    return " ".join(match[1].replace(" ", "")) if match else None
 
 
 _PARSERS = {task.removeprefix("bbh/"): _letter for task in BBH_TASKS} | {
@@ -526,12 +525,6 @@ _PARSERS = {task.removeprefix("bbh/"): _letter for task in BBH_TASKS} | {
 }
 
 
-def _parser_for(task: str, target: str) -> Parser:
-    parse = _PARSERS.get(task, _text)
-    # Three published targets of letter tasks are the option's text ("Monsters, Inc").
-    return _text if parse is _letter and _letter(_plain(target)) is None else parse
-
-
 # --- scores of others, for comparison only -------------------------------------------
 
 
@@ -543,11 +536,11 @@ def reference_score(completion: str, gold: str) -> bool:
 
     Source: github.com/FranxYao/FlanT5-CoT-Specialization, ``test_answer``.
     """
-    predicted = re.findall(r"\d*\.?\d+", completion)
-    expected = re.findall(r"\d*\.?\d+", gold)
-    if not predicted:
-        return False
-    return not expected or float(predicted[-1]) == float(expected[-1])
+    sides = completion, gold
+    predicted, expected = (re.findall(r"\d*\.?\d+", text) for text in sides)
+    if not predicted or not expected:
+        return bool(predicted)
+    return float(predicted[-1]) == float(expected[-1])
 
 
 def lm_eval_flexible_score(completion: str, gold: str) -> bool:

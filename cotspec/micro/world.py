@@ -81,10 +81,8 @@ def generate(family: str, split: str, n: int, *, seed: int) -> list[dict]:
             if is_answer and split_of(question) == split and question not in asked:
                 break
         else:
-            raise ValueError(
-                f"n: no {len(asked) + 1}th {split!r} question with answer {wanted!r} "
-                f"in {_MAX_DRAWS} draws"
-            )
+            said = f"n: no {len(asked) + 1}th {split!r} question with answer {wanted!r}"
+            raise ValueError(f"{said} in {_MAX_DRAWS} draws")
         if split not in _MAY_REPEAT:
             asked.add(question)
         name = f"micro/{family}/{split}/{index:06d}"

@@ -54,10 +54,9 @@ def problems(name: str) -> list[dict]:
     published, num_repeated = NUM_PUBLISHED[name], NUM_REPEATED.get(name, 0)
     num_different = len({row.question for row in rows})
     if len(rows) != published or num_different < published - num_repeated:
-        raise ValueError(
-            f"{name}: {len(rows)} problems, {num_different} of them different, in "
-            f"{data_folder() or 'the hub'}; {published} were published"
-        )
+        said = f"{name}: {len(rows)} problems, {num_different} of them different, in"
+        where = data_folder() or "the hub"
+        raise ValueError(f"{said} {where}; {published} were published")
     width = len(str(max(row.index for row in rows)))
     ids = (f"{name}/{row.split}/{row.index:0{width}d}" for row in rows)
     named = zip(ids, rows, strict=True)
