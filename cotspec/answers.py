@@ -536,11 +536,11 @@ def reference_score(completion: str, gold: str) -> bool:
 
     Source: github.com/FranxYao/FlanT5-CoT-Specialization, ``test_answer``.
     """
-    sides = completion, gold
-    predicted, expected = (re.findall(r"\d*\.?\d+", text) for text in sides)
-    if not predicted or not expected:
-        return bool(predicted)
-    return float(predicted[-1]) == float(expected[-1])
+    predicted = re.findall(r"\d*\.?\d+", completion)
+    expected = re.findall(r"\d*\.?\d+", gold)
+    if not predicted:
+        return False
+    return not expected or float(predicted[-1]) == float(expected[-1])
 
 
 def lm_eval_flexible_score(completion: str, gold: str) -> bool:

@@ -31,85 +31,58 @@ class Hub(SimpleHTTPRequestHandler):
     def log_message(self, *args) -> None:
         """Say nothing."""
 
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
-
     def do_GET(self) -> None:
-        self._answer(with_body=True)
-
-    def do_POST(self) -> None:
-        asked = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        folder, what, _, _ = self._place()
-        if what != "paths-info" or not folder.is_dir():
-            return self._send(404, b"{}")
-        names = json.loads(asked)["paths"]
-        entries = [_entry(folder, folder / name) for name in names]
-        self._send(200, json.dumps([e for e in entries if e]).encode())
-
-    def _place(self) -> tuple[Path, str, str, str]:
-        """Folder, "revision", "tree", "paths-info" or "resolve", commit, the rest."""
+        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path == "/":
+            return self._send([])
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
         if parts[0] == "api":
             parts = parts[1:]
         if parts[0] not in ("models", "datasets"):
             parts = ["models", *parts]
-        kind, *rest = parts
-        repository = self.server.folder / kind / "/".join(rest[:2])
-        what, revision = rest[2:4] or ("revision", "main")
-        self.asked.add(("/".join(rest[:2]), revision))
+        repository = "/".join(parts[1:3])
+        what, revision = parts[3:5] or ("revision", "main")
+        self.asked.add((repository, revision))
         commit = revision if len(revision) == 40 else COMMIT
-        return repository, what, commit, "/".join(rest[4:])
-
-    def _answer(self, *, with_body: bool) -> None:
-        if self.path == "/":
-            return self._send(200, b"", with_body)
-        folder, what, commit, rest = self._place()
+        folder = self.server.folder / parts[0] / repository
         if not folder.is_dir():
-            headers = {"X-Error-Code": "RepoNotFound"}
-            return self._send(404, b"{}", with_body, headers)
-        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+            return self._send({}, 404, {"X-Error-Code": "RepoNotFound"})
+        path = folder.joinpath(*parts[5:])
+        files = [one for one in sorted(folder.rglob("*")) if one.is_file()]
         if what == "revision":
-            names = [{"rfilename": str(path.relative_to(folder))} for path in files]
-            name = "/".join(folder.parts[-2:])
-            info = {"id": name, "sha": commit, "siblings": names, "tags": []}
-            return self._send(200, json.dumps(info).encode(), with_body)
+            names = [{"rfilename": str(one.relative_to(folder))} for one in files]
+            info = {"id": repository, "sha": commit, "siblings": names, "tags": []}
+            return self._send(info)
         if what == "tree":
-            inside = folder / rest
-            entries = [_entry(folder, p) for p in files if p.is_relative_to(inside)]
-            return self._send(200, json.dumps(entries).encode(), with_body)
-        path = folder / rest
+            inside = [one for one in files if one.is_relative_to(path)]
+            return self._send([_entry(folder, one) for one in inside])
+        if what == "paths-info":
+            asked = [folder / name for name in json.loads(content)["paths"]]
+            return self._send([_entry(folder, one) for one in asked if one.exists()])
         if what != "resolve" or not path.is_file():
-            headers = {"X-Error-Code": "EntryNotFound"}
-            return self._send(404, b"{}", with_body, headers)
-        body = path.read_bytes()
-        etag = hashlib.sha1(body).hexdigest()
-        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": commit}
-        self._send(200, body, with_body, headers)
+            return self._send({}, 404, {"X-Error-Code": "EntryNotFound"})
+        etag = f'"{_entry(folder, path)["oid"]}"'
+        self._send(path.read_bytes(), 200, {"ETag": etag, "X-Repo-Commit": commit})
 
-    def _send(
-        self,
-        status: int,
-        body: bytes,
-        with_body: bool = True,
-        headers: dict | None = None,
-    ) -> None:
+    do_HEAD = do_POST = do_GET
+
+    def _send(self, content, status: int = 200, headers: dict | None = None) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Length": len(body), **(headers or {})}.items():
             self.send_header(name, str(value))
         self.end_headers()
-        if with_body:
+        if self.command != "HEAD":
             self.wfile.write(body)
 
 
-def _entry(folder: Path, path: Path) -> dict | None:
-    if not path.exists():
-        return None
-    name = str(path.relative_to(folder))
+def _entry(folder: Path, path: Path) -> dict:
+    entry = {"type": "directory", "path": str(path.relative_to(folder)), "size": 0}
     if path.is_dir():
-        return {"type": "directory", "path": name, "oid": COMMIT, "size": 0}
-    oid = hashlib.sha1(path.read_bytes()).hexdigest()
-    size = path.stat().st_size
-    return {"type": "file", "path": name, "oid": oid, "size": size}
+        return entry | {"oid": COMMIT}
+    body = path.read_bytes()
+    oid = hashlib.sha1(body).hexdigest()
+    return entry | {"type": "file", "oid": oid, "size": len(body)}
 
 
 @contextmanager
@@ -155,26 +128,17 @@ def data_sets(source: Path, target: Path) -> None:
     ]
     splits = {"train": arith[::-2], "test": arith[0::2]}  # another order than published
     repository("ChilleD/MultiArith", {"default": splits})
-    svamp = content("svamp/SVAMP.json")
-    splits = {
-        "train": [row for row in svamp if not row["ID"].endswith("7")],
-        "test": [row for row in svamp if row["ID"].endswith("7")],
-    }
+    splits = {"train": [], "test": []}
+    for row in content("svamp/SVAMP.json"):
+        splits["test" if row["ID"].endswith("7") else "train"].append(row)
     repository("ChilleD/SVAMP", {"default": splits})
     names = {"body": "Body", "question": "Question", "answer": "Answer"}
     problems = ElementTree.parse(source / "asdiv" / "ASDiv.xml").iter("Problem")
-    asdiv = [
-        {column: problem.findtext(tag) for column, tag in names.items()}
-        for problem in problems
-    ]
+    asdiv = [{k: one.findtext(tag) for k, tag in names.items()} for one in problems]
     repository("EleutherAI/asdiv", {"default": {"validation": asdiv}})
-    repository(
-        "lukaemon/bbh",
-        {
-            path.stem: {"test": content(f"bbh/tasks/{path.name}")["examples"]}
-            for path in sorted((source / "bbh" / "tasks").glob("*.json"))
-        },
-    )
+    stems = sorted(path.stem for path in (source / "bbh" / "tasks").glob("*.json"))
+    bbh = {one: {"test": content(f"bbh/tasks/{one}.json")["examples"]} for one in stems}
+    repository("lukaemon/bbh", bbh)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ import hub_server
 import pytest
 import teacher_server
 import torch
-from transformers import T5Config, T5ForConditionalGeneration, T5Tokenizer
+from transformers import T5ForConditionalGeneration, T5Tokenizer
+
+from cotspec import models
 
 SMALLEST = {
     "data.num_train": 24,
@@ -36,17 +38,9 @@ def random_student(folder, data_dir) -> None:
     """Write a tiny T5 with the real vocabulary as its repository holds it."""
     tokenizer = T5Tokenizer.from_pretrained(data_dir / "t5")
     torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=32128,
-        d_model=16,
-        d_kv=8,
-        d_ff=32,
-        num_layers=1,
-        num_heads=2,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
-    )
+    config = models.flan_t5_config("google/flan-t5-small")
+    config.update({"d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2})
+    config.update({"num_layers": 1, "num_decoder_layers": 1})
     T5ForConditionalGeneration(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
