@@ -13,13 +13,8 @@ from pathlib import Path
 
 from math_verify import parse, verify
 
-from cotspec import tasks
-from cotspec.answers import (
-    lm_eval_flexible_score,
-    parse_number,
-    reference_score,
-    score_math,
-)
+from cotspec import answers, tasks
+from cotspec.answers import parse_number, score_math
 
 EXPLAINED = Path(__file__).with_name("disagreements_real.csv")
 
@@ -35,45 +30,39 @@ def math_verify_score(completion, gold):
 
 
 SCORERS = {
-    "reference": reference_score,
-    "lm_eval_flexible": lm_eval_flexible_score,
+    "reference": answers.reference_score,
+    "lm_eval_flexible": answers.lm_eval_flexible_score,
     "math_verify": math_verify_score,
 }
 
 
-def without(pattern, replacement="", *, flags=0):
-    return functools.partial(re.compile(pattern, flags).sub, replacement)
-
-
-NO_FRACTION = without(r"\d+/\d+(?= pound)", "some")
-NO_ANSWER_SENTENCE = without("answer is", "result is")
-NO_OPEN_NUMBER = without(r" < | of \$?\d+", ", ")
+NO_FRACTION = r"\d+/\d+(?= pound)", "some"
+NO_ANSWER_SENTENCE = "answer is", "result is"
+NO_OPEN_NUMBER = r" < | of \$?\d+", ", "
+LAST_GROUP = r"(?<=\d)[ ,](?=\d{3}(?!\d))", ""
+NO_ANSWER = "(?i)answer", "solve"
 # Per scorer, in order: what the disagreement comes from, and the edit that removes it.
 CAUSES = {
     "reference": {
-        "its pattern reads the last group of 2,000, 000": without(r"(?<=\d),(?=\d{3})"),
+        "its pattern reads the last group of 2,000, 000": (r"(?<=\d),(?=\d{3})", ""),
         "the policy takes the first number after the sentence": NO_ANSWER_SENTENCE,
-        "it reads 000 on both sides, of 100 000 and of 100,000": without(
-            r"(?<=\d)[ ,](?=\d{3}(?!\d))"
-        ),
+        "it reads 000 on both sides, of 100 000 and of 100,000": LAST_GROUP,
         "a denominator is the gold by luck; ours reads 1/3": NO_FRACTION,
         "ours takes no number behind < or of": NO_OPEN_NUMBER,
     },
     "lm_eval_flexible": {
-        "it compares text: 990.00 is not 990": without(r"(?<=\d)\.0+(?!\d)"),
-        "it compares text: 0730 is not 730": without(r"(?<![\d.,])0+(?=\d)"),
+        "it compares text: 990.00 is not 990": (r"(?<=\d)\.0+(?!\d)", ""),
+        "it compares text: 0730 is not 730": (r"(?<![\d.,])0+(?=\d)", ""),
         "the policy takes the first number after the sentence": NO_ANSWER_SENTENCE,
         "a denominator is the gold by luck; ours reads 1/3": NO_FRACTION,
         "ours takes no number behind < or of": NO_OPEN_NUMBER,
     },
     "math_verify": {
-        "it prefers what follows the word answer, in answered too": without(
-            "answer", "solve", flags=re.IGNORECASE
-        ),
-        "ours reads the minutes of 7:00 pm": without(r"(?<=\d):00"),
-        "ours takes no group of 80 000": without(r"(?<=\d) (?=\d{3}(?!\d))"),
-        "ours takes no digit of a name: mp3, D3, #12": without(r"\b(mp|D)3\b|#\d+"),
-        "it reads Week 3:210 as a ratio": without(r"Week \d:"),
+        "it prefers what follows the word answer, in answered too": NO_ANSWER,
+        "ours reads the minutes of 7:00 pm": (r"(?<=\d):00", ""),
+        "ours takes no group of 80 000": (r"(?<=\d) (?=\d{3}(?!\d))", ""),
+        "ours takes no digit of a name: mp3, D3, #12": (r"\b(mp|D)3\b|#\d+", ""),
+        "it reads Week 3:210 as a ratio": (r"Week \d:", ""),
         "ours takes no number behind < or of": NO_OPEN_NUMBER,
     },
 }
@@ -120,7 +109,7 @@ def our_verdicts(data_dir):
 def explain(scorer, whose, completion, gold):
     """Return what a disagreement comes from, None if no listed cause does."""
     for explanation, edit in CAUSES[scorer].items():
-        case = edit(completion), edit(gold)
+        case = re.sub(*edit, completion), re.sub(*edit, gold)
         verdicts = {score_math(*case).is_correct, SCORERS[scorer](*case)}
         if verdicts == {whose == "own"}:
             return explanation

@@ -13,14 +13,7 @@ from math_verify import parse, verify
 from scoring_oracles import SCORERS
 
 from cotspec import answers
-from cotspec.answers import (
-    cut_at_next_question,
-    lm_eval_flexible_score,
-    parse_number,
-    reference_score,
-    score_bbh,
-    score_math,
-)
+from cotspec.answers import cut_at_next_question, parse_number, score_bbh, score_math
 from cotspec.profiles import BBH_TASKS, GENERIC_PROMPT_MODES
 
 DISAGREEMENTS = Path(__file__).with_name("disagreements.csv")
@@ -63,17 +56,7 @@ def test_a_minus_is_a_sign_only_where_no_digit_precedes(completion, numbers):
     assert [found for found, _ in answers._numbers(text)] == list(map(number, numbers))
 
 
-@pytest.mark.parametrize(
-    ("completion", "gold"),
-    [
-        ("10,000", "0"),
-        ("-5.", "5"),
-        ("The answer is 29.0", "29.5"),
-        ("1,0", "10"),
-        ("The answer is 9007199254740993", "9007199254740992"),  # equal as floats
-        ("The answer is 0.3333333333333333", "1/3"),
-    ],
-)
+@pytest.mark.parametrize(("completion", "gold"), CASES["wrong"])  # two: equal as floats
 def test_a_wrong_number_is_wrong(completion, gold):
     assert not score_math(completion, gold).is_correct
 
@@ -128,18 +111,7 @@ def test_a_denial_is_no_answer(text):
         assert bbh(task, text.format(said), said).no_answer
 
 
-@pytest.mark.parametrize(
-    ("said", "predicted"),
-    [
-        ("12 - 3 = 9", "9"),
-        ("- 9", "-9"),
-        ("-(9)", "-9"),
-        ("at least 9", None),
-        ("not 9", None),
-        ("9 or 10", None),
-        ("9.5", None),
-    ],
-)
+@pytest.mark.parametrize(("said", "predicted"), CASES["bbh numbers"])
 def test_bbh_numbers_are_read_as_math_is(said, predicted):
     for task in ("multistep_arithmetic_two", "object_counting"):
         assert bbh(task, f"So the answer is {said}.", "9").predicted == predicted
@@ -165,8 +137,8 @@ def test_any_text_scores_without_an_error(completion, gold):
     score = score_math(completion, str(gold))
     assert score.no_answer == (score.predicted is None) == (score.tier == "none")
     assert score.is_correct == (score.predicted == gold)
-    reference_score(completion, str(gold))
-    lm_eval_flexible_score(completion, str(gold))
+    for score in (answers.reference_score, answers.lm_eval_flexible_score):
+        assert score(completion, str(gold)) in (True, False)
 
 
 @given(st.text(max_size=100), st.integers(-(10**6), 10**6), st.booleans())
@@ -187,12 +159,9 @@ plain_numbers = st.one_of(
 @given(plain_numbers, plain_numbers)
 def test_math_verify_agrees_on_plain_numbers(written, gold):
     completion = f"First we add them up. The answer is {written}."
-    theirs = verify(
-        parse(gold.replace(",", ""), parsing_timeout=None),
-        parse(completion, parsing_timeout=None),
-        float_rounding=9,
-        timeout_seconds=None,
-    )
+    texts = gold.replace(",", ""), completion
+    sides = (parse(text, parsing_timeout=None) for text in texts)
+    theirs = verify(*sides, float_rounding=9, timeout_seconds=None)
     assert score_math(completion, gold).is_correct == theirs
 
 
@@ -200,7 +169,7 @@ def test_math_verify_agrees_on_plain_numbers(written, gold):
 def test_lm_eval_agrees_where_the_last_word_is_a_plain_integer(written, gold):
     completion = f"We get 3 + 4. The answer is {written}"
     ours = score_math(completion, str(gold)).is_correct
-    assert lm_eval_flexible_score(completion, str(gold)) == ours
+    assert answers.lm_eval_flexible_score(completion, str(gold)) == ours
 
 
 # --- the scores of others, and where they differ -------------------------------------
@@ -219,14 +188,12 @@ def test_each_listed_disagreement_is_what_the_table_says(row):
     assert row["explanation"]
 
 
-def test_the_reference_counts_an_unparsable_gold_as_right():
-    assert reference_score("The answer is 5.", "They are equal")
-    assert not reference_score("no number", "5")
-
-
-def test_lm_eval_strips_the_gold_before_it_drops_the_dollar_not_after():
-    assert lm_eval_flexible_score("so 5", " 5 ")
-    assert not lm_eval_flexible_score("so 5", "$ 5")
+def test_the_faults_of_others_are_theirs():
+    assert answers.reference_score("The answer is 5.", "They are equal")
+    assert not answers.reference_score("no number", "5")
+    # It strips the gold before it drops the dollar, not after.
+    assert answers.lm_eval_flexible_score("so 5", " 5 ")
+    assert not answers.lm_eval_flexible_score("so 5", "$ 5")
 
 
 # --- BigBench-Hard's own targets and chains ------------------------------------------
@@ -263,22 +230,9 @@ def bbh(task, completion, target, mode="chain_of_thought"):
 def test_answers_are_read_by_the_type_of_the_task(mode):
     cases = CASES["bbh" if mode == "chain_of_thought" else "answer only"]
     for task, completion, predicted in cases:
-        found = bbh(task, completion, TARGETS.get(task, "(A)"), mode).predicted
+        target = CASES["targets"].get(task, "(A)")
+        found = bbh(task, completion, target, mode).predicted
         assert found == predicted, (task, completion)
-
-
-TARGETS = {
-    "object_counting": "6",
-    "multistep_arithmetic_two": "5",
-    "dyck_languages": "]",
-    "boolean_expressions": "True",
-    "navigate": "Yes",
-    "sports_understanding": "yes",
-    "word_sorting": "a b",
-    "formal_fallacies": "valid",
-    "causal_judgement": "Yes",
-    "web_of_lies": "Yes",
-}
 
 
 def test_targets_that_are_an_options_text_compare_as_text():
@@ -298,7 +252,7 @@ def test_bbh_errors_name_the_field_and_the_value():
 
 @given(st.sampled_from([*BBH_STEMS, "last_letters"]), st.text(max_size=120))
 def test_any_text_scores_as_bbh_without_an_error(stem, completion):
-    target = TARGETS.get(stem, "(A)")
+    target = CASES["targets"].get(stem, "(A)")
     for mode in GENERIC_PROMPT_MODES:
         bbh(stem, completion, target, mode)
         assert bbh(stem, f"The answer is {target}.", target, mode).is_correct

@@ -16,11 +16,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cotspec.answers import (
-    cut_at_next_question,
-    lm_eval_flexible_score,
-    score_math,
-)
+from cotspec.answers import cut_at_next_question, lm_eval_flexible_score, score_math
 
 math_verify_is_slow = pytest.param("math_verify", marks=pytest.mark.slow)
 
