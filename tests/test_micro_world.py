@@ -1,5 +1,6 @@
 """Problems: right, disjoint between splits, independent of order, different."""
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -101,15 +102,10 @@ def test_item_i_is_the_same_however_many_are_asked_for(family):
     assert few != world.generate(family, "train", 3, seed=1)
 
 
-def test_the_first_item_is_pinned():
-    item = world.generate("math", "test", 1, seed=0)[0]
-    assert item["problem_id"] == "micro/math/test/000000"
-    assert item["question"] == (
-        "Eric has 2 beans. Eric gets 15 more. Eric finds 3 more. Eric puts them into 2 "
-        "equal bags. How many beans are in each bag?"
-    )
-    assert item["program"] == "((2 + 15) + 3) / 2"
-    assert (item["answer"], item["num_steps"]) == ("10", 3)
+def test_problems_are_those_that_the_shipped_models_learned_from():
+    families = [world.generate(f, "pretraining", 20, seed=0) for f in world.FAMILIES]
+    found = hashlib.sha256(json.dumps(families).encode()).hexdigest()
+    assert found.startswith("bafeae644bb5")
 
 
 @all_families
@@ -123,12 +119,6 @@ def test_splits_share_no_question_and_each_question_knows_its_split(family):
         assert {world.split_of(question) for question in found} == {split}
     together = set().union(*questions.values())
     assert sum(map(len, questions.values())) == len(together)
-
-
-def test_problems_have_one_to_three_steps_about_equally_often():
-    items = world.generate("math", "train", 300, seed=0)
-    counts = Counter(item["num_steps"] for item in items)
-    assert set(counts) == {1, 2, 3} and min(counts.values()) > 60
 
 
 def test_other_entities_never_occur_in_training():
@@ -148,8 +138,10 @@ def test_distracting_numbers_are_told_but_not_used():
     assert num_distracted > 150
 
 
-def test_rationales_of_like_problems_vary_in_wording():
+def test_problems_have_one_to_three_steps_and_rationales_vary_in_wording():
     items = world.generate("math", "train", 300, seed=0)
+    counts = Counter(item["num_steps"] for item in items)
+    assert set(counts) == {1, 2, 3} and min(counts.values()) > 60
     items = [item for item in items if item["num_steps"] == 1]
     shapes = {re.sub(r"\d+|[A-Z][a-z]+", "_", item["rationale"]) for item in items}
     assert len(shapes) > 50

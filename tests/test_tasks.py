@@ -54,12 +54,14 @@ def made_up(folder):
     return folder
 
 
-def test_a_task_has_the_documented_columns_and_unique_ids(made_up):
-    train = tasks.load("gsm8k", "train")
+def test_a_task_has_the_documented_columns_unique_ids_and_golds_without_commas(made_up):
+    train, test = tasks.load("gsm8k", "train"), tasks.load("gsm8k", "test")
     assert tuple(train.column_names) == tasks.COLUMNS
     assert len(set(train["problem_id"])) == len(train) == 7_273
     first = ("gsm8k/train/0000", "gsm8k", "train", "train 0?", "It is 0.", "0")
     assert tuple(train[0].values()) == first
+    assert test[1_318]["answer"] == "1318"  # published as 1,318
+    assert tasks.load("gsm8k", "test", num=3).to_list() == test.to_list()[:3]
 
 
 def test_the_200_rows_that_the_paper_holds_out_come_with_the_package(made_up):
@@ -86,13 +88,6 @@ def test_a_file_of_another_task_is_noticed(data_dir, folder, name, other):
     write(folder / f"bbh/tasks/{name}.json", content)
     with pytest.raises(ValueError, match=f"{name}.json: .* of bbh/{other};"):
         tasks.load(f"bbh/{name}")
-
-
-def test_num_takes_the_first_problems_and_golds_have_no_commas(made_up):
-    every = tasks.load("gsm8k", "test")
-    few = tasks.load("gsm8k", "test", num=3)
-    assert few.to_list() == every.to_list()[:3]
-    assert every[1_318]["answer"] == "1318"  # published as 1,318
 
 
 def test_multiarith_is_split_by_its_texts_whatever_the_order_of_the_file(made_up):
@@ -129,14 +124,12 @@ def test_what_is_damaged_is_named(made_up, name, pattern, new, message):
 
 def test_two_files_in_each_others_place_are_noticed(made_up):
     train, test = (made_up / f"gsm8k/{name}.jsonl" for name in readers.NUM_GSM8K)
-    content = train.read_bytes()
     train.write_bytes(test.read_bytes())
-    test.write_bytes(content)
     with pytest.raises(ValueError, match="gsm8k/train.jsonl: 1319 problems; 7473"):
         tasks.load("gsm8k")
 
 
-def test_a_missing_file_or_folder_or_half_of_xml_is_named(made_up, monkeypatch):
+def test_a_missing_file_or_folder_or_half_of_xml_is_named(made_up):
     write(made_up / "asdiv" / "ASDiv.xml", "<ProblemSet>\n<Problem><Body>Half a")
     with pytest.raises(ValueError, match=r"ASDiv\.xml: damaged .* line 2"):
         tasks.load("asdiv")
@@ -144,9 +137,6 @@ def test_a_missing_file_or_folder_or_half_of_xml_is_named(made_up, monkeypatch):
         tasks.load("svamp")
     (made_up / "svamp/SVAMP.json").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"svamp/SVAMP\.json: is a directory"):
-        tasks.load("svamp")
-    monkeypatch.setenv("COTSPEC_DATA", "/nowhere")
-    with pytest.raises(ValueError, match="COTSPEC_DATA: no folder /nowhere"):
         tasks.load("svamp")
 
 
@@ -170,9 +160,8 @@ def test_missing_names_what_is_wrong_and_only_that(made_up, monkeypatch):
     (problem,) = tasks.missing(["gsm8k", "svamp", "bbh/navigate"])
     assert "SVAMP.json: no such file" in problem
     monkeypatch.setenv("COTSPEC_DATA", "/nowhere")
-    assert tasks.missing(["gsm8k", "svamp"]) == [
-        "COTSPEC_DATA: no folder /nowhere; see README.md for its layout"
-    ]
+    (problem,) = tasks.missing(["gsm8k", "svamp"])
+    assert problem.startswith("COTSPEC_DATA: no folder /nowhere; see README.md")
 
 
 @pytest.mark.parametrize("is_offline", [False, True])
@@ -214,7 +203,7 @@ def test_the_hubs_rows_give_the_same_problems_as_the_folder(data_dir, tmp_path):
     with hub_server.serving(tmp_path) as address:
         env = {k: v for k, v in os.environ.items() if k != "COTSPEC_DATA"}
         env |= {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache")}
-        env |= {"HF_HUB_OFFLINE": "0"}
+        env["HF_HUB_OFFLINE"] = "0"
         command = [sys.executable, "-c", LOAD_ALL, str(data_dir), *names]
         subprocess.run(command, check=True, env=env)
     env["HF_HUB_OFFLINE"] = "1"  # from the hub's cache
@@ -330,12 +319,6 @@ def test_the_212_asdiv_golds_that_are_not_one_number_are_listed(data_dir):
     assert sorted(gold for gold in scored["answer"] if "/" in gold) == fractions
 
 
-def test_rationales_have_no_calculator_notes(data_dir):
-    train = tasks.load("gsm8k", "train")
-    assert not any("<<" in text or "####" in text for text in train["rationale"])
-    assert train["rationale"][0].startswith("Natalia sold 48/2 = 24 clips in May.\n")
-
-
 @pytest.mark.parametrize("name", tasks.BBH_TASKS)
 def test_bbh_demonstrations_are_three_right_ones_without_canary(name):
     shown, description = tasks.demonstrations(name), tasks.task_description(name)
@@ -347,19 +330,15 @@ def test_bbh_demonstrations_are_three_right_ones_without_canary(name):
         assert answers.score_bbh(*case, prompt_mode="chain_of_thought").is_correct
 
 
-def test_math_demonstrations_are_four_training_problems(data_dir):
-    train = set(tasks.load("gsm8k", "train")["question"])
-    for name in ("gsm8k", "svamp"):
-        shown = tasks.demonstrations(name)
-        assert len(shown) == 4
-        assert all(d.question in train and d.rationale for d in shown)
-
-
-def test_gsm8k_test_repeats_no_training_question_word_for_word(data_dir):
-    train = tasks.load("gsm8k", "train")["question"]
-    test = tasks.load("gsm8k", "test")["question"]
-    found = tasks.overlap(list(train), list(test))
-    assert found["kind"].tolist() == ["near"]
+def test_gsm8k_has_no_calculator_notes_and_shows_four_training_problems(data_dir):
+    train, test = tasks.load("gsm8k", "train"), tasks.load("gsm8k", "test")
+    assert not any("<<" in text or "####" in text for text in train["rationale"])
+    assert train["rationale"][0].startswith("Natalia sold 48/2 = 24 clips in May.\n")
+    shown = tasks.demonstrations("gsm8k")
+    assert tasks.demonstrations("svamp") == shown and len(shown) == 4
+    assert {one.question for one in shown} <= set(train["question"])
+    found = tasks.overlap(train["question"][:], test["question"][:])
+    assert found["kind"].tolist() == ["near"]  # no test question word for word
 
 
 def test_the_preflight_finds_nothing_missing_in_the_real_folder(data_dir):

@@ -35,10 +35,8 @@ def lifelike(data_dir, random_flan_t5):
     model, tokenizer = random_flan_t5.model, random_flan_t5.tokenizer
     rows = tasks.load("gsm8k", "test").shuffle(seed=0)
     rows = rows.select(range(NUM_QUESTIONS))
-    texts = [
-        prompts.build_inputs(question, "zero_shot_chain_of_thought")
-        for question in rows["question"]
-    ]
+    mode = "zero_shot_chain_of_thought"
+    texts = [prompts.build_inputs(question, mode) for question in rows["question"]]
     solutions = map(prompts.solution, rows["rationale"], rows["answer"])
     lengths = [len(ids) for ids in tokenizer(list(solutions))["input_ids"]]
     with torch.inference_mode():
@@ -75,12 +73,9 @@ def decode_fixed(student, texts):
     for start in range(0, len(texts), size):
         some = texts[start : start + size]
         inputs = student.tokenizer(some, padding=True, return_tensors="pt")
+        limits = {"max_new_tokens": CONFIG.max_new_tokens, "do_sample": False}
         with torch.autocast(student.model.device.type, dtype=torch.bfloat16):
-            ids = student.model.generate(
-                **inputs.to(student.model.device),
-                max_new_tokens=CONFIG.max_new_tokens,
-                do_sample=False,
-            )
+            ids = student.model.generate(**inputs.to(student.model.device), **limits)
         is_before_end = (ids[:, 1:] == 1).cumsum(dim=1) == 0
         num_tokens += is_before_end.sum(dim=1).tolist()
     return num_tokens
