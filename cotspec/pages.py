@@ -1,5 +1,7 @@
 """The series as a small web site: an index, one page a notebook, and the report.
 
+``pages.html`` says what stands on a page, ``pages.css`` how it looks.
+
 Enters: executed notebooks, figures with their captions and the report of a run.
 Leaves: ``runs/<profile>/html``, a folder that needs no network and nothing beside it.
 """
@@ -10,7 +12,6 @@ import base64
 import html
 import math
 import re
-from functools import cache
 from pathlib import Path
 
 from cotspec import artifacts, stages
@@ -18,7 +19,6 @@ from cotspec import artifacts, stages
 WORDS_A_MINUTE, CODE_LINES_A_MINUTE = 200, 20
 _FIGURE = re.compile(r"""stage\.figure\(\s*["']([A-Za-z0-9_-]+)["']""")
 _QUESTION = re.compile(r"\*\*Question\.\*\*\s*(.+?)(?:\n\n|\Z)", re.DOTALL)
-_PNG = "data:image/png;base64,"
 # Code first, so that a dollar inside it is left alone; then display, then inline math.
 _MATH = re.compile(
     r"(?P<code>```.*?```|(?P<tick>`+).+?(?P=tick)|\\\$)|\$\$(?P<block>.+?)\$\$"
@@ -40,30 +40,87 @@ def write_pages(run: Path, series: list[stages.Notebook]) -> Path:
     -------
     Path of the index.
     """
-    folder = run / "html"
-    done = [n for n in series if _executed(run, n).exists()]
-    report = run / "report" / "REPORT.html"
-    neighbours = zip([None, *done], done, [*done[1:], None], strict=False)
-    for before, notebook, after in neighbours:
-        links = _links(before, after, report.exists())
-        page = _page(notebook.title, _body(run, notebook), links)
-        artifacts.write_text(folder / f"{notebook.name}.html", page)
-    link = ""
+    from jinja2 import Environment, FileSystemLoader
+    from pygments.formatters import HtmlFormatter
+
+    from cotspec.report import CLAIMS
+
+    report, judged = (run / "report" / file for file in ("REPORT.md", "claims.csv"))
+    done = [nb for nb in series if (run / "notebooks" / nb.path.name).exists()]
+    shared = {
+        "code_style": HtmlFormatter(nobackground=True).get_style_defs(".highlight"),
+        "done": done,
+        "names": [notebook.name for notebook in done],
+        "report": report.exists(),
+    }
+    files = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    template = files.get_template("pages.html", globals=shared)
+
+    def write(name: str, title: str, **facts) -> Path:
+        page = template.render(title=title, **facts)
+        return artifacts.write_text(run / "html" / f"{name}.html", page)
+
+    for at, notebook in enumerate(done):
+        write(notebook.name, notebook.title, at=at, body=_body(run, notebook))
     if report.exists():
-        artifacts.write_text(folder / report.name, _report(report))
-        link = '<a href="REPORT.html">The report of this run</a>'
-    texts = [_texts(notebook) for notebook in series]
-    cards = "".join(map(_card, [run] * len(series), series, texts))
-    minutes = sum(map(_minutes, texts))
-    title = "Chain-of-thought specialization"
-    body = (
-        f"<h1>{title}</h1><p class=lead>What a small language "
-        "model gains and loses when it is taught multi-step math, one question a "
-        f"notebook. Profile <b>{html.escape(run.name)}</b>. {link}</p>"
-        f"{_verdicts(run)}<p>{minutes} min to read in all.</p>"
-        f"<div class=lessons>{cards}</div>"
+        write("REPORT", f"The paper and this run: {run.name}", body=_report(report))
+    return write(
+        "index",
+        "Chain-of-thought specialization",
+        profile=run.name,
+        lessons=[_lesson(run, notebook) for notebook in series],
+        claims=[*artifacts.read_frame(judged).itertuples()] if judged.exists() else (),
+        sources={claim.id: claim.notebook for claim in CLAIMS},
     )
-    return artifacts.write_text(folder / "index.html", _page(title, body))
+
+
+def _lesson(run: Path, notebook: stages.Notebook) -> dict[str, object]:
+    """Return what the index says of a notebook: question, minutes, state, figure."""
+    import nbformat
+
+    texts = {"markdown": "", "code": "", "raw": ""}
+    for cell in nbformat.read(notebook.path, as_version=4).cells:
+        texts[cell.cell_type] += f"{cell.source}\n\n"
+    minutes = len(texts["markdown"].split()) / WORDS_A_MINUTE
+    minutes += texts["code"].rstrip("\n").count("\n") / CODE_LINES_A_MINUTE
+    found = _QUESTION.search(texts["markdown"])
+    question = re.sub(r"[*`]|\[(.+?)\]\(.+?\)", r"\1", found[1]) if found else ""
+    names = _FIGURE.findall(texts["code"])
+    drawn = [run / "figures" / f"{name}.png" for name in names]
+    main = next((picture for picture in drawn if picture.exists()), None)
+    return {
+        "name": notebook.name,
+        "title": notebook.title,
+        "question": question,
+        "minutes": math.ceil(minutes),
+        "is_finished": stages.read_marker(run, notebook.name) is not None,
+        "figure": _figure(_base64(main), _caption(main)) if main else "",
+    }
+
+
+def _body(run: Path, notebook: stages.Notebook) -> str:
+    """Return the notebook's cells as HTML: math as MathML, figures with captions."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    content = nbformat.read(run / "notebooks" / notebook.path.name, as_version=4)
+    # papermill's next cell has the parameters used
+    cells = (c for c in content.cells if "parameters" not in c.metadata.get("tags", ()))
+    content.cells = list(cells)
+    for cell in content.cells:
+        names = iter(_FIGURE.findall(cell.source))
+        for output in cell.get("outputs", ()):
+            picture = output.get("data", {}).get("image/png")
+            if picture and (name := next(names, None)):
+                caption = _caption(run / "figures" / f"{name}.png")
+                output.data = {"text/html": _figure(picture, caption)}
+    plain = {"exclude_input_prompt": True, "exclude_output_prompt": True}
+    exporter = HTMLExporter(template_name="basic", **plain)
+    exporter.register_filter("markdown2html", _markdown)
+    body, _ = exporter.from_notebook_node(content)
+    body = re.sub(r'(href="[\w./-]*?)\.ipynb(?=[#"])', r"\1.html", body)
+    body = re.sub(r'<a href="\.\./[^"]*">(.*?)</a>', r"\1", body)  # sources stay behind
+    return _tables(body)
 
 
 def publish(run: Path, target: Path) -> int:
@@ -97,68 +154,6 @@ def publish(run: Path, target: Path) -> int:
     return len(shown)
 
 
-def _executed(run: Path, notebook: stages.Notebook) -> Path:
-    return run / "notebooks" / f"{notebook.name}.ipynb"
-
-
-def _page(title: str, body: str, links: str = "") -> str:
-    navigation = '<nav class="{}" aria-label="Notebooks">{}</nav>' if links else ""
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{html.escape(title)} · cotspec</title>{_style()}</head><body>"
-        f"{navigation.format('top', links)}<main>{body}</main>"
-        f"{navigation.format('bottom', links)}</body></html>\n"
-    )
-
-
-@cache
-def _style() -> str:
-    from pygments.formatters import HtmlFormatter
-
-    ours = Path(__file__).with_name("pages.css").read_text("utf-8")
-    code = HtmlFormatter(nobackground=True).get_style_defs(".highlight")
-    viewport = '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    return f"{viewport}<style>{code}\n{ours}</style>"
-
-
-def _links(
-    before: stages.Notebook | None, after: stages.Notebook | None, report: bool
-) -> str:
-    links = '<a href="index.html">All notebooks</a>'
-    links += '<a href="REPORT.html">Report</a>' if report else ""
-    for notebook, relation, text in ((before, "prev", "← {}"), (after, "next", "{} →")):
-        if notebook:
-            text = text.format(html.escape(notebook.title))
-            links += f'<a rel="{relation}" href="{notebook.name}.html">{text}</a>'
-    return links
-
-
-def _body(run: Path, notebook: stages.Notebook) -> str:
-    """Return the notebook's cells as HTML: math as MathML, figures with captions."""
-    import nbformat
-    from nbconvert import HTMLExporter
-
-    content = nbformat.read(_executed(run, notebook), as_version=4)
-    formulas: list[str] = []
-    for cell in list(content.cells):
-        if "parameters" in cell.metadata.get("tags", ()):
-            content.cells.remove(cell)  # papermill's next one has the values used
-        if cell.cell_type == "markdown":
-            cell.source = _set_aside(cell.source, formulas)
-        elif cell.cell_type == "code":
-            _describe_figures(cell, run, notebook)
-            for output in cell.outputs:
-                if "text/markdown" in output.get("data", {}):
-                    text = output.data["text/markdown"]
-                    output.data["text/markdown"] = _set_aside(text, formulas)
-    plain = {"exclude_input_prompt": True, "exclude_output_prompt": True}
-    exporter = HTMLExporter(template_name="basic", **plain)
-    body, _ = exporter.from_notebook_node(content)
-    body = re.sub(r'(href="[\w./-]*?)\.ipynb(?=[#"])', r"\1.html", body)
-    body = re.sub(r'<a href="\.\./[^"]*">(.*?)</a>', r"\1", body)  # sources stay behind
-    return re.sub("\ue000(\\d+)\ue001", lambda m: formulas[int(m[1])], _tables(body))
-
-
 def _tables(page: str) -> str:
     """Let tables fit a phone and paper: long labels may break, prose gets room."""
     label = r"(<t[hd]\b[^>]*>)([\w/]*_\w+)(?=</t[hd]>)"
@@ -166,20 +161,24 @@ def _tables(page: str) -> str:
     return re.sub(r"<td(?=[^>]*>[^<]{50,})", "<td data-prose", page)
 
 
-def _set_aside(text: str, formulas: list[str]) -> str:
-    """Put a mark in the place of each formula: Markdown would eat its ``_`` and ``|``.
+def _markdown(text: str) -> str:
+    """Return Markdown as HTML, its ``$…$`` and ``$$…$$`` as MathML.
 
-    Notebooks write math as ``$…$`` and ``$$…$$``; its MathML is appended to `formulas`.
+    Markdown would eat the ``_`` and ``|`` of formulas: they are set aside meanwhile.
     """
+    from nbconvert.filters import markdown2html
 
-    def marked(found: re.Match) -> str:
+    formulas: list[str] = []
+
+    def set_aside(found: re.Match) -> str:
         if found["code"]:
             return found[0]
         display = "block" if found["block"] else "inline"
         formulas.append(_mathml((found["block"] or found["inline"]).strip(), display))
         return f"\ue000{len(formulas) - 1}\ue001"
 
-    return _MATH.sub(marked, text)
+    page = markdown2html(_MATH.sub(set_aside, text))
+    return re.sub("\ue000(\\d+)\ue001", lambda found: formulas[int(found[1])], page)
 
 
 def _mathml(latex: str, display: str) -> str:
@@ -194,97 +193,28 @@ def _mathml(latex: str, display: str) -> str:
     return mathml.replace("<math ", f'<math alttext="{html.escape(latex)}" ', 1)
 
 
-def _describe_figures(cell: dict, run: Path, notebook: stages.Notebook) -> None:
-    """Show each picture of a code cell with its alternative text and caption."""
-    names = iter(_FIGURE.findall(cell.source))
-    for output in cell.outputs:
-        if picture := output.get("data", {}).get("image/png"):
-            name = next(names, "")
-            caption = _caption(run, name) if name else ""
-            alt = caption or f"Picture of notebook {notebook.title}"
-            source = _PNG + "".join(picture.split())
-            output.data = {"text/html": _figure(source, alt, caption)}
+def _figure(picture: str, caption: str) -> str:
+    """Return a PNG in base64 with its caption, which is its alternative text, too."""
+    source, said = "".join(picture.split()), html.escape(caption)
+    image = f'<img alt="{said}" src="data:image/png;base64,{source}">'
+    return f"<figure>{image}<figcaption>{said}</figcaption></figure>"
 
 
-def _figure(source: str, alt: str, caption: str) -> str:
-    below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    return f'<figure><img alt="{html.escape(alt)}" src="{source}">{below}</figure>'
+def _base64(picture: Path) -> str:
+    return base64.b64encode(picture.read_bytes()).decode()
 
 
-def _embedded(picture: Path) -> str:
-    return f"{_PNG}{base64.b64encode(picture.read_bytes()).decode()}"
+def _caption(picture: Path) -> str:
+    sidecar = picture.with_suffix(".json")
+    return artifacts.read_json(sidecar)["caption"] if sidecar.exists() else picture.stem
 
 
-def _caption(run: Path, name: str) -> str:
-    sidecar = run / "figures" / f"{name}.json"
-    caption = artifacts.read_json(sidecar).get("caption") if sidecar.exists() else None
-    return caption or name.replace("_", " ")
-
-
-def _report(report: Path) -> str:
-    """Return the report for the folder: way back, our style, pictures inside it."""
-    links = '<nav class="top"><a href="index.html">All notebooks</a></nav>'
-    page = report.read_text("utf-8").replace('href="../html/', 'href="')
-    page = page.replace("</style>", f"</style>{_style()}{links}", 1)
+def _report(text: Path) -> str:
+    """Return the report for the folder: links inside it, pictures in the page."""
 
     def inside(found: re.Match) -> str:
-        picture = report.parent / found[1]
-        return f'src="{_embedded(picture)}"' if picture.exists() else found[0]
+        return f'src="data:image/png;base64,{_base64(text.parent / found[1])}"'
 
-    return re.sub(r'src="([^":]+\.png)"', inside, _tables(page))
-
-
-def _verdicts(run: Path) -> str:
-    """Return the claims with what became of them, once notebook 11 has judged.
-
-    Each claim leads to the notebook that measured it.
-    """
-    from cotspec.report import CLAIMS
-
-    table = run / "report" / "claims.csv"
-    if not table.exists():
-        return ""
-    notebooks = {claim.id: claim.notebook for claim in CLAIMS}
-    items = ""
-    for row in artifacts.read_frame(table).itertuples():
-        name = row.claim
-        if (run / "notebooks" / f"{notebooks[name]}.ipynb").exists():
-            name = f'<a href="{notebooks[name]}.html">{name}</a>'
-        items += f"<li>{name}, {html.escape(row.statement)}: <b>{row.verdict}</b></li>"
-    return f"<h2>What came of the paper's claims</h2><ul>{items}</ul>"
-
-
-def _texts(notebook: stages.Notebook) -> dict[str, str]:
-    """Return a notebook's sources by the kind of cell."""
-    import nbformat
-
-    texts = {"markdown": "", "code": "", "raw": ""}
-    for cell in nbformat.read(notebook.path, as_version=4).cells:
-        texts[cell.cell_type] += f"{cell.source}\n\n"
-    return texts
-
-
-def _minutes(texts: dict[str, str]) -> int:
-    """Return how long it takes to read these texts."""
-    minutes = len(texts["markdown"].split()) / WORDS_A_MINUTE
-    minutes += len(texts["code"].rstrip("\n").splitlines()) / CODE_LINES_A_MINUTE
-    return math.ceil(minutes)
-
-
-def _card(run: Path, notebook: stages.Notebook, texts: dict[str, str]) -> str:
-    """Return one notebook of the index: question, reading time, state, main figure."""
-    title = html.escape(notebook.title)
-    if _executed(run, notebook).exists():
-        title = f'<a href="{notebook.name}.html">{title}</a>'
-    finished = stages.read_marker(run, notebook.name)
-    state = "finished" if finished else "<span class=failed>not finished</span>"
-    found = _QUESTION.search(texts["markdown"])
-    question = re.sub(r"[*`]|\[(.+?)\]\(.+?\)", r"\1", found[1]) if found else ""
-    names, folder = _FIGURE.findall(texts["code"]), run / "figures"
-    main = next((name for name in names if (folder / f"{name}.png").exists()), "")
-    caption = _caption(run, main)
-    shown = _figure(_embedded(folder / f"{main}.png"), caption, caption) if main else ""
-    return (
-        f"<article><h2>{title}</h2><p>{html.escape(question)}</p><p class=muted>"
-        f"{_minutes(texts)} min to read · {state}</p>{shown}</article>"
-    )
+    page = _tables(_markdown(text.read_text("utf-8")))
+    page = page.replace('href="../html/', 'href="')
+    return re.sub(r'src="([^":]+\.png)"', inside, page)

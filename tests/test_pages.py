@@ -76,8 +76,7 @@ def run(tmp_path):
             target.parent.mkdir(parents=True, exist_ok=True)
             nbformat.write(new_notebook(cells=cells), target)
     text = f"# Report\n\n{LONG}\n\n![chart](../figures/00_chart.png)\n"
-    page = report.report_page(text, title="Report")
-    artifacts.write_bytes(folder / "report/REPORT.html", page.encode())
+    artifacts.write_text(folder / "report/REPORT.md", text)
     shutil.copy(path, tmp_path / "notebooks/02_missing.ipynb")  # not run
     pages.write_pages(folder, stages.load_series(tmp_path))
     return folder
@@ -107,22 +106,15 @@ def test_every_formula_of_the_series_is_converted():
     for path in sorted((REPOSITORY / "notebooks").glob("*.ipynb")):
         for cell in nbformat.read(path, as_version=4).cells:
             if cell.cell_type == "markdown":
-                formulas = []
-                rest = pages._set_aside(cell.source, formulas)
-                assert all(f.startswith("<math ") for f in formulas), path.name
-                assert not re.search(r"\$\\|\\frac", visible("".join(formulas) + rest))
-                assert not re.search(r"<mi>\\", "".join(formulas)), path.name
-
-
-def test_a_formula_with_an_error_is_shown_as_code_and_costs_no_page():
-    formulas = []
-    pages._set_aside(r"see $\frac{$ here", formulas)
-    assert formulas == [r"<code>\frac{</code>"]
-
-
-def test_a_solution_stays_folded(run):
-    [details] = BeautifulSoup(read(run, "00_first"), "html.parser").select("details")
-    assert "It folds." in details.text and not details.has_attr("open")
+                page = pages._markdown(cell.source)
+                formulas = [
+                    m for m in pages._MATH.finditer(cell.source) if not m["code"]
+                ]
+                assert page.count("<math ") == len(formulas), path.name
+                assert not re.search(r"\$\\|\\frac", visible(page)), path.name
+                assert not re.search(r"<mi>\\", page), path.name
+    # One with an error is shown as code, and costs no page.
+    assert r"see <code>\frac{</code>" in pages._markdown(r"see $\frac{$ here")
 
 
 def test_pictures_carry_their_caption_as_alt_text_and_below(run):
@@ -132,14 +124,13 @@ def test_pictures_carry_their_caption_as_alt_text_and_below(run):
         assert page.img["alt"] == page.figcaption.text == CAPTION
 
 
-def test_long_labels_of_tables_may_break_and_stay_the_same_text(run):
+def test_labels_may_break_solutions_stay_folded_and_only_used_parameters_show(run):
     page = read(run, "00_first")
     assert "<th>column_<wbr>number_<wbr>0</th>" in page
     assert "column_number_29" in visible(page)
-
-
-def test_of_the_parameters_cells_only_the_injected_is_shown(run):
-    page = visible(re.sub("</?(span|pre)[^>]*>", "", read(run, "00_first")))
+    [details] = BeautifulSoup(page, "html.parser").select("details")
+    assert "It folds." in details.text and not details.has_attr("open")
+    page = visible(re.sub("</?(span|pre)[^>]*>", "", page))
     assert "SEED = 7" in page and "SEED = 0" not in page
 
 
@@ -170,15 +161,18 @@ def test_index_shows_question_time_and_state_and_pages_lead_on_and_back(run):
 
 def test_index_begins_with_the_verdicts_once_there_are_some(run):
     assert "What came of" not in read(run, "index")
-    table = run / "report" / "claims.csv"
-    table.write_text('claim,statement,verdict\nC1,"a < b, at every size",undecided\n')
+    claims = (
+        'claim,statement,verdict\nC1,"a < b, at every size",undecided\nC7,c,opposite'
+    )
+    (run / "report/claims.csv").write_text(claims)
+    for folder in (run, run.parents[1]):
+        made = f"{report.CLAIMS[0].notebook}.ipynb"
+        shutil.copy(run / "notebooks/01_second.ipynb", folder / "notebooks" / made)
     pages.write_pages(run, stages.load_series(run.parents[1]))
     index = read(run, "index")
-    assert "<li>C1, a &lt; b, at every size: <b>undecided</b></li>" in index
-    made = run / "notebooks" / f"{report.CLAIMS[0].notebook}.ipynb"
-    shutil.copy(run / "notebooks/01_second.ipynb", made)
-    pages.write_pages(run, stages.load_series(run.parents[1]))
-    assert f'<li><a href="{made.stem}.html">C1</a>, a' in read(run, "index")
+    said = "C1</a>, a &lt; b, at every size: <b>undecided</b></li>"
+    assert f'<li><a href="{report.CLAIMS[0].notebook}.html">{said}' in index
+    assert "<li>C7, c: <b>opposite</b></li>" in index
 
 
 PROBE = """<!doctype html><body><script>
