@@ -9,11 +9,11 @@ artifacts of its run. Leaves: the training, where notebook 05 takes it up; or
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from accelerate import Accelerator
-from datasets import disable_progress_bars
 
 from cotspec import (
     artifacts,
@@ -25,22 +25,24 @@ from cotspec import (
     stages,
     training,
 )
-from cotspec.run import USER_ERROR, Request, overrides_of
+from cotspec.run import USER_ERROR, given_to, overrides_of
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit status (0, or 2 for a user error)."""
     given = _parser().parse_args(arguments)
-    writes, act = _COMMANDS[given.command]
-    disable_progress_bars()  # of small table operations
+    name, act = _COMMANDS[given.command]
+    os.environ[stages.RUNNER] = "1"  # or processes that start together lock each other
     try:
+        if given.command == "train" and given.checkpoint != "last":
+            said = f"--checkpoint {given.checkpoint!r}. Allowed: with evaluate"
+            raise ValueError(f"{said}; a training goes on from its newest by itself")
         series = stages.load_series(artifacts.repository_root())
-        notebook = next(nb for nb in series if writes in nb.writes)
+        notebook = next(nb for nb in series if nb.name == name)
         overrides = overrides_of(given.profile, given.set, Path.cwd())
-        asked = Request(series, given.profile, given.seed, overrides, frozenset())
-        # Else the notebook would not take up what is made here.
-        given.seed = asked.parameters(notebook)["SEED"]
-        act(given, asked.resolved(notebook), notebook)
+        # As the notebook's own, or it would not take up what is made here.
+        asked = given_to(notebook, given.profile, given.seed, overrides).parameters
+        act(stages.open_stage(name, *asked.values()), given.checkpoint)
     except ValueError as error:
         print(f"cotspec.commands {given.command}: {error}", file=sys.stderr)
         return USER_ERROR
@@ -54,25 +56,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--profile", default=profiles.DEFAULT_PROFILE, metavar="NAME")
     add("--seed", type=int, help="default: the notebook's own")
     add("--set", metavar="FIELD=VALUE", help="override a field; repeatable", **several)
-    add(
-        "--checkpoint",
-        default="last",
-        metavar="last|start|STEP",
-        help="of notebook 05, to evaluate: its last one, the student before training, "
-        "or the one at a step (default: %(default)s)",
-    )
+    help = "of notebook 05, to evaluate: its last, the untrained student, or a step's"
+    add("--checkpoint", default="last", metavar="last|start|STEP", help=help)
     return parser
 
 
-def _train(
-    given: argparse.Namespace, profile: profiles.Profile, notebook: stages.Notebook
-) -> None:
-    if given.checkpoint != "last":
-        said = f"--checkpoint {given.checkpoint!r}. Allowed: with evaluate"
-        raise ValueError(f"{said}; a training goes on from its newest by itself")
-    run = artifacts.run_dir(given.profile)
-    stage = stages.Stage(notebook, profile, given.seed, run)
-    student = models.load_student(profile.student, seed=given.seed)
+def _train(stage: stages.Stage, _: str) -> None:
+    profile = stage.profile
+    student = models.load_student(profile.student, seed=stage.seed)
     encoded = batching.encode(
         stage.read("examples"),
         student.tokenizer,
@@ -80,30 +71,31 @@ def _train(
         max_input_tokens=profile.formats.max_input_tokens,
         is_causal=models.is_causal(profile.student),
     )
-    training.train(
-        student,
-        encoded,
-        profile.training,
-        work_dir=stage.work / "training",
-        loss=profile.loss,
-        seed=given.seed,
-    )
-    print(f"trained; notebook {notebook.name} takes it up")
+    options = {"loss": profile.loss, "seed": stage.seed}
+    folder = stage.work / "training"
+    training.train(student, encoded, profile.training, work_dir=folder, **options)
+    print(f"trained; notebook {stage.notebook.name} takes it up")
 
 
-def _evaluate(
-    given: argparse.Namespace, profile: profiles.Profile, _: stages.Notebook
-) -> None:
-    accelerator = Accelerator()
-    run = artifacts.run_dir(given.profile)
-    step, folder = find_checkpoint(given.checkpoint, run)
-    student = models.load_student(profile.student, seed=given.seed)
+def _evaluate(stage: stages.Stage, checkpoint: str) -> None:
+    accelerator, profile = Accelerator(), stage.profile
+    # Not `stage.read`: every process would hash all checkpoints.
+    kept = stages.find_artifacts(stage.notebook.reads, stage.run)["checkpoints"]
+    found = training.list_checkpoints(stage.run / kept.path)
+    known = {"last": found[-1], "start": (0, None)} | {
+        str(one[0]): one for one in found
+    }
+    if checkpoint not in known:
+        said = f"--checkpoint {checkpoint!r}. Allowed: {', '.join(known)}"
+        raise ValueError(said)
+    step, folder = known[checkpoint]
+    student = models.load_student(profile.student, seed=stage.seed)
     if folder:
         student = training.load_checkpoint(student, folder)
     student.model.to(accelerator.device)
-    paths = (_artifact(run, name) for name in ("problems", "demonstrations"))
-    problems, shown = map(artifacts.read_dataset, paths)
-    problems = problems.filter(lambda row: row["split"] == "test")
+    problems = stage.read("problems").filter(lambda row: row["split"] == "test")
+    shown = stage.read("demonstrations")
+    home = stage.run / "evaluation"
     predictions = evaluation.evaluate(
         student,
         selection.split_by_task(problems),
@@ -112,13 +104,13 @@ def _evaluate(
         demonstrations=selection.demonstrations_by_task(shown, problems),
         descriptions=selection.descriptions_by_task(shown),
         checkpoint=f"step-{step}",
-        work_dir=run / "evaluation" / "parts" / models.student_digest(student),
+        work_dir=home / "parts" / models.student_digest(student),
         accelerator=accelerator,
     )
     if accelerator.is_main_process:
-        target = run / "evaluation" / f"step-{step}"
+        target = home / f"step-{step}"
         options = {"step": step, "confidence": profile.evaluation.confidence}
-        results = evaluation.aggregate(predictions, student, seed=given.seed, **options)
+        results = evaluation.aggregate(predictions, student, seed=stage.seed, **options)
         artifacts.write_dataset(target / "predictions.parquet", predictions)
         artifacts.write_frame(target / "results.csv", results)
         columns = ["task", "prompt_mode", "n", "accuracy", "ci_low", "ci_high"]
@@ -127,38 +119,11 @@ def _evaluate(
     accelerator.end_training()
 
 
-def _artifact(run: Path, name: str) -> Path:
-    series = stages.load_series(artifacts.repository_root())
-    return run / stages.find_artifacts([name], series, run)[name].path
-
-
-def find_checkpoint(wanted: str, run: Path) -> tuple[int, Path | None]:
-    """Return step and folder of the checkpoint that the command line means.
-
-    Parameters
-    ----------
-    wanted : str
-        ``last``, ``start``, or the number of a step.
-    run : Path
-        The profile's run, in which notebook 05 may have left checkpoints.
-
-    Raises
-    ------
-    ValueError
-        No such checkpoint, or notebook 05 has not finished.
-    """
-    if wanted == "start":
-        return 0, None
-    found = training.list_checkpoints(_artifact(run, "checkpoints"))
-    for step, folder in reversed(found):
-        if wanted in ("last", str(step)):
-            return step, folder
-    steps = ", ".join(str(step) for step, _ in found)
-    raise ValueError(f"--checkpoint {wanted!r}. Allowed: last, start, {steps}")
-
-
-# What a command does, and an artifact of the notebook whose work it shares.
-_COMMANDS = {"train": ("checkpoints", _train), "evaluate": ("predictions", _evaluate)}
+# What a command does, and the notebook whose work it shares.
+_COMMANDS = {
+    "train": ("05_distillation", _train),
+    "evaluate": ("06_evaluation", _evaluate),
+}
 
 
 if __name__ == "__main__":

@@ -123,37 +123,6 @@ def _body(run: Path, notebook: stages.Notebook) -> str:
     return _tables(body)
 
 
-def publish(run: Path, target: Path) -> int:
-    """Replace the committed results with a run's figures and report.
-
-    Only files that an earlier call wrote are deleted; ``PUBLISHED.txt`` lists them.
-
-    Parameters
-    ----------
-    run : Path
-        ``runs/<profile>``, finished.
-    target : Path
-        The repository's ``figures``, or a folder in it.
-
-    Returns
-    -------
-    int
-        The number of files written.
-    """
-    listing = target / "PUBLISHED.txt"
-    for old in listing.read_text().splitlines() if listing.exists() else ():
-        (target / Path(old).name).unlink(missing_ok=True)
-    # Not whatever lies there: a notebook may have drawn more before it changed.
-    names = sorted(path.name for path in (run / "artifacts").iterdir())
-    markers = filter(None, [stages.read_marker(run, name) for name in names])
-    paths = {Path(entry.path) for one in markers for entry in one.artifacts.values()}
-    shown = [path for path in sorted(paths) if path.parts[0] in ("figures", "report")]
-    for path in shown:
-        artifacts.write_bytes(target / path.name, (run / path).read_bytes())
-    artifacts.write_text(listing, "".join(f"{path.name}\n" for path in shown))
-    return len(shown)
-
-
 def _tables(page: str) -> str:
     """Let tables fit a phone and paper: long labels may break, prose gets room."""
     label = r"(<t[hd]\b[^>]*>)([\w/]*_\w+)(?=</t[hd]>)"

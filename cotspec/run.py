@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import functools
 import os
-import re
 import shlex
 import shutil
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 
@@ -43,50 +42,29 @@ PATH_FIELDS = (*MODEL_FIELDS, "teacher.path", "student.tokenizer")
 BUILT_IN_MODELS = ("micro-", "random:", "smollm2")
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the command line asked for, of which series."""
+def given_to(
+    notebook: stages.Notebook,
+    profile: str,
+    seed: int | None,
+    overrides: Mapping[str, object],
+) -> stages.Notebook:
+    """Return a notebook with its own parameters, overridden by the command line.
 
-    series: list[stages.Notebook]
-    profile: str
-    seed: int | None
-    overrides: Mapping[str, object]
-    chosen: frozenset[str]
-    force: bool = False
-
-    @property
-    def run(self) -> Path:
-        """The folder of the profile's run."""
-        return artifacts.run_dir(self.profile)
-
-    def parameters(self, notebook: stages.Notebook) -> dict[str, object]:
-        """The notebook's own parameters, overridden by the command line."""
-        cell, seed = notebook.parameters["OVERRIDES"] or {}, self.seed
-        seed = notebook.parameters["SEED"] if seed is None else seed
-        try:
-            profiles.resolve(self.profile, cell)  # refuses what is no dict
-            stages.check_seed("SEED", seed)
-        except ValueError as error:  # one of twelve notebooks
-            raise ValueError(f"{notebook.name}: {error}") from None
-        folder = notebook.path.parent
-        overrides = {name: _located(name, cell[name], folder) for name in cell}
-        overrides |= self.overrides
-        return {"PROFILE": self.profile, "SEED": seed, "OVERRIDES": overrides}
-
-    def resolved(self, notebook: stages.Notebook) -> profiles.Profile:
-        """The notebook's profile with its overrides applied."""
-        return profiles.resolve(self.profile, self.parameters(notebook)["OVERRIDES"])
-
-    def key(self, notebook: stages.Notebook) -> dict[str, dict]:
-        """What the stage's result depends on when it runs now."""
-        inputs = stages.find_artifacts(notebook.reads, self.series, self.run)
-        seed = self.parameters(notebook)["SEED"]
-        return stages.stage_key(notebook, self.resolved(notebook), seed, inputs)
-
-    def sources(self, notebook: stages.Notebook) -> list[str]:
-        """The stages that write what a notebook reads."""
-        by_name = stages.producers(self.series)
-        return list(dict.fromkeys(by_name[name] for name in notebook.reads))
+    Raises
+    ------
+    ValueError
+        The notebook, and what its parameters cell may hold.
+    """
+    cell = notebook.parameters["OVERRIDES"] or {}
+    seed = notebook.parameters["SEED"] if seed is None else seed
+    try:
+        profiles.resolve(profile, cell)  # refuses what is no dict
+        stages.check_seed("SEED", seed)
+    except ValueError as error:  # one of twelve notebooks
+        raise ValueError(f"{notebook.name}: {error}") from None
+    own = {name: _located(name, cell[name], notebook.path.parent) for name in cell}
+    given = {"PROFILE": profile, "SEED": seed, "OVERRIDES": own | overrides}
+    return replace(notebook, parameters=given)
 
 
 def _located(name: str, value: object, folder: Path) -> object:
@@ -105,32 +83,39 @@ def _absolute(path: str, folder: Path) -> str:
 
 
 def stale_because(
-    notebook: stages.Notebook, request: Request, remade: Collection[str] = ()
+    notebook: stages.Notebook, force: bool = False, remade: Collection[str] = ()
 ) -> list[str]:
     """Say why a stage must run; no reason: it is up to date.
 
     Parameters
     ----------
     notebook : Notebook
-    request : Request
+        With its parameters.
+    force : bool
     remade : collection of str
         Stages that are about to run, whose artifacts may therefore change.
     """
-    marker = stages.read_marker(request.run, notebook.name)
+    marker = stages.read_marker(notebook.run, notebook.name)
     if marker is None:
         return ["it has not finished yet"]
-    if request.force and notebook.name in request.chosen:
+    if force:
         return ["--force"]
-    if first := [name for name in request.sources(notebook) if name in remade]:
+    if first := [name for name in remade if name in notebook.reads.values()]:
         return [f"{name} runs first" for name in first]
-    key = request.key(notebook)
-    if artifacts.digest_of(key) != marker.key:
-        return stages.explain(marker.key_parts, key)
-    damaged = stages.verify(request.run, marker)
-    return [f"{name} is missing or changed" for name in damaged]
+    damaged = stages.verify(notebook.run, marker)
+    return stages.explain(marker.key_parts, _key(notebook)) or [
+        f"{name} is missing or changed" for name in damaged
+    ]
 
 
-def plan_series(request: Request) -> dict[str, list[str]]:
+def _key(notebook: stages.Notebook) -> dict[str, dict]:
+    inputs = stages.find_artifacts(notebook.reads, notebook.run)
+    return stages.stage_key(notebook, inputs)
+
+
+def plan_series(
+    series: list[stages.Notebook], chosen: frozenset[str], force: bool = False
+) -> dict[str, list[str]]:
     """Return why each chosen stage, or one that it builds on, must run.
 
     A stage that runs counts as changing its artifacts; no reason: it is up to date.
@@ -140,18 +125,18 @@ def plan_series(request: Request) -> dict[str, list[str]]:
     ValueError
         A stage that is not chosen has not finished, whose artifacts a chosen one reads.
     """
-    needed, writers = set(request.chosen), stages.producers(request.series)
-    for notebook in reversed(request.series):
+    needed = set(chosen)
+    for notebook in reversed(series):
         if notebook.name in needed:
-            needed.update(request.sources(notebook))
+            needed.update(notebook.reads.values())
     plans: dict[str, list[str]] = {}
-    for notebook in (one for one in request.series if one.name in needed):
-        stale = {name for name, reasons in plans.items() if reasons}
-        if notebook.name in request.chosen:
-            stale &= request.chosen
-            there = [a for a in notebook.reads if writers[a] not in request.chosen]
-            stages.find_artifacts(there, request.series, request.run)
-        plans[notebook.name] = stale_because(notebook, request, stale)
+    for notebook in (one for one in series if one.name in needed):
+        name, stale = notebook.name, {one for one in plans if plans[one]}
+        if name in chosen:
+            stale &= chosen
+            there = {a: w for a, w in notebook.reads.items() if w not in chosen}
+            stages.find_artifacts(there, notebook.run)
+        plans[name] = stale_because(notebook, force and name in chosen, stale)
     return plans
 
 
@@ -159,7 +144,7 @@ class StageFailed(RuntimeError):
     """A notebook did not reach its success marker; the message says where and why."""
 
 
-def execute(notebook: stages.Notebook, request: Request) -> None:
+def execute(notebook: stages.Notebook) -> None:
     """Execute one notebook with papermill.
 
     Raises
@@ -169,17 +154,17 @@ def execute(notebook: stages.Notebook, request: Request) -> None:
     """
     import papermill
 
-    output = request.run / "notebooks" / f"{notebook.name}.ipynb"
+    output = notebook.run / "notebooks" / notebook.path.name
     partial = output.with_name(f".{output.stem}.partial.ipynb")
     output.parent.mkdir(parents=True, exist_ok=True)
-    expected = request.key(notebook)
-    marker = request.run / "artifacts" / notebook.name / artifacts.SUCCESS
+    expected = _key(notebook)
+    marker = notebook.run / "artifacts" / notebook.name / artifacts.SUCCESS
     marker.unlink(missing_ok=True)
     try:
         papermill.execute_notebook(
             str(notebook.path),
             str(partial),
-            parameters=request.parameters(notebook),
+            parameters=dict(notebook.parameters),
             cwd=str(notebook.path.parent),
             kernel_name="python3",
             language="python",
@@ -188,47 +173,44 @@ def execute(notebook: stages.Notebook, request: Request) -> None:
             coalesce_streams=True,  # of a bar in a cell the last line stays
         )
     except papermill.PapermillExecutionError as error:
-        raise StageFailed(_describe(notebook, error)) from error
+        # papermill's injected cell makes up for counting from 0
+        said = f"{notebook.name}, cell {error.cell_index}:{error}"
+        raise StageFailed(said) from error
     except RuntimeError as error:  # DeadKernelError
         raise StageFailed(f"{notebook.name}: the kernel died ({error})") from error
     finally:
         if partial.exists():
             os.replace(partial, output)
-    finished = stages.read_marker(request.run, notebook.name)
+    finished = stages.read_marker(notebook.run, notebook.name)
     if finished is None:
         raise StageFailed(
             f"{notebook.name}: all cells ran, but stage.finish() did not. "
             "Call it in the last cell"
         )
-    if finished.key != artifacts.digest_of(expected):
-        reasons = "; ".join(stages.explain(expected, finished.key_parts))
-        raise StageFailed(f"{notebook.name}: changed while it ran: {reasons}")
+    if reasons := stages.explain(expected, finished.key_parts):
+        said = f"changed while it ran: {'; '.join(reasons)}"
+        raise StageFailed(f"{notebook.name}: {said}")
 
 
-def _describe(notebook: stages.Notebook, error) -> str:
-    """Name the cell (counted from 1 in the source), and the end of the traceback."""
-    number = error.cell_index  # papermill's injected cell makes up for counting from 0
-    text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))  # colours
-    tail = [line for line in text.splitlines() if line.strip()][-12:]
-    shown = [*error.source.splitlines()[:6], "failed with:", *tail]
-    return "\n    ".join([f"{notebook.name}, cell {number}:", *shown])
-
-
-def run_series(request: Request, resume: str) -> int:
+def run_series(
+    series: list[stages.Notebook], chosen: frozenset[str], force: bool, resume: str
+) -> int:
     """Run the stale ones of the chosen stages; return the exit status.
 
     Parameters
     ----------
-    request : Request
+    series : list of Notebook
+        All of them, with their parameters.
+    chosen : frozenset of str
+    force : bool
     resume : str
         The command that goes on after a failure.
     """
-    run, failed = request.run, 0
-    chosen = [nb for nb in request.series if nb.name in request.chosen]
-    started, num_run = time.monotonic(), 0
-    for number, notebook in enumerate(chosen, 1):
-        head = f"[{number}/{len(chosen)}] {notebook.name}"
-        reasons = stale_because(notebook, request)
+    run, failed, num_run = series[0].run, 0, 0
+    asked, started = [nb for nb in series if nb.name in chosen], time.monotonic()
+    for number, notebook in enumerate(asked, 1):
+        head = f"[{number}/{len(asked)}] {notebook.name}"
+        reasons = stale_because(notebook, force)
         if not reasons:
             _say(f"{head}: up to date")
             continue
@@ -236,16 +218,16 @@ def run_series(request: Request, resume: str) -> int:
         num_run += 1
         begun = time.monotonic()
         try:
-            execute(notebook, request)
+            execute(notebook)
         except StageFailed as error:
             _say(f"\n{error}\n")
-            _say(f"  executed notebook: {run / 'notebooks' / notebook.name}.ipynb")
+            _say(f"  executed notebook: {run / 'notebooks' / notebook.path.name}")
             _say(f"  finished work is kept. To resume: {resume}\n")
             failed = FAILED
             break
         _say(f"{head}: done in {time.monotonic() - begun:.0f} s")
     if num_run:
-        _say(f"series page: {pages.write_pages(run, request.series)}")
+        _say(f"series page: {pages.write_pages(run, series)}")
     if (run / "report" / "REPORT.md").exists() and not failed:
         _say(f"report: {run / 'report' / 'REPORT.md'}")
     outcome = "1 failed" if failed else "nothing failed"
@@ -256,13 +238,13 @@ def run_series(request: Request, resume: str) -> int:
 _say = functools.partial(print, flush=True)
 
 
-def preflight(stale: sizing.Stale) -> None:
+def preflight(stale: Sequence[stages.Notebook]) -> None:
     """Check, in seconds, what the stages that are about to run need.
 
     Parameters
     ----------
-    stale : sequence of (Notebook, Profile)
-        Each profile with the notebook's overrides applied.
+    stale : sequence of Notebook
+        With their parameters.
 
     Raises
     ------
@@ -273,51 +255,51 @@ def preflight(stale: sizing.Stale) -> None:
 
     is_online = functools.cache(sources.is_reachable)  # takes seconds where it is not
     used = defaultdict(set)  # values of the fields that any of the stages reads
-    for notebook, profile in stale:
+    for notebook in stale:
         for section in notebook.sections:
-            for field, value in profiles.as_dict(profile)[section].items():
+            for field, value in profiles.as_dict(notebook.profile)[section].items():
                 values = value if isinstance(value, list) else [value]
                 used[f"{section}.{field}"] |= set(values)
-    name = stale[0][1].name
     problems = [
-        *_disk(sizing.checkpoint_bytes(stale), artifacts.run_dir(name)),
-        *_card(stale),
+        *_room(sizing.needs(stale), stale[0]),
         *_data(used, is_online),
         *_models(used, is_online),
         *_teacher(used),
     ]
     if problems:
-        said = [f"profile {name!r} cannot run yet:", *problems]
+        said = [f"profile {stale[0].profile.name!r} cannot run yet:", *problems]
         raise ValueError("\n  - ".join(said))
 
 
-def _disk(checkpoints: int, run: Path) -> Iterator[str]:
+def _room(needs: sizing.Needs, notebook: stages.Notebook) -> Iterator[str]:
+    """Faults of the disk; say what a FlanT5 needs; faults of the machine's card."""
+    run = notebook.run
     existing = next(p for p in (run, *run.parents) if p.exists())
     begun = [p.lstat() for part in ("work", "store") for p in (run / part).rglob("*")]
     there = sum({stat.st_ino: stat.st_size for stat in begun}.values())
     room = shutil.disk_usage(existing).free + there
-    needed = checkpoints + MIN_FREE
+    needed = needs.disk + MIN_FREE
     if room < needed:
         yield (
             f"disk: {room / GIB:,.1f} GiB at {existing}, {needed / GIB:,.1f} needed, "
-            f"{checkpoints / GIB:,.1f} of them for checkpoints; free some, set "
+            f"{needs.disk / GIB:,.1f} of them for checkpoints; free some, set "
             "COTSPEC_RUNS to another disk, or choose fewer training.num_checkpoints, "
             "experiments.seeds or stages"
         )
-
-
-def _card(stale: sizing.Stale) -> Iterator[str]:
-    """Say what a FlanT5 needs; a problem where the machine's card is too small."""
-    if needs := sizing.needs(stale):
+    if needs.card:
         import torch
 
-        said, needed = needs
-        _say(f"needs: {said}")
+        _say(
+            f"needs: largest student {needs.student}, {needs.card / GIB:.0f} GiB of a "
+            f"card, {needs.disk / GIB:.0f} GiB of disk, about {needs.hours:.1f} h on "
+            f"one card of {sizing.card_of(notebook.profile).name} (computed, not "
+            "measured; without the teacher's sampling)"
+        )
         is_there = torch.cuda.is_available()
-        room = torch.cuda.get_device_properties(0).total_memory if is_there else needed
-        if needed > room:
+        card = torch.cuda.get_device_properties(0).total_memory if is_there else 2**60
+        if needs.card > card:
             yield (
-                f"card: {room / GIB:.0f} GiB, {needed / GIB:.0f} needed; choose a "
+                f"card: {card / GIB:.0f} GiB, {needs.card / GIB:.0f} needed; choose a "
                 "smaller training.batch_tokens (with more gradient_accumulation_steps),"
                 " training.activation_checkpointing=true or optimizer=adafactor"
             )
@@ -467,13 +449,12 @@ def _main(arguments: argparse.Namespace, given: list[str]) -> int:
         )
     if arguments.publish and (arguments.set or arguments.seed is not None):
         raise ValueError("--publish: with --set or --seed. Allowed: neither of them")
-    series = stages.load_series(artifacts.repository_root())
     overrides = overrides_of(arguments.profile, arguments.set, here)
+    asked = arguments.profile, arguments.seed, overrides
+    series = stages.load_series(artifacts.repository_root())
+    series = [given_to(notebook, *asked) for notebook in series]
     chosen = choose(series, arguments.only)
-    asked = arguments.profile, arguments.seed, overrides, chosen, arguments.force
-    request = Request(series, *asked)
-    resolved = {nb.name: request.resolved(nb) for nb in series if nb.name in chosen}
-    plans = plan_series(request)
+    plans = plan_series(series, chosen, arguments.force)
     for name, reasons in plans.items():
         said = "; ".join(reasons[:3])
         if name not in chosen and reasons:
@@ -482,14 +463,14 @@ def _main(arguments: argparse.Namespace, given: list[str]) -> int:
             _say(f"{name:<28} {f'stale: {said}' if reasons else 'up to date'}")
     if arguments.dry_run:
         return 0
-    stale = [nb for nb in series if nb.name in chosen and plans[nb.name]]
-    if stale:
-        preflight([(notebook, resolved[notebook.name]) for notebook in stale])
-    with stages.alone_in(request.run):
+    if stale := [nb for nb in series if nb.name in chosen and plans[nb.name]]:
+        preflight(stale)
+    with stages.alone_in(series[0].run):
         os.environ[stages.RUNNER] = "1"  # for the kernels
-        status = run_series(request, _resume_command(given, here))
+        resume = _resume_command(given, here)
+        status = run_series(series, chosen, arguments.force, resume)
     if arguments.publish and not status:
-        publish(series, arguments.profile)
+        publish(series)
     return status
 
 
@@ -508,18 +489,36 @@ def _resume_command(given: list[str], here: Path) -> str:
     return "".join(folders) + shlex.join([f"./{script}", *kept])
 
 
-def publish(series: list[stages.Notebook], profile: str) -> None:
-    """Copy the results to their folder, if they are the profile's own and whole."""
-    request = Request(series, profile, None, {}, frozenset(nb.name for nb in series))
-    plans = plan_series(request)
-    own = {nb.name for nb in series if request.parameters(nb)["OVERRIDES"]}
+def publish(series: list[stages.Notebook]) -> None:
+    """Replace the committed results with a run's figures and report.
+
+    Only files that an earlier call wrote are deleted; ``PUBLISHED.txt`` lists them.
+
+    Raises
+    ------
+    ValueError
+        Results that are not whole, or not the profile's own.
+    """
+    plans = plan_series(series, frozenset(notebook.name for notebook in series))
+    own = {nb.name for nb in series if nb.parameters["OVERRIDES"]}
     if odd := [name for name, reasons in plans.items() if reasons or name in own]:
         raise ValueError(
             f"--publish: {', '.join(odd)} are not fresh under the profile's own "
             "settings. Run all stages first, without --set, --seed and OVERRIDES"
         )
-    target = artifacts.repository_root() / COMMITTED[profile]
-    _say(f"published {pages.publish(request.run, target)} files to {target}")
+    run = series[0].run
+    target = artifacts.repository_root() / COMMITTED[run.name]
+    listing = target / "PUBLISHED.txt"
+    for old in listing.read_text().splitlines() if listing.exists() else ():
+        (target / Path(old).name).unlink(missing_ok=True)
+    # Not whatever lies there: a notebook may have drawn more before it changed.
+    markers = [stages.read_marker(run, notebook.name) for notebook in series]
+    paths = {run / one.path for marker in markers for one in marker.artifacts.values()}
+    shown = sorted(p for p in paths if p.parent.name in ("figures", "report"))
+    for path in shown:
+        artifacts.write_bytes(target / path.name, path.read_bytes())
+    artifacts.write_text(listing, "".join(f"{path.name}\n" for path in shown))
+    _say(f"published {len(shown)} files to {target}")
 
 
 if __name__ == "__main__":

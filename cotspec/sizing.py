@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cotspec import artifacts, profiles
 from cotspec.stages import Notebook, load_series
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from cotspec.grids import Cell
 
-Stale = Sequence[tuple[Notebook, profiles.Profile]]
-
 GIB = 2**30
 FLOAT32, BFLOAT16 = 4, 2
 VOCABULARY = 32_128
@@ -32,18 +30,32 @@ VOCABULARY = 32_128
 QUESTION, SOLUTION, ANSWER = 60, 110, 8
 # Of 207,619 in 323,810 sampled solutions (Codex; the authors' release).
 RIGHT = 0.64
-# The card that each size is meant for: GiB that fit, dense bfloat16 FLOP/s.
+
+
+class Card(NamedTuple):
+    """The card that a size is meant for: GiB that fit, dense bfloat16 FLOP/s."""
+
+    name: str
+    room: float
+    flops: float
+
+
 CARDS = {
-    "small": ("16 GB", 14.5, 65e12),
-    "base": ("24 GB", 22.0, 70e12),
-    "large": ("24 GB", 22.0, 70e12),
-    "xl": ("80 GB", 75.0, 312e12),
-    "xxl": ("141 GB", 131.0, 989e12),
+    "small": Card("16 GB", 14.5, 65e12),
+    "base": Card("24 GB", 22.0, 70e12),
+    "large": Card("24 GB", 22.0, 70e12),
+    "xl": Card("80 GB", 75.0, 312e12),
+    "xxl": Card("141 GB", 131.0, 989e12),
 }
 # ASSUMED: a third of the peak in training; one decoding step of a T5 waits for the
 # launch of some 40 kernels a layer, whatever the number of rows.
 SHARE_OF_PEAK = 0.33
 SECONDS_PER_LAYER_AND_STEP = 1e-3
+
+
+def card_of(profile: profiles.Profile) -> Card:
+    """Return the card that a profile is meant for."""
+    return CARDS.get(profile.name.removeprefix("flan-t5-"), CARDS["base"])
 
 
 def shape_of(name: str) -> T5Config | None:
@@ -67,38 +79,56 @@ def num_parameters(name: str) -> int:
         return sum(weight.numel() for weight in new_t5(shape).parameters())
 
 
-def checkpoint_bytes(stale: Stale) -> int:
-    """Return how much disk the checkpoints need that these notebooks will keep.
+class Needs(NamedTuple):
+    """What notebooks need; of a student of unknown size only the disk may be known."""
 
-    A student of the micro-world, or of a size known only after its download, counts as
-    nothing.
+    disk: int  # bytes of the checkpoints that are kept
+    card: int  # bytes of the largest student's training
+    student: str  # the largest
+    hours: float  # on one card, without the teacher's sampling
+
+
+def needs(stale: Sequence[Notebook]) -> Needs:
+    """Compute what these notebooks need on one card.
+
+    Every training is decoded at its first and last checkpoint on all test problems,
+    that of notebook 07 at each. A student of the micro-world, or of a size known only
+    after its download, counts as nothing.
     """
-    kept, largest = {}, 0
-    for notebook, profile, cell in trained(stale):
+    kept, training, decoding, largest = {}, {}, 0.0, [(0, "")]
+    for notebook, cell in trained(stale):
+        profile, count = notebook.profile, notebook.profile.training.num_checkpoints
+        once = cell, profile.training  # whoever else wants it
         weights = _weight_bytes(cell.model)
-        key = cell, profile.training, "experiments" in notebook.sections
-        kept[key] = profile.training.num_checkpoints * weights
-        largest = max(largest, weights)
+        kept[(*once, "experiments" in notebook.sections)] = count, weights
+        if num_parameters(cell.model):
+            is_tradeoff = any("ability_grid" in code for code in notebook.code)
+            measured = count + 1 if is_tradeoff else 2
+            decoding += measured * decoding_hours(cell.model, profile)
+            training[once] = training_hours(cell, profile)
+            largest.append((card_bytes(cell.model, profile.training), cell.model))
     # The newest checkpoint of a training that runs holds AdamW's two moments, too.
-    return sum(kept.values()) + 2 * largest
+    newest = 2 * max((weights for _, weights in kept.values()), default=0)
+    disk = sum(count * weights for count, weights in kept.values()) + newest
+    return Needs(disk, *max(largest), decoding + sum(training.values()))
 
 
-def trained(stale: Stale) -> Iterator[tuple[Notebook, profiles.Profile, Cell]]:
+def trained(stale: Sequence[Notebook]) -> Iterator[tuple[Notebook, Cell]]:
     """Yield what notebooks train: the grids that their code names, or one student."""
     from cotspec import grids
 
-    for notebook, profile in stale:
-        base = grids.base_cells(profile, profile.experiments.seeds)
+    for notebook in (one for one in stale if "training" in one.sections):
+        experiments = notebook.profile.experiments
+        base = grids.base_cells(notebook.profile, experiments.seeds)
         named = {
-            "ability_grid": grids.ability_grid(base, profile.experiments),
+            "ability_grid": grids.ability_grid(base, experiments),
             "format_grid": grids.format_grid(base),
             "loss_grid": grids.loss_grid(base),
-            "scaling_grid": grids.scaling_grid(base, profile.experiments),
+            "scaling_grid": grids.scaling_grid(base, experiments),
         }
         code = "\n".join(notebook.code)
         cells = [one for name in named if name in code for one in named[name]]
-        if "training" in notebook.sections:
-            yield from ((notebook, profile, cell) for cell in cells or base[:1])
+        yield from ((notebook, cell) for cell in cells or base[:1])
 
 
 def _weight_bytes(name: str) -> int:
@@ -149,13 +179,13 @@ def _layer_bytes(shape: T5Config, length: int, attended: list[int]) -> int:
     return total
 
 
-def training_hours(student: str, profile: profiles.Profile, flops: float) -> float:
-    """Estimate the hours of one training on one card."""
+def training_hours(cell: Cell, profile: profiles.Profile) -> float:
+    """Estimate the hours of one training on the profile's card."""
     questions = profile.data.num_train or 7_273
     kept = questions * profile.teacher.num_samples * RIGHT
     shots = profile.formats.num_demonstrations * (QUESTION + SOLUTION)
     tokens = 0.0
-    for name in profile.formats.data_formats:
+    for name in cell.data_formats:
         target = SOLUTION if name.endswith("chain_of_thought") else ANSWER
         length = QUESTION + target + (shots if name.startswith("in_context") else 0)
         tokens += length * (kept if target == SOLUTION else questions)
@@ -165,9 +195,9 @@ def training_hours(student: str, profile: profiles.Profile, flops: float) -> flo
         per_update = config.batch_tokens * config.gradient_accumulation_steps
         tokens = config.max_steps * per_update
     # A token meets the encoder or the decoder: half of the weights, thrice two FLOPs.
-    work = 3 * num_parameters(student) * tokens
+    work = 3 * num_parameters(cell.model) * tokens
     work *= 4 / 3 if config.activation_checkpointing else 1
-    return work / (flops * SHARE_OF_PEAK) / 3600
+    return work / (card_of(profile).flops * SHARE_OF_PEAK) / 3600
 
 
 def decoding_hours(student: str, profile: profiles.Profile) -> float:
@@ -183,58 +213,18 @@ def decoding_hours(student: str, profile: profiles.Profile) -> float:
     return steps * shape_of(student).num_layers * SECONDS_PER_LAYER_AND_STEP / 3600
 
 
-def hours(stale: Stale, flops: float) -> float:
-    """Estimate the hours of these notebooks on one card; sampling is not in it.
-
-    Every training is decoded at its first and last checkpoint on all test problems,
-    that of notebook 07 at each.
-    """
-    decoding, training = 0.0, {}
-    for notebook, profile, cell in trained(stale):
-        if num_parameters(cell.model):
-            is_tradeoff = any("ability_grid" in code for code in notebook.code)
-            count = profile.training.num_checkpoints + 1 if is_tradeoff else 2
-            decoding += count * decoding_hours(cell.model, profile)
-            formats = replace(profile.formats, data_formats=cell.data_formats)
-            narrowed = replace(profile, formats=formats)
-            one = training_hours(cell.model, narrowed, flops)
-            training[cell, profile.training] = one  # once, whoever else wants it
-    return decoding + sum(training.values())
-
-
-def needs(stale: Stale) -> tuple[str, int] | None:
-    """Say in one line what a FlanT5 profile needs; bytes of a card; None for others."""
-    sized = [
-        (card_bytes(cell.model, profile.training), cell.model, profile.name)
-        for _, profile, cell in trained(stale)
-        if num_parameters(cell.model)
-    ]
-    if not sized:
-        return None
-    needed, student, name = max(sized)
-    card, _, flops = CARDS.get(name.removeprefix("flan-t5-"), CARDS["base"])
-    said = (
-        f"largest student {num_parameters(student) / 1e6:,.0f}M parameters: "
-        f"{needed / GIB:.0f} GiB of a card, {checkpoint_bytes(stale) / GIB:.0f} GiB of "
-        f"disk, about {hours(stale, flops):.1f} h on one card of {card} (computed, not "
-        "measured; without the teacher's sampling)"
-    )
-    return said, needed
-
-
 def main() -> None:
     """Print what each FlanT5 profile needs, as a table in Markdown."""
     series = load_series(artifacts.repository_root())
     print("| profile | card | GiB of the card | GiB of disk | hours 00–07 | 00–11 |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for size, (card, _, flops) in CARDS.items():
-        profile = profiles.PROFILES[f"flan-t5-{size}"]
-        stale = [(notebook, profile) for notebook in series]
-        memory = card_bytes(profile.student.model, profile.training) / GIB
-        disk, early = checkpoint_bytes(stale) / GIB, hours(stale[:8], flops)
+    for size, card in CARDS.items():
+        given = {"PROFILE": f"flan-t5-{size}", "OVERRIDES": {}}
+        stale = [replace(notebook, parameters=given) for notebook in series]
+        one, early, whole = (needs(some) for some in (stale[5:6], stale[:8], stale))
         print(
-            f"| {profile.name} | {card} | {memory:.1f} | {disk:.0f} | {early:.1f} | "
-            f"{hours(stale, flops):.1f} |"
+            f"| flan-t5-{size} | {card.name} | {one.card / GIB:.1f} | "
+            f"{whole.disk / GIB:.0f} | {early.hours:.1f} | {whole.hours:.1f} |"
         )
 
 

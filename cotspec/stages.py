@@ -21,8 +21,8 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache, partial
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated
@@ -90,13 +90,24 @@ class Notebook:
     name: str
     path: Path
     title: str
-    parameters: Mapping[str, object]
+    parameters: Mapping[str, object]  # those of its cell, or what it is run with
     code: tuple[str, ...]  # code cells but the parameters cell
     code_hash: str  # of what they do: comments and layout do not count
-    reads: tuple[str, ...]
+    reads: Mapping[str, str]  # artifacts, and the stages that write them
     writes: tuple[str, ...]
     sections: tuple[str, ...]
     modules: tuple[str, ...]  # source files, relative to the repository
+
+    @property
+    def run(self) -> Path:
+        """The folder of the profile's run."""
+        return artifacts.run_dir(self.parameters["PROFILE"])
+
+    @cached_property
+    def profile(self) -> profiles.Profile:
+        """The profile with the notebook's overrides applied."""
+        given = self.parameters["PROFILE"], self.parameters["OVERRIDES"]
+        return profiles.resolve(*given)
 
 
 def load_notebook(path: Path) -> Notebook:
@@ -127,7 +138,7 @@ def load_notebook(path: Path) -> Notebook:
         parameters=_literals(f"{path.name}: the parameters cell", tagged[0].text),
         code=body,
         code_hash=artifacts.digest_of(done),
-        reads=tuple(reads),
+        reads=reads,
         writes=tuple(writes),
         sections=tuple(s for s in profiles.SECTIONS if s in sections),
         modules=modules,
@@ -142,28 +153,24 @@ def load_series(root: Path) -> list[Notebook]:
     ValueError
         A notebook reads an artifact that no earlier notebook writes.
     """
-    series = [load_notebook(p) for p in sorted((root / "notebooks").glob("*.ipynb"))]
+    series: list[Notebook] = []
+    writers: dict[str, str] = {}
+    for path in sorted((root / "notebooks").glob("*.ipynb")):
+        notebook = load_notebook(path)
+        name, reads = notebook.name, notebook.reads
+        if missing := [one for one in reads if one not in writers]:
+            raise ValueError(
+                f"{name} reads {missing[0]!r}, which no earlier notebook writes. "
+                f"Written so far: {', '.join(sorted(writers))}"
+            )
+        if twice := writers.keys() & notebook.writes:
+            said = f"{name} writes {min(twice)!r}, as an earlier notebook does"
+            raise ValueError(said)
+        series.append(replace(notebook, reads={one: writers[one] for one in reads}))
+        writers |= dict.fromkeys(notebook.writes, name)
     if not series:
         raise ValueError(f"COTSPEC_ROOT: no notebooks in {root / 'notebooks'}")
-    written: set[str] = set()
-    for notebook in series:
-        missing = [name for name in notebook.reads if name not in written]
-        if missing:
-            raise ValueError(
-                f"{notebook.name} reads {missing[0]!r}, which no earlier notebook "
-                f"writes. Written so far: {', '.join(sorted(written))}"
-            )
-        if twice := written.intersection(notebook.writes):
-            raise ValueError(
-                f"{notebook.name} writes {min(twice)!r}, as an earlier notebook does"
-            )
-        written |= set(notebook.writes)
     return series
-
-
-def producers(series: list[Notebook]) -> dict[str, str]:
-    """Return ``{artifact name: name of the notebook that writes it}``."""
-    return {name: nb.name for nb in series for name in nb.writes}
 
 
 def _parse(where: str, source: str) -> list[ast.stmt]:
@@ -294,41 +301,38 @@ def _examined(file: str) -> tuple[str, set[str], list[ast.FunctionDef]]:
     return artifacts.digest_of(ast.dump(tree))[:16], found, handed
 
 
-def stage_key(
-    notebook: Notebook, profile: profiles.Profile, seed: int, inputs: dict[str, Entry]
-) -> dict[str, dict]:
-    """Return what a stage's result depends on; `artifacts.digest_of` it names it.
+def stage_key(notebook: Notebook, inputs: Mapping[str, Entry]) -> dict[str, dict]:
+    """Return what a stage's result depends on, of the notebook's parameters.
 
     Parameters
     ----------
     notebook : Notebook
-    profile : Profile
-        Only the sections that the notebook uses enter the key.
-    seed : int
-    inputs : dict of Entry
+        Only the sections that it uses enter the key.
+    inputs : mapping of Entry
         What the notebook reads, from `find_artifacts`.
     """
-    values = profiles.as_dict(profile)
+    values = profiles.as_dict(notebook.profile)
     settings = {
         f"{section}.{field}": value
         for section in notebook.sections
         for field, value in values[section].items()
         if f"{section}.{field}" not in NOT_SETTINGS
     }
-    outside = _outside(profile, settings.values(), notebook.path.parent)
+    outside = _outside(notebook.profile.data, settings.values(), notebook.path.parent)
     contents = {"the notebook's code": notebook.code_hash}
     contents |= {name: entry.sha256 for name, entry in inputs.items()}
     contents |= {file: _examined(file)[0] for file in notebook.modules}
     contents |= {name: artifacts.identity(path) for name, path in outside.items()}
-    return {"settings": {"seed": seed, **settings}, "contents": contents}
+    settings = {"seed": notebook.parameters["SEED"], **settings}
+    return {"settings": settings, "contents": contents}
 
 
 def _outside(
-    profile: profiles.Profile, settings: Iterable, folder: Path
+    data: profiles.DataConfig, settings: Iterable, folder: Path
 ) -> dict[str, Path]:
     """Return the lock file, the real data if used, and files that settings name."""
     found = {"the lock file": artifacts.repository_root() / LOCK_FILE}
-    data, where = profile.data, os.environ.get("COTSPEC_DATA")
+    where = os.environ.get("COTSPEC_DATA")
     tasks = data.train_task, *data.out_of_distribution_tasks, *data.generic_tasks
     if where and not all(name.startswith("micro/") for name in tasks):
         found["the data folder"] = Path(where)
@@ -340,7 +344,7 @@ def _outside(
 
 
 def explain(old: Mapping[str, dict], new: Mapping[str, dict]) -> list[str]:
-    """Say in words why a key changed: one line per reason."""
+    """Say in words why a key changed: one line per reason, none if it is the same."""
     reasons = []
     for part, words in (("settings", "{} {} -> {}"), ("contents", "{} changed")):
         before, after = old.get(part, {}), new[part]
@@ -365,30 +369,18 @@ class ProfileView(SimpleNamespace):
 class Stage:
     """One notebook's run: its profile, inputs, outputs and success marker."""
 
-    def __init__(
-        self,
-        notebook: Notebook,
-        profile: profiles.Profile,
-        seed: int,
-        run: Path,
-        overrides: Iterable[str] = (),
-    ) -> None:
-        series = load_series(artifacts.repository_root())
-        self.notebook, self.seed, self.run = notebook, seed, run
+    def __init__(self, notebook: Notebook, unused: Mapping[str, str]) -> None:
+        self.notebook, self.run = notebook, notebook.run
+        profile, self.seed = notebook.profile, notebook.parameters["SEED"]
         shown = ("name", "summary", *notebook.sections)
         self.profile = ProfileView(**{name: getattr(profile, name) for name in shown})
-        self.folder = run / "artifacts" / notebook.name
-        self._inputs = find_artifacts(notebook.reads, series, run)
-        self._key_parts = stage_key(notebook, profile, seed, self._inputs)
+        self.folder = self.run / "artifacts" / notebook.name
+        self._inputs = find_artifacts(notebook.reads, self.run)
+        self._key_parts = stage_key(notebook, self._inputs)
         self._key = artifacts.digest_of(self._key_parts)
-        self.work = run / "work" / f"{notebook.name}-{self._key[:12]}"
+        self.work = self.run / "work" / f"{notebook.name}-{self._key[:12]}"
         self.work.mkdir(parents=True, exist_ok=True)
-        # Overrides that this notebook does not read, and the notebooks that do.
-        self._unused = {
-            dotted: ", ".join(nb.name[:2] for nb in series if section in nb.sections)
-            for dotted in overrides
-            if (section := dotted.split(".")[0]) not in notebook.sections
-        }
+        self._unused = unused
         self._written: dict[str, dict[str, str]] = {}
         self._started = time.monotonic()
 
@@ -500,7 +492,6 @@ class Stage:
         seconds = time.monotonic() - self._started
         marker = self.folder / artifacts.SUCCESS
         content = {
-            "key": self._key,
             "key_parts": self._key_parts,
             "artifacts": self._written,
             "seconds": round(seconds, 1),
@@ -516,11 +507,11 @@ class Stage:
         return f"{self.notebook.name}: {seconds:.1f} s, results in {folder}"
 
     def _repr_html_(self) -> str:
+        notebook, of = self.notebook, "<b>{}</b> · profile <b>{}</b> · seed {}"
         lines = [
-            f"<b>{self.notebook.name}</b> · profile <b>{self.profile.name}</b> · "
-            f"seed {self.seed}",
-            f"settings used: {', '.join(self.notebook.sections) or 'none'} · "
-            f"artifacts read: {', '.join(self.notebook.reads) or 'none'}",
+            of.format(notebook.name, self.profile.name, self.seed),
+            f"settings used: {', '.join(notebook.sections) or 'none'} · "
+            f"artifacts read: {', '.join(notebook.reads) or 'none'}",
         ]
         # Names are enough, and `--set` gives every notebook all overrides.
         lines += [
@@ -565,7 +556,6 @@ class Entry(BaseModel):
 class Marker(BaseModel):
     """What a finished stage leaves, as far as it is read again."""
 
-    key: str
     key_parts: dict[str, dict]
     artifacts: dict[str, Entry]
 
@@ -582,25 +572,27 @@ def read_marker(run: Path, stage_name: str) -> Marker | None:
         return None
 
 
-def find_artifacts(
-    names: Iterable[str], series: list[Notebook], run: Path
-) -> dict[str, Entry]:
+def find_artifacts(reads: Mapping[str, str], run: Path) -> dict[str, Entry]:
     """Return where finished stages put artifacts, by name.
+
+    Parameters
+    ----------
+    reads : mapping
+        Artifacts to the stages that write them, as `Notebook.reads`.
+    run : Path
 
     Raises
     ------
     ValueError
         The stages that have not finished, or not since they write such an artifact.
     """
-    writers = producers(series)
-    markers = {name: read_marker(run, writers[name]) for name in names}
-    found = {
-        name: marker.artifacts[name]
-        for name, marker in markers.items()
-        if marker and name in marker.artifacts
-    }
-    if missing := [name for name in markers if name not in found]:
-        unfinished = dict.fromkeys(writers[name] for name in missing)
+    found = {}
+    for name, writer in reads.items():
+        marker = read_marker(run, writer)
+        if marker and name in marker.artifacts:
+            found[name] = marker.artifacts[name]
+    if missing := [name for name in reads if name not in found]:
+        unfinished = dict.fromkeys(reads[name] for name in missing)
         raise ValueError(
             f"{', '.join(missing)}: {', '.join(unfinished)} has not finished in {run}. "
             f"Run it first: ./run_all.sh --profile {run.name} --only "
@@ -657,7 +649,7 @@ def open_stage(name: str, profile: str, seed: int, overrides: dict) -> Stage:
     name : str
         The notebook's file stem, such as ``"02_filtering"``.
     profile, seed, overrides
-        The values of the parameters cell.
+        The values of the parameters cell, or of the command line.
 
     Raises
     ------
@@ -665,12 +657,19 @@ def open_stage(name: str, profile: str, seed: int, overrides: dict) -> Stage:
         Unknown profile or field, an input that is not there yet, or a run of the
         series that is at work in the same folder.
     """
-    path = artifacts.repository_root() / "notebooks" / f"{name}.ipynb"
-    resolved = profiles.resolve(profile, overrides)
+    profiles.resolve(profile, overrides)
     check_seed("SEED", seed)
+    given = {"PROFILE": profile, "SEED": seed, "OVERRIDES": overrides or {}}
+    series = {nb.name: nb for nb in load_series(artifacts.repository_root())}
+    notebook = replace(series[name], parameters=given)
+    # Overrides that this notebook does not read, and the notebooks that do.
+    unused = {
+        dotted: ", ".join(n[:2] for n, nb in series.items() if section in nb.sections)
+        for dotted in given["OVERRIDES"]
+        if (section := dotted.split(".")[0]) not in notebook.sections
+    }
     disable_progress_bars()  # of small table operations; long steps have their own
-    run = artifacts.run_dir(profile)
     if not os.environ.get(RUNNER):
-        with alone_in(run):
+        with alone_in(notebook.run):
             pass
-    return Stage(load_notebook(path), resolved, seed, run, overrides or ())
+    return Stage(notebook, unused)

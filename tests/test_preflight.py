@@ -23,9 +23,9 @@ def offline(monkeypatch, tmp_path):
 
 
 def stages_of(name, only="", overrides=None):
-    profile = profiles.resolve(name, overrides)
     chosen = run.choose(SERIES, only or None)
-    return [(nb, profile) for nb in SERIES if nb.name in chosen]
+    given = name, None, overrides or {}
+    return [run.given_to(nb, *given) for nb in SERIES if nb.name in chosen]
 
 
 def problem(*arguments):
@@ -149,7 +149,7 @@ def test_checkpoints_that_cannot_fit_are_refused_and_begun_ones_count(
 def test_the_disk_estimate_counts_every_training_of_the_grids_once():
     def needed(only):
         two = {"training.num_checkpoints": 2, "experiments.seeds": (0,)}
-        return sizing.checkpoint_bytes(stages_of("flan-t5-base", only, two))
+        return sizing.needs(stages_of("flan-t5-base", only, two)).disk
 
     weights = 4 * sizing.num_parameters("google/flan-t5-base")
     assert needed("00,03") == 0
@@ -171,35 +171,30 @@ def test_every_flan_t5_profile_fits_its_card_and_says_what_it_needs(capsys):
     table = capsys.readouterr().out
     readme = Path(sizing.__file__).parent / "accelerate/README.md"
     assert table in readme.read_text()  # one computation
-    for size, (_, room, _) in sizing.CARDS.items():
-        profile = profiles.PROFILES[f"flan-t5-{size}"]
-        needed = sizing.card_bytes(profile.student.model, profile.training)
-        assert needed < room * GIB
-    early, _ = sizing.needs(stages_of("flan-t5-base", "00,01,02,03,04,05,06,07"))
-    assert early.startswith("largest student 248M parameters: 18 GiB of a card")
+    for size, card in sizing.CARDS.items():
+        assert sizing.needs(stages_of(f"flan-t5-{size}", "05")).card < card.room * GIB
 
 
 def test_updates_that_are_given_count_instead_of_the_epochs():
-    few, twice, epochs = (
-        sizing.training_hours(
-            "google/flan-t5-base",
-            profiles.resolve("flan-t5-base", {"training.max_steps": steps}),
-            1e13,
-        )
-        for steps in (10, 20, None)
-    )
+    def training_hours(steps):
+        profile = profiles.resolve("flan-t5-base", {"training.max_steps": steps})
+        return sizing.training_hours(grids.base_cells(profile, [0])[0], profile)
+
+    few, twice, epochs = map(training_hours, (10, 20, None))
     assert twice == pytest.approx(2 * few)
     assert few < epochs / 10
 
 
-def test_a_card_that_is_too_small_is_refused_before_it_is_filled(monkeypatch):
+def test_a_card_that_is_too_small_is_refused_before_it_is_filled(monkeypatch, capsys):
     class Small:
         total_memory = 8 * GIB
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Small)
-    (problem,) = run._card(stages_of("flan-t5-base", "05"))
-    assert problem.startswith("card: 8 GiB, 18 needed; choose a smaller training.")
+    message = problem("flan-t5-base", "05")
+    assert "card: 8 GiB, 18 needed; choose a smaller training." in message
+    said = "needs: largest student google/flan-t5-base, 18 GiB of a card"
+    assert capsys.readouterr().out.startswith(said)
 
 
 def test_frozen_layers_of_a_student_with_an_encoder_are_refused_before_any_work():

@@ -248,14 +248,19 @@ def test_publish_needs_the_default_profile_whole_and_deletes_only_its_own(
     report = series / "runs/smoke/report/REPORT.md"
     assert (series / "figures/REPORT.md").read_bytes() == report.read_bytes()
     report.write_text("changed by hand")
+
+    def publish():
+        given = "smoke", None, {}
+        run.publish([run.given_to(nb, *given) for nb in stages.load_series(series)])
+
     with pytest.raises(ValueError, match=": 02_report are not fresh"):
-        run.publish(stages.load_series(series), "smoke")
+        publish()
     report.write_bytes((series / "figures/REPORT.md").read_bytes())
     path = series / "notebooks/01_double.ipynb"
     own = '{\\"training.max_steps\\": 36}'  # the same, but not the profile's own
     path.write_text(path.read_text().replace("OVERRIDES = {}", f"OVERRIDES = {own}"))
     with pytest.raises(ValueError, match=": 01_double are not fresh"):
-        run.publish(stages.load_series(series), "smoke")
+        publish()
 
 
 def test_killed_while_running_it_resumes_to_the_same_bytes(series, capsys):

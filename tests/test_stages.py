@@ -1,6 +1,7 @@
 """What a stage depends on is read off its cells."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -10,6 +11,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from cotspec import artifacts, profiles, stages
 
+ENTRY = stages.Entry(path="", sha256="")
 PARAMETERS = 'PROFILE = "smoke"\nSEED = 0\nOVERRIDES = {}'
 
 
@@ -39,7 +41,7 @@ def test_reads_writes_and_sections_come_from_the_cells(root):
         'stage.write("result", {"rate": rate, "k": profile.loss.tail})',
     )
     notebook = stages.load_notebook(path)
-    assert notebook.reads == ("numbers",)
+    assert list(notebook.reads) == ["numbers"]
     assert notebook.writes == ("result",)
     assert notebook.sections == ("loss", "training")
     assert "cotspec/losses.py" in notebook.modules
@@ -68,12 +70,12 @@ def test_the_parameters_cell_holds_literals_only(root, line, words):
 def test_code_that_does_not_parse_is_named_and_jupyters_own_lines_are_none(root):
     magic = "%matplotlib inline\nif True:\n    !ls\n    stage.read('numbers')"
     path = write_notebook(root, "01_x", magic)
-    assert stages.load_notebook(path).reads == ("numbers",)
+    assert list(stages.load_notebook(path).reads) == ["numbers"]
     path = write_notebook(root, "01_x", 'x = (\n    "%s"\n    % stage.read("a")\n)')
-    assert stages.load_notebook(path).reads == ("a",)
+    assert list(stages.load_notebook(path).reads) == ["a"]
     other = ("stage?", "%%bash\nfor i in a b; do echo $i; done", "files = !ls")
     path = write_notebook(root, "01_x", *other, 'stage.read("b")')
-    assert stages.load_notebook(path).reads == ("b",)
+    assert list(stages.load_notebook(path).reads) == ["b"]
     path = write_notebook(root, "01_x", magic, "x = (")
     with pytest.raises(ValueError, match="01_x.ipynb: code cell 2 does not parse"):
         stages.load_notebook(path)
@@ -95,10 +97,16 @@ def test_an_artifact_has_a_literal_name_and_one_writer(root, code, words):
         stages.load_series(root / "nowhere")
 
 
-def key_of(root, *code, profile="smoke", overrides=None, **inputs):
-    notebook = stages.load_notebook(write_notebook(root, "01_x", *code))
-    found = {n: stages.Entry(path="", sha256=digest) for n, digest in inputs.items()}
-    return stages.stage_key(notebook, profiles.resolve(profile, overrides), 0, found)
+def key_under(path, inputs, profile="smoke", overrides=None):
+    """Return the key of a notebook that runs under a profile."""
+    given = {"PROFILE": profile, "SEED": 0, "OVERRIDES": overrides or {}}
+    notebook = replace(stages.load_notebook(path), parameters=given)
+    return stages.stage_key(notebook, inputs or dict.fromkeys(notebook.reads, ENTRY))
+
+
+def key_of(root, *code, traces="", **given):
+    inputs = {"traces": stages.Entry(path="", sha256=traces)}
+    return key_under(write_notebook(root, "01_x", *code), inputs, **given)
 
 
 def test_a_used_setting_and_an_input_change_the_key_and_an_unused_setting_does_not(
@@ -261,16 +269,12 @@ def package(tmp_path, monkeypatch):
     stages._examined.cache_clear()
 
 
-def state(profile="smoke", overrides=None):
+def state(**given):
     """The key of each notebook, and of what a grid trains and decodes."""
     stages._examined.cache_clear()
-    resolved = profiles.resolve(profile, overrides)
     found = {}
     for path in sorted((REPOSITORY / "notebooks").glob("*.ipynb")):
-        notebook = stages.load_notebook(path)
-        inputs = dict.fromkeys(notebook.reads, stages.Entry(path="", sha256=""))
-        key = stages.stage_key(notebook, resolved, 0, inputs)
-        found[notebook.name[:2]] = artifacts.digest_of(key)
+        found[path.stem[:2]] = key_under(path, {}, **given)
     for module in ("training", "evaluation"):
         found[module] = stages.code_of.__wrapped__(f"cotspec.{module}")
     return found
@@ -320,7 +324,7 @@ def test_what_a_function_reads_that_is_handed_the_stage_is_the_notebooks(package
         "from cotspec.helpers import opened\nx = [opened(more=print, stage=stage)]",
     ):
         notebook = stages.load_notebook(write_notebook(root, "01_x", cell))
-        assert notebook.reads == ("numbers",)
+        assert list(notebook.reads) == ["numbers"]
         assert notebook.sections == ("formats",)
 
 
