@@ -63,7 +63,8 @@ def write_pages(run: Path, series: list[stages.Notebook]) -> Path:
     for at, notebook in enumerate(done):
         write(notebook.name, notebook.title, at=at, body=_body(run, notebook))
     if report.exists():
-        write("REPORT", f"The paper and this run: {run.name}", body=_report(report))
+        body = _tables(_markdown(report.read_text("utf-8")))
+        write("REPORT", f"The paper and this run: {run.name}", body=body)
     return write(
         "index",
         "Chain-of-thought specialization",
@@ -85,16 +86,18 @@ def _lesson(run: Path, notebook: stages.Notebook) -> dict[str, object]:
     minutes += texts["code"].rstrip("\n").count("\n") / CODE_LINES_A_MINUTE
     found = _QUESTION.search(texts["markdown"])
     question = re.sub(r"[*`]|\[(.+?)\]\(.+?\)", r"\1", found[1]) if found else ""
-    names = _FIGURE.findall(texts["code"])
-    drawn = [run / "figures" / f"{name}.png" for name in names]
-    main = next((picture for picture in drawn if picture.exists()), None)
+    figure = ""
+    for name in reversed(_FIGURE.findall(texts["code"])):
+        if (main := run / "figures" / f"{name}.png").exists():
+            picture = base64.b64encode(main.read_bytes()).decode()
+            figure = _figure(picture, _caption(main))
     return {
         "name": notebook.name,
         "title": notebook.title,
         "question": question,
         "minutes": math.ceil(minutes),
         "is_finished": stages.read_marker(run, notebook.name) is not None,
-        "figure": _figure(_base64(main), _caption(main)) if main else "",
+        "figure": figure,
     }
 
 
@@ -169,21 +172,6 @@ def _figure(picture: str, caption: str) -> str:
     return f"<figure>{image}<figcaption>{said}</figcaption></figure>"
 
 
-def _base64(picture: Path) -> str:
-    return base64.b64encode(picture.read_bytes()).decode()
-
-
 def _caption(picture: Path) -> str:
     sidecar = picture.with_suffix(".json")
     return artifacts.read_json(sidecar)["caption"] if sidecar.exists() else picture.stem
-
-
-def _report(text: Path) -> str:
-    """Return the report for the folder: links inside it, pictures in the page."""
-
-    def inside(found: re.Match) -> str:
-        return f'src="data:image/png;base64,{_base64(text.parent / found[1])}"'
-
-    page = _tables(_markdown(text.read_text("utf-8")))
-    page = page.replace('href="../html/', 'href="')
-    return re.sub(r'src="([^":]+\.png)"', inside, page)

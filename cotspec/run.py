@@ -102,15 +102,13 @@ def stale_because(
         return ["--force"]
     if first := [name for name in remade if name in notebook.reads.values()]:
         return [f"{name} runs first" for name in first]
-    damaged = stages.verify(notebook.run, marker)
-    return stages.explain(marker.key_parts, _key(notebook)) or [
-        f"{name} is missing or changed" for name in damaged
-    ]
-
-
-def _key(notebook: stages.Notebook) -> dict[str, dict]:
     inputs = stages.find_artifacts(notebook.reads, notebook.run)
-    return stages.stage_key(notebook, inputs)
+    key = stages.stage_key(notebook, inputs)
+    return stages.explain(marker.key_parts, key) or [
+        f"{name} is missing or changed"
+        for name, entry in marker.artifacts.items()
+        if artifacts.checksum(notebook.run / entry.path) != entry.sha256
+    ]
 
 
 def plan_series(
@@ -150,14 +148,13 @@ def execute(notebook: stages.Notebook) -> None:
     Raises
     ------
     StageFailed
-        A cell raised, the kernel died, or the success marker is not the expected one.
+        A cell raised, the kernel died, or there is no success marker.
     """
     import papermill
 
     output = notebook.run / "notebooks" / notebook.path.name
     partial = output.with_name(f".{output.stem}.partial.ipynb")
     output.parent.mkdir(parents=True, exist_ok=True)
-    expected = _key(notebook)
     marker = notebook.run / "artifacts" / notebook.name / artifacts.SUCCESS
     marker.unlink(missing_ok=True)
     try:
@@ -181,14 +178,8 @@ def execute(notebook: stages.Notebook) -> None:
     finally:
         if partial.exists():
             os.replace(partial, output)
-    finished = stages.read_marker(notebook.run, notebook.name)
-    if finished is None:
-        raise StageFailed(
-            f"{notebook.name}: all cells ran, but stage.finish() did not. "
-            "Call it in the last cell"
-        )
-    if reasons := stages.explain(expected, finished.key_parts):
-        said = f"changed while it ran: {'; '.join(reasons)}"
+    if stages.read_marker(notebook.run, notebook.name) is None:
+        said = "all cells ran, but stage.finish() did not. Call it in the last cell"
         raise StageFailed(f"{notebook.name}: {said}")
 
 
@@ -281,10 +272,9 @@ def _room(needs: sizing.Needs, notebook: stages.Notebook) -> Iterator[str]:
     needed = needs.disk + MIN_FREE
     if room < needed:
         yield (
-            f"disk: {room / GIB:,.1f} GiB at {existing}, {needed / GIB:,.1f} needed, "
-            f"{needs.disk / GIB:,.1f} of them for checkpoints; free some, set "
-            "COTSPEC_RUNS to another disk, or choose fewer training.num_checkpoints, "
-            "experiments.seeds or stages"
+            f"disk: {room / GIB:,.1f} GiB at {existing}. Allowed: {needed / GIB:,.1f}, "
+            f"{needs.disk / GIB:,.1f} of them for checkpoints; set COTSPEC_RUNS, fewer "
+            "training.num_checkpoints or experiments.seeds"
         )
     if needs.card:
         import torch
@@ -299,7 +289,7 @@ def _room(needs: sizing.Needs, notebook: stages.Notebook) -> Iterator[str]:
         card = torch.cuda.get_device_properties(0).total_memory if is_there else 2**60
         if needs.card > card:
             yield (
-                f"card: {card / GIB:.0f} GiB, {needs.card / GIB:.0f} needed; choose a "
+                f"card: {card / GIB:.0f} GiB. Allowed: {needs.card / GIB:.0f}; set a "
                 "smaller training.batch_tokens (with more gradient_accumulation_steps),"
                 " training.activation_checkpointing=true or optimizer=adafactor"
             )
@@ -310,8 +300,8 @@ def _data(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[st
 
     from cotspec import tasks
 
-    found = {v for field in used if field.startswith("data.") for v in used[field]}
-    real = sorted(v for v in found if isinstance(v, str) and not v.startswith("micro/"))
+    named = set().union(*(used[field] for field in used if field.startswith("data.")))
+    real = sorted(v for v in named if isinstance(v, str) and not v.startswith("micro/"))
     if real and os.environ.get("COTSPEC_DATA"):
         yield from tasks.missing(real)
     elif real and not constants.HF_HUB_OFFLINE and not is_online():
@@ -369,20 +359,19 @@ def _look_for(
 
 
 def _teacher(used: Mapping[str, set]) -> Iterator[str]:
-    backends = used[BACKEND]
     key = os.environ.get("OPENAI_API_KEY", "").strip()
-    if "openai" in backends and not (used["teacher.base_urls"] or key):
+    if "openai" in used[BACKEND] and not (used["teacher.base_urls"] or key):
         yield (
             "teacher.backend 'openai': set OPENAI_API_KEY in the environment, "
             "or --set teacher.base_urls=http://localhost:8000/v1"
         )
-    for path in used["teacher.path"] if backends & {"recorded", "release"} else ():
-        is_there = os.path.isdir if "release" in backends else os.path.isfile
-        if not path or not is_there(path):
-            yield (
-                f"teacher.path: {path!r} is not there; backend {', '.join(backends)} "
-                "reads a file (release: a folder): --set teacher.path=/path"
-            )
+    kinds = {"recorded": ("file", os.path.isfile), "release": ("folder", os.path.isdir)}
+    for backend in used[BACKEND] & kinds.keys():
+        kind, is_there = kinds[backend]
+        for path in used["teacher.path"]:
+            if not path or not is_there(path):
+                said = f"teacher.path: {path!r} is not there. Allowed with {backend}"
+                yield f"{said}: a {kind}, --set teacher.path=/path"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -442,13 +431,11 @@ def _main(arguments: argparse.Namespace, given: list[str]) -> int:
         if os.environ.get(name):
             os.environ[name] = _absolute(os.environ[name], here)
     os.environ.pop("JUPYTER_PATH", None)  # its python3 kernel would be taken instead
-    if arguments.publish and arguments.profile not in COMMITTED:
-        raise ValueError(
-            f"--publish: profile {arguments.profile!r}. Allowed: "
-            f"{', '.join(COMMITTED)}, whose results are committed"
-        )
-    if arguments.publish and (arguments.set or arguments.seed is not None):
-        raise ValueError("--publish: with --set or --seed. Allowed: neither of them")
+    is_own = not arguments.set and arguments.seed is None
+    if arguments.publish and not (is_own and arguments.profile in COMMITTED):
+        said = f"--publish: with {' '.join(given)}. Allowed: profile"
+        known = ", ".join(COMMITTED)
+        raise ValueError(f"{said} {known} (committed results), no --set and --seed")
     overrides = overrides_of(arguments.profile, arguments.set, here)
     asked = arguments.profile, arguments.seed, overrides
     series = stages.load_series(artifacts.repository_root())

@@ -72,10 +72,6 @@ class _Cell(BaseModel):
     metadata: _Metadata
     source: str | list[str]
 
-    @property
-    def text(self) -> str:
-        return "".join(self.source)
-
 
 class _File(BaseModel):
     """A notebook's file; read as JSON, since importing nbformat takes seconds."""
@@ -124,18 +120,20 @@ def load_notebook(path: Path) -> Notebook:
     tagged = [c for c in code if "parameters" in c.metadata.tags]
     if len(tagged) != 1:
         raise ValueError(f"{path.name}: needs one cell tagged 'parameters'")
-    body = tuple(c.text for c in code if c is not tagged[0])
+    body = tuple("".join(c.source) for c in code if c is not tagged[0])
     parsed = [_parse(f"{path.name}: code cell {n}", c) for n, c in enumerate(body, 1)]
     tree = ast.Module(body=[one for cell in parsed for one in cell], type_ignores=[])
     done = [[ast.dump(one) for one in cell] for cell in parsed if cell]
-    heads = [c.text for c in cells if c.cell_type == "markdown" and c.text[:2] == "# "]
+    title = "".join(cells[0].source).partition("\n")[0].lstrip("# ")
     modules = _source_closure(_imported_files(tree))
     reads, writes, sections = _uses(path.name, [tree, *_handed(tree, modules)])
     return Notebook(
         name=path.stem,
         path=path,
-        title=heads[0].splitlines()[0][2:].strip() if heads else path.stem,
-        parameters=_literals(f"{path.name}: the parameters cell", tagged[0].text),
+        title=title or path.stem,
+        parameters=_literals(
+            f"{path.name}: the parameters cell", "".join(tagged[0].source)
+        ),
         code=body,
         code_hash=artifacts.digest_of(done),
         reads=reads,
@@ -369,7 +367,7 @@ class ProfileView(SimpleNamespace):
 class Stage:
     """One notebook's run: its profile, inputs, outputs and success marker."""
 
-    def __init__(self, notebook: Notebook, unused: Mapping[str, str]) -> None:
+    def __init__(self, notebook: Notebook, notes: Iterable[str]) -> None:
         self.notebook, self.run = notebook, notebook.run
         profile, self.seed = notebook.profile, notebook.parameters["SEED"]
         shown = ("name", "summary", *notebook.sections)
@@ -380,7 +378,7 @@ class Stage:
         self._key = artifacts.digest_of(self._key_parts)
         self.work = self.run / "work" / f"{notebook.name}-{self._key[:12]}"
         self.work.mkdir(parents=True, exist_ok=True)
-        self._unused = unused
+        self._notes = notes
         self._written: dict[str, dict[str, str]] = {}
         self._started = time.monotonic()
 
@@ -397,7 +395,7 @@ class Stage:
                 f"{path}: has changed since this notebook opened its stage; another "
                 "run may be at work here. Rerun the cell that opens the stage"
             )
-        return _READ[path.suffix](path)
+        return next(form[3] for form in FORMS if form[1] == path.suffix)(path)
 
     def write(self, name: str, value: object, *, folder: str | None = None) -> Path:
         """Write an artifact; the type decides the file.
@@ -414,9 +412,9 @@ class Stage:
         """
         home = self.folder if folder is None else self.run / _plain(folder)
         target = home / _plain(name)
-        for kind, (suffix, write) in WRITTEN.items():
+        for kind, suffix, write, _ in FORMS:
             if isinstance(value, kind):
-                is_told = target.suffix in {*_READ, ".html"} - {""}
+                is_told = target.suffix in (".csv", ".md", ".html")
                 path = target if is_told else target.with_name(name + suffix)
                 return self._keep(name, write(path, value))
         raise ValueError(
@@ -507,22 +505,15 @@ class Stage:
         return f"{self.notebook.name}: {seconds:.1f} s, results in {folder}"
 
     def _repr_html_(self) -> str:
-        notebook, of = self.notebook, "<b>{}</b> · profile <b>{}</b> · seed {}"
-        lines = [
-            of.format(notebook.name, self.profile.name, self.seed),
-            f"settings used: {', '.join(notebook.sections) or 'none'} · "
-            f"artifacts read: {', '.join(notebook.reads) or 'none'}",
-        ]
-        # Names are enough, and `--set` gives every notebook all overrides.
-        lines += [
-            f"<b>OVERRIDES:</b> <code>{dotted}</code> changes nothing in this notebook "
-            f"(read by {readers or 'none'})"
-            for dotted, readers in self._unused.items()
-        ]
-        return "<br>".join(lines)
+        notebook = self.notebook
+        both = notebook.sections, notebook.reads
+        used, read = (", ".join(names) or "none" for names in both)
+        of = f"profile <b>{self.profile.name}</b> · seed {self.seed}"
+        lines = [f"<b>{notebook.name}</b> · {of}", f"settings used: {used}"]
+        lines[1] += f" · artifacts read: {read}"
+        return "<br>".join([*lines, *self._notes])
 
 
-# How values of a kind are written, and files of a kind are read.
 def _plain(name: str) -> str:
     """Refuse a name that leads out of its folder, or is that of the marker."""
     if not re.fullmatch(r"(?!SUCCESS)\w[\w.-]*", name):
@@ -530,20 +521,14 @@ def _plain(name: str) -> str:
     return name
 
 
-WRITTEN = {
-    Dataset: (".parquet", artifacts.write_dataset),
-    pd.DataFrame: (".csv", artifacts.write_frame),
-    dict: (".json", artifacts.write_json),
-    str: (".md", artifacts.write_text),
-    Path: ("", artifacts.write_folder),
-}
-_READ = {
-    ".parquet": artifacts.read_dataset,
-    ".csv": artifacts.read_frame,
-    ".json": artifacts.read_json,
-    ".md": partial(Path.read_text, encoding="utf-8"),
-    "": Path,
-}
+# The kinds of artifacts: type, file, how it is written and read.
+FORMS = (
+    (Dataset, ".parquet", artifacts.write_dataset, artifacts.read_dataset),
+    (pd.DataFrame, ".csv", artifacts.write_frame, artifacts.read_frame),
+    (dict, ".json", artifacts.write_json, artifacts.read_json),
+    (str, ".md", artifacts.write_text, partial(Path.read_text, encoding="utf-8")),
+    (Path, "", artifacts.write_folder, Path),
+)
 
 
 class Entry(BaseModel):
@@ -601,16 +586,6 @@ def find_artifacts(reads: Mapping[str, str], run: Path) -> dict[str, Entry]:
     return found
 
 
-def verify(run: Path, marker: Marker) -> list[str]:
-    """Return the artifacts of a finished stage that are missing or changed."""
-    return [
-        name
-        for name, entry in marker.artifacts.items()
-        if not (run / entry.path).exists()
-        or artifacts.checksum(run / entry.path) != entry.sha256
-    ]
-
-
 @contextmanager
 def alone_in(run: Path) -> Iterator[None]:
     """Hold a run's folder, so that no other run changes its artifacts meanwhile.
@@ -662,14 +637,16 @@ def open_stage(name: str, profile: str, seed: int, overrides: dict) -> Stage:
     given = {"PROFILE": profile, "SEED": seed, "OVERRIDES": overrides or {}}
     series = {nb.name: nb for nb in load_series(artifacts.repository_root())}
     notebook = replace(series[name], parameters=given)
-    # Overrides that this notebook does not read, and the notebooks that do.
-    unused = {
-        dotted: ", ".join(n[:2] for n, nb in series.items() if section in nb.sections)
-        for dotted in given["OVERRIDES"]
-        if (section := dotted.split(".")[0]) not in notebook.sections
-    }
+    # Names are enough, and `--set` gives every notebook all overrides.
+    notes = []
+    for dotted in given["OVERRIDES"]:
+        section = dotted.split(".")[0]
+        readers = [n[:2] for n, nb in series.items() if section in nb.sections]
+        if section not in notebook.sections:
+            said = f"<code>{dotted}</code> changes nothing in this notebook (read by "
+            notes.append(f"<b>OVERRIDES:</b> {said}{', '.join(readers) or 'none'})")
     disable_progress_bars()  # of small table operations; long steps have their own
     if not os.environ.get(RUNNER):
         with alone_in(notebook.run):
             pass
-    return Stage(notebook, unused)
+    return Stage(notebook, notes)

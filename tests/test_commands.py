@@ -44,10 +44,8 @@ def publish(run, **values):
     for notebook in stages.load_series(REPOSITORY):
         folder, written = run / "artifacts" / notebook.name, {}
         for name in values.keys() & notebook.writes:
-            value = values[name]
-            kind = next(kind for kind in stages.WRITTEN if isinstance(value, kind))
-            suffix, write = stages.WRITTEN[kind]
-            path = write((folder / name).with_suffix(suffix), value)
+            form = next(f for f in stages.FORMS if isinstance(values[name], f[0]))
+            path = form[2]((folder / name).with_suffix(form[1]), values[name])
             sums = {"path": str(path.relative_to(run))}
             written[name] = sums | {"sha256": artifacts.checksum(path)}
         if written:

@@ -75,8 +75,7 @@ def run(tmp_path):
         for target in (path, tmp_path / "notebooks" / path.name):
             target.parent.mkdir(parents=True, exist_ok=True)
             nbformat.write(new_notebook(cells=cells), target)
-    text = f"# Report\n\n{LONG}\n\n![chart](../figures/00_chart.png)\n"
-    artifacts.write_text(folder / "report/REPORT.md", text)
+    artifacts.write_text(folder / "report/REPORT.md", f"# Report\n\n{LONG}\n")
     shutil.copy(path, tmp_path / "notebooks/02_missing.ipynb")  # not run
     pages.write_pages(folder, stages.load_series(tmp_path))
     return folder

@@ -182,7 +182,7 @@ def refused(capsys, *arguments):
         (["--seed", "-1"], "SEED: -1. Allowed: whole"),
         (["--seed", "9" * 20], "SEED: 99999"),
         (["--set", "training.max_steps=a", "--set", "loss.tail=b"], "loss.tail"),
-        (["--publish"], "--publish: profile 'smoke'. Allowed: micro, smollm2"),
+        (["--publish"], "--publish. Allowed: profile micro, smollm2 ("),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence(series, capsys, arguments, words):
@@ -236,7 +236,7 @@ def test_publish_needs_the_default_profile_whole_and_deletes_only_its_own(
     # Drawn by a notebook as it was before.
     artifacts.write_bytes(series / "runs/smoke/figures/gone.png", b"")
     before = artifacts.checksum(series / "figures")
-    assert "Allowed: neither" in refused(capsys, "--publish", "--seed", "0")
+    assert "no --set and --seed" in refused(capsys, "--publish", "--seed", "0")
     said = refused(capsys, "--only", "00", "--publish")
     assert "01_double, 02_report are not fresh" in said
     assert artifacts.checksum(series / "figures") == before
@@ -299,6 +299,8 @@ def test_run_by_hand_gives_the_artifacts_of_papermill(series, capsys):
     out = series / "runs/smoke/artifacts/01_double/doubled.json"
     by_papermill = out.read_bytes()
     out.unlink()
+    _, lines = run_lines(capsys, "--dry-run")
+    assert lines[1].endswith("stale: doubled is missing or changed")
     path = series / "notebooks/01_double.ipynb"
     notebook = nbformat.read(path, as_version=4)
     where = {"metadata": {"path": str(path.parent)}}

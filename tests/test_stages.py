@@ -67,17 +67,20 @@ def test_the_parameters_cell_holds_literals_only(root, line, words):
         stages.load_notebook(path)
 
 
-def test_code_that_does_not_parse_is_named_and_jupyters_own_lines_are_none(root):
-    magic = "%matplotlib inline\nif True:\n    !ls\n    stage.read('numbers')"
-    path = write_notebook(root, "01_x", magic)
-    assert list(stages.load_notebook(path).reads) == ["numbers"]
-    path = write_notebook(root, "01_x", 'x = (\n    "%s"\n    % stage.read("a")\n)')
+@pytest.mark.parametrize(
+    "code",
+    [
+        ["%matplotlib inline\nif True:\n    !ls\n    stage.read('a')"],
+        ['x = (\n    "%s"\n    % stage.read("a")\n)'],
+        ["stage?", "%%bash\nfor i in a; do ls; done", "x = !ls", 'stage.read("a")'],
+    ],
+)
+def test_jupyters_own_lines_are_read_and_what_does_not_parse_is_named(root, code):
+    path = write_notebook(root, "01_x", *code)
     assert list(stages.load_notebook(path).reads) == ["a"]
-    other = ("stage?", "%%bash\nfor i in a b; do echo $i; done", "files = !ls")
-    path = write_notebook(root, "01_x", *other, 'stage.read("b")')
-    assert list(stages.load_notebook(path).reads) == ["b"]
-    path = write_notebook(root, "01_x", magic, "x = (")
-    with pytest.raises(ValueError, match="01_x.ipynb: code cell 2 does not parse"):
+    path = write_notebook(root, "01_x", *code, "x = (")
+    said = f"01_x.ipynb: code cell {len(code) + 1} does not parse"
+    with pytest.raises(ValueError, match=said):
         stages.load_notebook(path)
 
 
@@ -166,16 +169,22 @@ def open_next(root, *code):
     return stages.open_stage("01_next", "smoke", 0, {})
 
 
-def test_a_stage_writes_reads_and_finishes(root):
-    finish_first()
-    assert open_next(root).read("numbers") == {"a": 1}
-
-
-def test_text_is_markdown_unless_its_name_says_what_it_is(root):
+def test_a_stage_finishes_once_all_is_written_and_then_only_that_is_left(root):
     stage = stages.open_stage("00_overview", "smoke", 0, {})
+    artifacts.write_json(stage.folder / "leftover.json", {})
+    artifacts.write_json(stage.work / "part.json", {})
+    with pytest.raises(ValueError, match=r"\['numbers'\] not written"):
+        stage.finish()
+    finish_first()
+    left = sorted(p.name for p in stage.folder.iterdir())
+    assert left == [artifacts.SUCCESS, "numbers.json"]
+    assert not stage.work.exists()
+    assert open_next(root).read("numbers") == {"a": 1}
+    # Text is Markdown, unless its name says what it is.
     for name, file in (("numbers", "numbers.md"), ("page.html", "page.html")):
         path = stage.write(name, "<p>")
         assert (path.name, path.read_text()) == (file, "<p>")
+    assert stages.read_marker(stage.run, "00_overview") is None
 
 
 def test_all_inputs_that_are_missing_are_named_with_what_to_run(root):
@@ -188,42 +197,6 @@ def test_all_inputs_that_are_missing_are_named_with_what_to_run(root):
     said = "b, letters: 00_overview, 01_next has not finished.*--only 00,01$"
     with pytest.raises(ValueError, match=said):
         stages.open_stage("02_last", "smoke", 0, {})
-
-
-def test_finishing_without_a_declared_artifact_is_an_error(root):
-    stage = stages.open_stage("00_overview", "smoke", 0, {})
-    with pytest.raises(ValueError, match=r"\['numbers'\] not written"):
-        stage.finish()
-
-
-def test_writing_again_drops_the_old_success_marker(root):
-    stage = finish_first()
-    stage.write("numbers", {"a": 2})
-    assert stages.read_marker(stage.run, "00_overview") is None
-
-
-def test_finish_deletes_leftovers_and_intermediate_files(root):
-    stage = stages.open_stage("00_overview", "smoke", 0, {})
-    artifacts.write_json(stage.folder / "leftover.json", {})
-    artifacts.write_json(stage.work / "part.json", {})
-    finish_first()
-    left = sorted(p.name for p in stage.folder.iterdir())
-    assert left == [artifacts.SUCCESS, "numbers.json"]
-    assert not stage.work.exists()
-
-
-def test_a_damaged_artifact_is_noticed(root):
-    stage = finish_first()
-    marker = stages.read_marker(stage.run, "00_overview")
-    assert stages.verify(stage.run, marker) == []
-    (stage.folder / "numbers.json").write_text("{}")
-    assert stages.verify(stage.run, marker) == ["numbers"]
-
-
-def test_a_section_that_the_saved_notebook_does_not_use_is_refused(root):
-    stage = stages.open_stage("00_overview", "smoke", 0, {})
-    with pytest.raises(AttributeError, match="Save the notebook"):
-        _ = stage.profile.training
 
 
 def test_the_data_folder_matters_to_real_tasks_only(root, monkeypatch):
@@ -244,6 +217,9 @@ def test_a_store_outlives_the_stage_and_follows_its_inputs(root):
         second = open_next(root)
         folders.append(second.store("samples", "numbers"))
         artifacts.write_json(folders[-1] / "x.json", {})
+        finish_first(3)  # another run, meanwhile
+        with pytest.raises(ValueError, match="has changed since this notebook opened"):
+            second.read("numbers")
         second.finish()
     assert folders[0] == folders[1] != folders[2]
     assert (folders[0] / "x.json").exists()
@@ -258,11 +234,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 def package(tmp_path, monkeypatch):
     """A copy of the package, to be edited."""
     copied = tmp_path / "package"
-    shutil.copytree(
-        REPOSITORY / "cotspec",
-        copied / "cotspec",
-        ignore=shutil.ignore_patterns("__pycache__"),
-    )
+    shutil.copytree(REPOSITORY / "cotspec", copied / "cotspec")
     monkeypatch.setattr(stages, "_PACKAGE_ROOT", copied)
     monkeypatch.delenv("COTSPEC_DATA", raising=False)
     yield copied / "cotspec"
@@ -294,17 +266,11 @@ def edit(path, text, old=""):
 
 def test_what_changes_no_result_makes_nothing_stale(package):
     before = state()
-    for file, *edited in (
-        ("losses.py", "\n# a comment\n"),
-        ("training.py", "\n\n\n"),
-        ("batching.py", '"""Cut examples,', '"""Tokenise examples,'),
-        ("figures/style.py", "\nBLACK = '#111111'\n"),
-        ("display.py", "\nWIDTH = 3\n"),
-        ("run.py", "\nX = 1\n"),
-        ("pages.py", "\nX = 1\n"),
-        ("teacher/openai.py", "\nMAX_DELAY = 3\n"),
-    ):
-        edit(package / file, *edited)
+    edit(package / "losses.py", "\n# a comment\n\n\n")
+    edit(package / "batching.py", '"""Cut examples,', '"""Tokenise examples,')
+    apart = "figures/style.py display.py run.py pages.py teacher/openai.py"
+    for file in apart.split():
+        edit(package / file, "\nEDITED = 1\n")
     assert stale(before, state()) == set()
 
 
@@ -337,6 +303,11 @@ def test_what_a_function_reads_that_is_handed_the_stage_is_the_notebooks(package
         ("decoding.py", {"01", "06", "evaluation"}, {"03", "04", "training"}),
         ("micro/world.py", {"00"}, {"training", "evaluation"}),
         ("micro/tokenizers/student.json", {"03", "05", "training"}, {"02"}),
+        (
+            "micro/weights/manifest.json",
+            {"03", "05", "10", "training"},
+            {"02"},
+        ),
         ("report/published.csv", {"02", "11"}, {"03", "05", "training"}),
     ],
 )
@@ -373,13 +344,6 @@ def test_what_comes_from_outside_is_known_by_its_contents(package, tmp_path):
     assert {"03", "05", "06", "07"} <= changed and "02" not in changed
 
 
-def test_shipped_weights_reach_who_loads_a_model(package):
-    before = state()
-    edit(package / "micro/weights/manifest.json", "\n")
-    changed = stale(before, state())
-    assert {"03", "05", "10", "training"} <= changed and "02" not in changed
-
-
 # --- what users get wrong -------------------------------------------------------------
 
 
@@ -397,17 +361,11 @@ def test_a_seed_is_a_whole_number(root, seed):
         stages.open_stage("00_overview", "smoke", seed, {})
 
 
-def test_what_another_run_has_changed_is_not_read(root):
-    finish_first()
-    second = open_next(root)
-    finish_first(2)
-    with pytest.raises(ValueError, match="has changed since this notebook opened"):
-        second.read("numbers")
-
-
 def test_an_override_that_changes_nothing_here_says_so(root):
     write_notebook(root, "01_next", "stage.profile.training")
     stage = stages.open_stage("00_overview", "smoke", 0, {"training.max_steps": 3})
+    with pytest.raises(AttributeError, match="Save the notebook"):
+        _ = stage.profile.training
     shown = stage._repr_html_()
     said = "<code>training.max_steps</code> changes nothing in this notebook"
     assert f"{said} (read by 01)" in shown
