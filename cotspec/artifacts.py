@@ -45,18 +45,16 @@ PROVENANCE_PACKAGES = ("torch", "transformers", "datasets", "accelerate", "paper
 def repository_root() -> Path:
     """Return the folder that holds ``notebooks/``.
 
-    ``COTSPEC_ROOT`` if set, else the nearest parent of the working folder or of the
-    package that has ``notebooks/00_overview.ipynb``.
+    ``COTSPEC_ROOT`` if set, else the nearest parent of the working folder, or that of
+    the package, that has ``notebooks/00_overview.ipynb``.
     """
     if configured := os.environ.get("COTSPEC_ROOT"):
         return Path(configured).resolve()
-    for start in (Path.cwd().resolve(), Path(__file__).resolve().parent):
-        for folder in (start, *start.parents):
-            if (folder / "notebooks" / "00_overview.ipynb").exists():
-                return folder
-    raise ValueError(
-        "no notebooks/ found: run inside a clone of cotspec or set COTSPEC_ROOT"
-    )
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents, Path(__file__).resolve().parents[1]):
+        if (folder / "notebooks" / "00_overview.ipynb").exists():
+            return folder
+    raise ValueError("COTSPEC_ROOT: not set. Allowed: the folder that holds notebooks/")
 
 
 def run_dir(profile_name: str) -> Path:

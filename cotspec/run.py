@@ -102,13 +102,16 @@ def stale_because(
         return ["--force"]
     if first := [name for name in remade if name in notebook.reads.values()]:
         return [f"{name} runs first" for name in first]
-    inputs = stages.find_artifacts(notebook.reads, notebook.run)
-    key = stages.stage_key(notebook, inputs)
-    return stages.explain(marker.key_parts, key) or [
+    return stages.explain(marker.key_parts, _key(notebook)) or [
         f"{name} is missing or changed"
         for name, entry in marker.artifacts.items()
         if artifacts.checksum(notebook.run / entry.path) != entry.sha256
     ]
+
+
+def _key(notebook: stages.Notebook) -> dict[str, dict]:
+    inputs = stages.find_artifacts(notebook.reads, notebook.run)
+    return stages.stage_key(notebook, inputs)
 
 
 def plan_series(
@@ -148,13 +151,14 @@ def execute(notebook: stages.Notebook) -> None:
     Raises
     ------
     StageFailed
-        A cell raised, the kernel died, or there is no success marker.
+        A cell raised, the kernel died, or the success marker is not the expected one.
     """
     import papermill
 
     output = notebook.run / "notebooks" / notebook.path.name
     partial = output.with_name(f".{output.stem}.partial.ipynb")
     output.parent.mkdir(parents=True, exist_ok=True)
+    expected = _key(notebook)
     marker = notebook.run / "artifacts" / notebook.name / artifacts.SUCCESS
     marker.unlink(missing_ok=True)
     try:
@@ -178,8 +182,13 @@ def execute(notebook: stages.Notebook) -> None:
     finally:
         if partial.exists():
             os.replace(partial, output)
-    if stages.read_marker(notebook.run, notebook.name) is None:
+    finished = stages.read_marker(notebook.run, notebook.name)
+    if finished is None:
         said = "all cells ran, but stage.finish() did not. Call it in the last cell"
+        raise StageFailed(f"{notebook.name}: {said}")
+    # Else a notebook saved while its kernel started would count as what ran.
+    if reasons := stages.explain(expected, finished.key_parts):
+        said = f"changed while it ran: {'; '.join(reasons)}"
         raise StageFailed(f"{notebook.name}: {said}")
 
 

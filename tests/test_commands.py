@@ -31,12 +31,8 @@ OVERRIDES = {
 }
 
 
-def as_sets(overrides):
-    """Return the command line's form of overrides."""
-    return [f"--set={name}={value}" for name, value in overrides.items()]
-
-
-SMOKE = ["evaluate", "--profile", "smoke", *as_sets(OVERRIDES)]
+SETS = [f"--set={name}={value}" for name, value in OVERRIDES.items()]
+SMOKE = ["evaluate", "--profile", "smoke", *SETS]
 
 
 def publish(run, **values):
@@ -53,15 +49,6 @@ def publish(run, **values):
             artifacts.write_json(folder / artifacts.SUCCESS, content)
 
 
-def save_checkpoint(student, folder):
-    folder.mkdir(parents=True)
-    save_model(student.model, str(folder / "model.safetensors"))
-    digest = models.tokenizer_digest(student.tokenizer)
-    settings = {"tokenizer": digest, "student": student.name}
-    artifacts.write_json(folder / "state.json", {"settings": settings})
-    return folder
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run in which every stage before notebook 06 has finished."""
@@ -70,15 +57,18 @@ def finished(tmp_path_factory):
     student = models.load_student(profile.student)
     weights = student.model.get_input_embeddings().weight
     weights.data.neg_()  # a trained student that answers differently
-    save_checkpoint(student, runs / "trained/checkpoints/step-3")
+    step = runs / "trained/checkpoints/step-3"
+    step.mkdir(parents=True)
+    save_model(student.model, str(step / "model.safetensors"))
+    digest = models.tokenizer_digest(student.tokenizer)
+    state = {"settings": {"tokenizer": digest, "student": student.name}}
+    artifacts.write_json(step / "state.json", state)
     problems = selection.select_problems(profile.data, seed=0)
-    kept = problems.rename_columns({"rationale": "completion"}).add_column(
-        "is_correct", [True] * len(problems)
-    )
+    kept = problems.rename_columns({"rationale": "completion"})
     publish(
         runs / "smoke",
         problems=problems,
-        kept_traces=kept,
+        kept_traces=kept.add_column("is_correct", [True] * len(kept)),
         demonstrations=selection.select_demonstrations(profile.data),
         checkpoints=runs / "trained",
     )
@@ -93,12 +83,8 @@ def runs(finished, tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
-@pytest.fixture
 def forbid_decoding(monkeypatch):
-    def decode(*arguments, **options):
-        raise AssertionError("decoded again")
-
-    return lambda: monkeypatch.setattr(evaluation, "decode", decode)
+    monkeypatch.setattr(evaluation, "decode", None)
 
 
 def predicted(runs, name="step-3"):
@@ -134,9 +120,7 @@ def test_train_reads_notebook_05s_parameters_and_it_takes_up_what_that_leaves(
     assert len(metrics) == 2
 
 
-def test_a_checkpoint_gets_predictions_and_accuracies_once(
-    runs, capsys, forbid_decoding
-):
+def test_a_checkpoint_gets_predictions_and_accuracies_once(runs, capsys, monkeypatch):
     assert commands.main(SMOKE) == 0
     rows = artifacts.read_dataset(runs / "smoke/evaluation/step-3/predictions.parquet")
     assert rows.features == evaluation.PREDICTION_FEATURES
@@ -146,18 +130,18 @@ def test_a_checkpoint_gets_predictions_and_accuracies_once(
     table = (runs / "smoke/evaluation/step-3/results.csv").read_text()
     assert table.startswith("student,start,size,step,seed,task,prompt_mode,n,accuracy")
     first = predicted(runs)
-    forbid_decoding()
+    forbid_decoding(monkeypatch)
     assert commands.main(SMOKE) == 0
     assert predicted(runs) == first
 
 
 @pytest.mark.slow
 def test_notebook_06_takes_up_the_cells_and_the_command_its_predictions(
-    runs, forbid_decoding
+    runs, monkeypatch
 ):
     for wanted in ("start", "last"):
         assert commands.main([*SMOKE, "--checkpoint", wanted]) == 0
-    forbid_decoding()
+    forbid_decoding(monkeypatch)
     names = {"PROFILE": "smoke", "SEED": 0, "OVERRIDES": OVERRIDES}
     for cell in stages.load_notebook(REPOSITORY / "notebooks/06_evaluation.ipynb").code:
         exec(cell, names)
@@ -170,12 +154,12 @@ def test_notebook_06_takes_up_the_cells_and_the_command_its_predictions(
 
 
 def test_a_checkpoint_of_another_tokenizer_is_refused_before_decoding(
-    runs, capsys, forbid_decoding
+    runs, capsys, monkeypatch
 ):
     (folder,) = (runs / "smoke/artifacts").glob("*/checkpoints/checkpoints/step-3")
     settings = {"tokenizer": "f" * 64, "student": "other"}
     artifacts.write_json(folder / "state.json", {"settings": settings})
-    forbid_decoding()
+    forbid_decoding(monkeypatch)
     assert commands.main([*SMOKE, "--checkpoint", "3"]) == 2
     assert "the vocabulary of student 'other'" in capsys.readouterr().err
 

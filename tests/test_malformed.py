@@ -16,6 +16,7 @@ from test_teacher_recorded import as_json_line, rows
 from test_training import tiny_student
 
 from cotspec import artifacts, profiles, stages, training
+from cotspec.run import overrides_of
 from cotspec.teacher import openai
 from cotspec.teacher.release import as_completion, read_traces
 
@@ -48,6 +49,12 @@ def damaged(content, rng):
     return bytes(changed)
 
 
+def changed(value, rng, share):
+    """Return JSON with one place changed, and a share of it damaged."""
+    content = json.dumps(anywhere(value, rng)).encode()
+    return damaged(content, rng) if rng.random() < share else content
+
+
 def outcome(function, *arguments, **options):
     """Return "read", or the sentence of a refusal."""
     try:
@@ -68,36 +75,21 @@ def test_replies(api):
     reply = {"choices": choices_for(body, ""), "usage": {"total_tokens": 40}}
     rng, said = random.Random(api), set()
     for _ in range(200):
-        content = json.dumps(anywhere(reply, rng)).encode()
-        if rng.random() < 0.3:
-            content = damaged(content, rng)
+        content = changed(reply, rng, 0.3)
         said.add(outcome(openai.read_reply, content, top_k=5, n=3)[:20])
     assert "read" in said and len(said) > 5
 
 
-def resolve(items):
-    profiles.resolve("micro", profiles.parse_sets(items))
-
-
-def test_settings():
+def test_settings(tmp_path):
     known = profiles.as_dict(profiles.resolve("micro"))
     rng = random.Random(0)
-    values = [str(v) for v in NONSENSE] + [
-        "1e999",
-        "0x1",
-        "1,2,",
-        "[1",
-        "None",
-        "micro-",
-    ]
+    values = [*map(str, NONSENSE), *"1e999 0x1 1,2, [1 None micro-".split()]
     for _ in range(200):
         section = rng.choice(list(known))
         name = rng.choice(list(known[section]))
-        item = rng.choice(
-            [f"{section}.{name}", f"{section}{name}", f"{section}.{name}s"]
-        )
+        item = section + rng.choice([f".{name}", name, f".{name}s"])
         text = rng.choice([f"{item}={rng.choice(values)}", item])
-        said = outcome(resolve, [text])
+        said = outcome(overrides_of, "micro", [text], tmp_path)
         assert said == "read" or name in said or section in said, (text, said)
     for value in NONSENSE:
         outcome(profiles.resolve, "micro", value)
@@ -126,16 +118,13 @@ def test_notebooks_and_markers(tmp_path):
     notebook = json.loads(source.read_text())
     path = tmp_path / source.name
     for _ in range(100):
-        content = json.dumps(anywhere(notebook, rng)).encode()
-        path.write_bytes(damaged(content, rng) if rng.random() < 0.3 else content)
+        path.write_bytes(changed(notebook, rng, 0.3))
         said = outcome(stages.load_notebook, path)
         assert said == "read" or source.stem in said, said
-    marker = {"key": "a", "key_parts": {"seed": 0}, "artifacts": {"x": {"path": "x"}}}
+    marker = {"key_parts": {"seed": 0}, "artifacts": {"x": {"path": "x"}}}
     folder = tmp_path / "artifacts" / source.stem
     for _ in range(100):
-        content = json.dumps(anywhere(marker, rng)).encode()
-        (folder / artifacts.SUCCESS).parent.mkdir(parents=True, exist_ok=True)
-        (folder / artifacts.SUCCESS).write_bytes(damaged(content, rng))
+        artifacts.write_bytes(folder / artifacts.SUCCESS, changed(marker, rng, 1))
         outcome(stages.read_marker, tmp_path, source.stem)
 
 

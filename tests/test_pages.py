@@ -39,13 +39,11 @@ CAPTION = 'Accuracy <before> & "after", in %.'
 
 def saved_chart(folder):
     """Save a figure; return the output of the cell that shows it."""
-    chart = Figure(figsize=(6.9, 2))
+    chart, data = Figure(figsize=(6.9, 2)), pd.DataFrame({"x": [1, 2]})
     chart.subplots().plot([1, 2])
-    data = pd.DataFrame({"x": [1, 2]})
     paths = figures.save_figure(chart, folder, "00_chart", data=data, caption=CAPTION)
     picture = base64.b64encode(paths["png"].read_bytes()).decode()
-    data = {"image/png": picture, "text/plain": "<Chart>"}
-    return new_output("display_data", data=data)
+    return new_output("display_data", data={"image/png": picture})
 
 
 @pytest.fixture
@@ -54,13 +52,13 @@ def run(tmp_path):
     folder = tmp_path / "runs" / "smoke"
     chart = saved_chart(folder / "figures")
     columns = "".join(f"<th>column_number_{n}</th>" for n in range(30))
-    table = f"<table><tr>{columns}</tr></table>"
+    table = {"text/html": f"<table><tr>{columns}</tr></table>"}
     progress = new_output("stream", name="stderr", text="training: 100%|███| 480/480")
     parameters = new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
     injected = new_code_cell("SEED = 7", metadata={"tags": ["injected-parameters"]})
     drawing = 'stage.figure(\n    "00_chart",\n    chart)'
     question = f"# 0 · What is *x*?\n\n**Question.** Is `x` seen?\n\n{LONG}"
-    shown = [progress, new_output("display_data", data={"text/html": table})]
+    shown = [progress, new_output("display_data", data=table)]
     first = [
         new_markdown_cell(question),
         parameters,
@@ -191,8 +189,7 @@ addEventListener("load", () => {
 
 def browser(*arguments):
     flags = "--headless --no-sandbox --disable-gpu --virtual-time-budget=5000"
-    flags += " --allow-file-access-from-files"
-    command = [BROWSER, *flags.split(), *map(str, arguments)]
+    command = [BROWSER, *flags.split(), "--allow-file-access-from-files", *arguments]
     return subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
 
 

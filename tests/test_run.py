@@ -19,8 +19,8 @@ from cotspec import artifacts, profiles, run, stages
 def write_stage(root, name, *code, finish="stage.finish()"):
     """Write a notebook that opens its stage first and finishes it in the last cell."""
     opened = f'stage = stages.open_stage("{name}", PROFILE, SEED, OVERRIDES)'
-    cells = (f"from cotspec import stages\n{opened}", *code, finish)
-    return write_notebook(root, name, *cells)
+    first = f"from cotspec import stages\n{opened}"
+    return write_notebook(root, name, first, *code, finish)
 
 
 @pytest.fixture
@@ -144,19 +144,27 @@ def test_a_failing_cell_is_named_and_the_printed_command_resumes(series, capsys)
     assert states(capsys.readouterr().out.splitlines()) == ["2", "3"]
 
 
+SAVED = """
+from pathlib import Path
+path, n = Path("00_overview.ipynb"), 20
+path.write_text(path.read_text().replace("20", "21"))
+stage = stages.open_stage("00_overview", PROFILE, SEED, OVERRIDES)
+stage.write("numbers", {})"""
+
+
 @pytest.mark.parametrize(
-    ("code", "finish", "words"),
+    ("code", "words"),
     [
-        ("import os\nos._exit(3)", "stage.finish()", "00_overview: the kernel died"),
-        ("", "", "00_overview: all cells ran, but stage.finish() did not"),
+        ("import os\nos._exit(3)", "00_overview: the kernel died"),
+        (
+            f"{SAVED}\nstage.finish()",
+            "changed while it ran: the notebook's code changed",
+        ),
+        ("", "00_overview: all cells ran, but stage.finish() did not"),
     ],
 )
-def test_a_stage_without_its_success_marker_has_failed(
-    series, capsys, code, finish, words
-):
-    write_stage(
-        series, "00_overview", 'stage.write("numbers", {})', code, finish=finish
-    )
+def test_a_stage_without_its_success_marker_has_failed(series, capsys, code, words):
+    write_stage(series, "00_overview", 'stage.write("numbers", {})', code, finish="")
     status, lines = run_lines(capsys)
     assert (status, states(lines)) == (run.FAILED, ["1"])
     assert words in "\n".join(lines)
@@ -197,17 +205,16 @@ def test_a_wrong_command_line_is_one_sentence(series, capsys, arguments, words):
         ("OVERRIDES = {}", "OVERRIDES = {1: 2}", "01_double: profile field 1: unknown"),
         ("SEED = 0", "SEED = -1", "01_double: SEED: -1. Allowed"),
         ("SEED = 0", "SEED = True", "01_double: SEED: True. Allowed"),
+        ("", "", "Not a directory: '/dev/null/smoke'"),  # and it is right
     ],
 )
-def test_a_wrong_parameters_cell_is_one_sentence(series, capsys, old, new, words):
+def test_a_wrong_parameters_cell_or_folder_is_one_sentence(
+    series, capsys, monkeypatch, old, new, words
+):
     path = series / "notebooks/01_double.ipynb"
     path.write_text(path.read_text().replace(old, new))
-    assert words in refused(capsys)
-
-
-def test_a_folder_that_cannot_be_written_is_named(series, capsys, monkeypatch):
     monkeypatch.setenv("COTSPEC_RUNS", "/dev/null")
-    assert "Not a directory: '/dev/null/smoke'" in refused(capsys)
+    assert words in refused(capsys)
 
 
 def test_relative_folders_and_paths_count_from_where_the_command_was_given(
@@ -224,38 +231,36 @@ def test_relative_folders_and_paths_count_from_where_the_command_was_given(
         assert str(path) in executed
 
 
-def test_publish_needs_the_default_profile_whole_and_deletes_only_its_own(
+def test_publish_needs_the_profiles_own_results_whole_and_deletes_only_its_own(
     series, capsys, monkeypatch
 ):
-    monkeypatch.setattr(profiles, "DEFAULT_PROFILE", "smoke")
     monkeypatch.setattr(run, "COMMITTED", {"smoke": "figures"})
-    (series / "figures").mkdir()
+    target, report = series / "figures", series / "runs/smoke/report/REPORT.md"
     for name in ("old.png", "mine.png"):
-        (series / "figures" / name).touch()
-    (series / "figures/PUBLISHED.txt").write_text("old.png\n../requirements.lock\n")
+        artifacts.write_text(target / name, "")
+    artifacts.write_text(target / "PUBLISHED.txt", "old.png\n../requirements.lock\n")
     # Drawn by a notebook as it was before.
-    artifacts.write_bytes(series / "runs/smoke/figures/gone.png", b"")
-    before = artifacts.checksum(series / "figures")
+    artifacts.write_text(series / "runs/smoke/figures/gone.png", "")
+    before = artifacts.checksum(target)
     assert "no --set and --seed" in refused(capsys, "--publish", "--seed", "0")
     said = refused(capsys, "--only", "00", "--publish")
     assert "01_double, 02_report are not fresh" in said
-    assert artifacts.checksum(series / "figures") == before
+    assert artifacts.checksum(target) == before
     ran(capsys, "--publish")
-    found = {path.name for path in (series / "figures").iterdir()}
-    assert found == {"mine.png", "REPORT.md", "PUBLISHED.txt"}
+    names = {path.name for path in target.iterdir()}
+    assert names == {"mine.png", "REPORT.md", "PUBLISHED.txt"}
     assert (series / "requirements.lock").exists()
-    assert (series / "figures/PUBLISHED.txt").read_text() == "REPORT.md\n"
-    report = series / "runs/smoke/report/REPORT.md"
-    assert (series / "figures/REPORT.md").read_bytes() == report.read_bytes()
-    report.write_text("changed by hand")
+    assert (target / "PUBLISHED.txt").read_text() == "REPORT.md\n"
+    assert (target / "REPORT.md").read_bytes() == report.read_bytes()
 
     def publish():
         given = "smoke", None, {}
         run.publish([run.given_to(nb, *given) for nb in stages.load_series(series)])
 
+    report.write_text("changed by hand")
     with pytest.raises(ValueError, match=": 02_report are not fresh"):
         publish()
-    report.write_bytes((series / "figures/REPORT.md").read_bytes())
+    report.write_bytes((target / "REPORT.md").read_bytes())
     path = series / "notebooks/01_double.ipynb"
     own = '{\\"training.max_steps\\": 36}'  # the same, but not the profile's own
     path.write_text(path.read_text().replace("OVERRIDES = {}", f"OVERRIDES = {own}"))
