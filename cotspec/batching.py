@@ -190,10 +190,8 @@ def _check_vocabulary(
     own = _token_ids(tokenizer, texts, add_special_tokens=False)
     for text, row, ids in zip(texts, rows[some], own, strict=True):
         if not np.array_equal(ids, table.student_ids[table.tokens(row)]):
-            raise ValueError(
-                f"aligned: the target of {text[:40]!r} is not in the student's tokens. "
-                "Allowed: targets that were aligned to this student's vocabulary"
-            )
+            said = f"aligned: {text[:40]!r} is not in the student's tokens"
+            raise ValueError(f"{said}. Allowed: targets aligned to its vocabulary")
 
 
 def _token_ids(
@@ -216,10 +214,7 @@ def _teacher_rows(examples: Dataset, aligned: Dataset | None) -> np.ndarray:
     )
     row_of = {key: row for row, key in enumerate(known)}
     if missing := [key for key in keys if key[1] >= 0 and key not in row_of]:
-        raise ValueError(
-            f"aligned: no target for problem_id and sample_id {missing[0]}. Allowed: "
-            "one for every example with sample_id >= 0"
-        )
+        raise ValueError(f"aligned: no target for problem_id, sample_id {missing[0]}")
     return np.array([row_of[key] if key[1] >= 0 else -1 for key in keys])
 
 
@@ -229,10 +224,8 @@ def _aligned_table(aligned: Dataset) -> AlignedTable:
     # A list a row, and in it a number or a list of k candidates a token.
     student_ids, topk_ids, topk_probs = (pc.list_flatten(table[n]) for n in columns)
     if pc.count_distinct(pc.list_value_length(topk_ids)).as_py() > 1:
-        raise ValueError(
-            "aligned.topk_ids: numbers of candidates differ between tokens. "
-            "Allowed: the same k everywhere, empty slots with id -1"
-        )
+        said = "aligned.topk_ids: numbers of candidates differ between tokens"
+        raise ValueError(f"{said}. Allowed: the same everywhere, empty slots with -1")
     shape = len(student_ids), -1
     sizes = pc.list_value_length(table["student_ids"]).to_numpy()
     return AlignedTable(
@@ -269,11 +262,9 @@ def plan_epoch(
     """
     padded = _padded(lengths)
     longest = int(padded.sum(1).argmax())
-    if padded[longest].sum() > batch_tokens:
-        raise ValueError(
-            f"training.batch_tokens: {batch_tokens} is less than the "
-            f"{padded[longest].sum()} tokens of example {longest}"
-        )
+    if (most := padded[longest].sum()) > batch_tokens:
+        said = f"training.batch_tokens: {batch_tokens} is less than the {most} tokens"
+        raise ValueError(f"{said} of example {longest}")
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
     batches = []
@@ -337,18 +328,15 @@ def collate(encoded: EncodedExamples, indices: Sequence[int]) -> dict[str, Tenso
     source, target = _padded(encoded.lengths(indices)).max(0)
     table = encoded.aligned
     k = 1 if table is None else table.topk_ids.shape[1]
-    batch = {
-        "input_ids": np.zeros((size, source), np.int64),
-        "attention_mask": np.zeros((size, source), np.int64),
-        "labels": np.full((size, target), IGNORED, np.int64),
-        "teacher_ids": np.zeros((size, target, k), np.int64),
-        "teacher_probs": np.zeros((size, target, k), np.float32),
-    }
+    shapes = {name: (size, source) for name in ("input_ids", "attention_mask")}
+    shapes |= {"labels": (size, target), "teacher_ids": (size, target, k)}
+    batch = {name: np.zeros(shape, np.int64) for name, shape in shapes.items()}
+    batch["labels"][:] = IGNORED
+    batch["teacher_probs"] = np.zeros((size, target, k), np.float32)
     for row, index in enumerate(indices):
         ids, labels = encoded.input_ids[index], encoded.labels[index]
-        place = row, slice(len(ids))
-        if encoded.is_causal:
-            place = row, slice(source - len(ids), None)
+        start = source - len(ids) if encoded.is_causal else 0
+        place = row, slice(start, start + len(ids))
         batch["input_ids"][place] = ids
         batch["attention_mask"][place] = 1
         batch["labels"][row, : len(labels)] = labels

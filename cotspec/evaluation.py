@@ -38,10 +38,11 @@ TIDY_COLUMNS = (
     "student start size step seed task prompt_mode n accuracy ci_low ci_high"
 ).split()
 _TEXT, _FLAG, _COUNT = Value("string"), Value("bool"), Value("int32")
+_SCORES = {"predicted_answer": _TEXT, "is_correct": _FLAG, "no_answer": _FLAG}
+_SCORES |= {"tier": _TEXT, "reference_is_correct": _FLAG, "lm_eval_is_correct": _FLAG}
 PREDICTION_FEATURES = Features(
     dict.fromkeys("problem_id task prompt_mode checkpoint completion".split(), _TEXT)
-    | {"predicted_answer": _TEXT, "is_correct": _FLAG, "no_answer": _FLAG}
-    | {"tier": _TEXT, "reference_is_correct": _FLAG, "lm_eval_is_correct": _FLAG}
+    | _SCORES
     | {"finish_reason": _TEXT, "num_demonstrations": _COUNT}
     | {"num_dropped_demonstrations": _COUNT, "is_answer_spellable": _FLAG}
     | {"samples": List(_TEXT)}
@@ -141,9 +142,8 @@ def evaluate(
             done[place] = artifacts.dataset_of(table)
             if paths[place] and (accelerator is None or accelerator.is_main_process):
                 artifacts.write_dataset(paths[place], done[place])
-    return concatenate_datasets(
-        [done.get(place) or artifacts.read_dataset(paths[place]) for place in paths]
-    )
+    kept = (done.get(place) or artifacts.read_dataset(paths[place]) for place in paths)
+    return concatenate_datasets([*kept])
 
 
 def _questions(
@@ -162,7 +162,7 @@ def _questions(
     own = shown if is_generic else shown[: config.num_demonstrations]
     items = [(question, own) for question in problems["question"]]
     limits = {"max_input_tokens": config.max_input_tokens, "description": description}
-    fitted = _fit_prompts(items, mode, student, **limits)
+    fitted = prompts.fit_prompts(items, mode, student.tokenizer, **limits)
     encoded = iter(prompt_ids(student, [prompt.text for prompt in fitted if prompt]))
     # Seeds by the place in the task: samples do not depend on other tasks.
     return [
@@ -191,10 +191,9 @@ def _answered(
         candidates = candidates or [Generation("", 0, "prompt_too_long")]
         rows.append(_prediction(question, candidates, student, checkpoint))
     reasons = Counter(row["finish_reason"] for row in rows)
-    for reason in BROKEN:
-        if reasons[reason]:
-            said = "%d of %d counted as without answer: %s"
-            logger.warning(said, reasons[reason], len(rows), reason)
+    for reason in reasons.keys() & BROKEN:
+        said = "%d of %d counted as without answer: %s"
+        logger.warning(said, reasons[reason], len(rows), reason)
     return rows
 
 
@@ -227,37 +226,15 @@ def decoding_settings(config: EvaluationConfig) -> dict[str, object]:
 
 def _check(task: str, mode: str, problems: Dataset, shown: Sequence) -> None:
     """Raise ValueError where this task cannot be evaluated in this mode."""
-    if mode not in prompts.PROMPT_MODES:
-        allowed = f"Allowed: {', '.join(prompts.PROMPT_MODES)}"
-        raise ValueError(f"prompt_modes: {mode!r} for task {task!r}. {allowed}")
     if len(problems) == 0:
         raise ValueError(f"problems_by_task: task {task!r} has no problems")
     if not mode.startswith("zero_shot") and not shown:
-        raise ValueError(
-            f"demonstrations: none for task {task!r}, which {mode!r} shows"
-        )
+        raise ValueError(f"demonstrations: none for {task!r}, which {mode!r} shows")
     for problem in problems:
         try:
             _score(task, mode, "", problem["answer"])
         except ValueError as error:
             raise ValueError(f"problem {problem['problem_id']!r}: {error}") from error
-
-
-def _fit_prompts(
-    items: Sequence[tuple[str, Sequence[prompts.Demonstration]]],
-    mode: str,
-    student: Student,
-    **options: object,
-) -> list[prompts.FittedPrompt | None]:
-    """Each problem's prompt; None where its question alone is too long."""
-    try:
-        return list(prompts.fit_prompts(items, mode, student.tokenizer, **options))
-    except ValueError as error:
-        if len(items) == 1:  # counted: finish_reason "prompt_too_long"
-            logger.warning("%s: %s", mode, error)
-            return [None]
-    # At least one is too long: find out which.
-    return [_fit_prompts([item], mode, student, **options)[0] for item in items]
 
 
 def _prediction(
@@ -269,10 +246,8 @@ def _prediction(
     """Score a problem's generations, and take the one of the majority."""
     problem, prompt = question.problem, question.prompt
     counted = ["" if g.finish_reason in BROKEN else g.completion for g in candidates]
-    scores = [
-        _score(question.task, question.mode, text, problem["answer"])
-        for text in counted
-    ]
+    asked, gold = (question.task, question.mode), problem["answer"]
+    scores = [_score(*asked, text, gold) for text in counted]
     chosen = majority([score["predicted_answer"] for score in scores])
     return {
         "problem_id": problem["problem_id"],
@@ -284,7 +259,7 @@ def _prediction(
         "finish_reason": candidates[chosen].finish_reason,
         "num_demonstrations": prompt.num_demonstrations if prompt else 0,
         "num_dropped_demonstrations": prompt.num_dropped if prompt else 0,
-        "is_answer_spellable": prompts.spellable(problem["answer"], student.tokenizer),
+        "is_answer_spellable": prompts.spellable(gold, student.tokenizer),
         "samples": [g.completion for g in candidates] if len(candidates) > 1 else [],
     }
 
@@ -300,23 +275,17 @@ def majority(predicted: Sequence[str | None]) -> int:
 
 def _score(task: str, mode: str, completion: str, gold: str) -> dict[str, object]:
     """The scores of one completion; math carries two comparison scores beside ours."""
-    others = dict.fromkeys(("tier", "reference_is_correct", "lm_eval_is_correct"))
     if mode in prompts.GENERIC_PROMPT_MODES:
         stem = task.rsplit("/", 1)[-1]
         score = answers.score_bbh(stem, completion, gold, prompt_mode=mode)
+        others = None, None, None
     else:
         score = answers.score_math(completion, gold)
-        others = {
-            "tier": score.tier,
-            "reference_is_correct": answers.reference_score(completion, gold),
-            "lm_eval_is_correct": answers.lm_eval_flexible_score(completion, gold),
-        }
-    return {
-        "predicted_answer": None if score.predicted is None else str(score.predicted),
-        "is_correct": score.is_correct,
-        "no_answer": score.no_answer,
-        **others,
-    }
+        comparisons = answers.reference_score, answers.lm_eval_flexible_score
+        others = score.tier, *(other(completion, gold) for other in comparisons)
+    predicted = None if score.predicted is None else str(score.predicted)
+    values = predicted, score.is_correct, score.no_answer, *others
+    return dict(zip(_SCORES, values, strict=True))
 
 
 def aggregate(

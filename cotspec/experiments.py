@@ -28,6 +28,7 @@ import shutil
 import sys
 import threading
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -49,12 +50,7 @@ from transformers import PreTrainedTokenizerBase
 from cotspec import artifacts, batching, evaluation, models, selection, stages, training
 from cotspec.alignment import Rule
 from cotspec.grids import Cell, Measurement
-from cotspec.profiles import (
-    EvaluationConfig,
-    ExperimentsConfig,
-    FormatsConfig,
-    TrainingConfig,
-)
+from cotspec.profiles import EvaluationConfig, FormatsConfig, TrainingConfig
 
 CELL_COLUMNS = (
     "model start size seed data_formats loss tail divergence cross_entropy_weight "
@@ -67,10 +63,10 @@ COLUMNS = [
     *"reference_is_correct lm_eval_is_correct".split(),  # none for generic tasks
 ]
 DONE = "cell.json"
-# Rules that only this method gives: by them a table tells how it was made.
-_OWN_RULES: Mapping[str, tuple[Rule, ...]] = {
-    "offsets": (Rule.STARTS_TOGETHER, Rule.INSIDE),
-    "dtw": (Rule.NOT_ONE_TO_ONE,),
+# Rules that a method never gives: by them a table tells that another made it.
+_FOREIGN_RULES: Mapping[str, set[Rule]] = {
+    "offsets": {Rule.NOT_ONE_TO_ONE},
+    "dtw": {Rule.STARTS_TOGETHER, Rule.INSIDE},
 }
 
 
@@ -133,8 +129,10 @@ class Grid:
     ----------
     folder : Path
         The store; other notebooks may share it.
-    formats, training, evaluation, experiments
+    formats, training, evaluation
         Sections of a profile.
+    num_workers : int, optional
+        Processes, one thread each if several; None: as many as fit.
     examples : Dataset
         Training examples in all formats.
     aligned : mapping of str to Dataset
@@ -149,7 +147,7 @@ class Grid:
     formats: FormatsConfig
     training: TrainingConfig
     evaluation: EvaluationConfig
-    experiments: ExperimentsConfig
+    num_workers: int | None = 1
     _: dataclasses.KW_ONLY
     examples: Dataset
     aligned: Mapping[str, Dataset]
@@ -188,7 +186,7 @@ class Grid:
         Parameters
         ----------
         cells : sequence of Cell
-            Equal ones count once; ``experiments.num_workers`` processes share them.
+            Equal ones count once; `num_workers` processes share them.
         measurements : sequence of Measurement
 
         Returns
@@ -329,14 +327,15 @@ class Grid:
     def _due(
         self, cells: Sequence[Cell], measurements: Sequence[Measurement]
     ) -> list[Job]:
-        """What can be done now: trainings, and decodings of what is trained."""
-        jobs = self._jobs(cells, measurements)
-        # Trainings come before what is decoded, the largest first, so that no process
-        # is left alone with a long one.
-        sizes = {found[0]: self._base(cell).size for cell, found in jobs.items()}
-        found = sorted(sizes, key=sizes.get, reverse=True)
-        found += itertools.chain(*(others for _, *others in jobs.values()))
-        return [job for job in dict.fromkeys(found) if not job.is_done()]
+        """What can be done now: trainings, and decodings of what is trained.
+
+        Trainings come first, the largest first, so that no process is left alone with
+        a long one.
+        """
+        jobs = itertools.chain(*self._jobs(cells, measurements).values())
+        due = [job for job in dict.fromkeys(jobs) if not job.is_done()]
+        sizes = {job: self._base(job.cell).size for job in due if job.step is None}
+        return sorted(due, key=lambda job: -sizes.get(job, 0))
 
     def _described(self, cell: Cell) -> dict[str, object]:
         facts = vars(cell) | vars(cell.loss) | {"loss": cell.loss.name}
@@ -349,12 +348,10 @@ class Grid:
     @property
     def settings_digest(self) -> str:
         """Names the numbers of training and decoding, so that no report mixes two."""
-        decoding = evaluation.decoding_settings(self.evaluation)
-        parts = self._training(), decoding, self.formats.max_input_tokens
+        trained = vars(models.in_precision(self.training))
+        decoded = evaluation.decoding_settings(self.evaluation)
+        parts = trained, decoded, self.formats.max_input_tokens
         return artifacts.digest_of(parts)[:8]
-
-    def _training(self) -> dict[str, object]:
-        return vars(models.in_precision(self.training))
 
     def _folder(self, cell: Cell) -> Path:
         """The folder of a cell, named by what its weights depend on."""
@@ -362,16 +359,16 @@ class Grid:
         needed = [*cell.data_formats, *filter(None, [cell.targets])]
         if missing := [name for name in needed if name not in found]:
             raise ValueError(
-                f"inputs.examples, inputs.aligned: none of {', '.join(missing)}, which "
-                f"a cell learns from. Found: {', '.join(found)}. Run notebook 03 with "
-                "the cell's formats.data_formats, 04 with its alignment.method"
+                f"inputs.examples, inputs.aligned: {', '.join(found)}; a cell learns "
+                f"from {', '.join(missing)}. Run notebook 03 with its "
+                "formats.data_formats, 04 with its alignment.method"
             )
         targets = self.aligned.get(cell.targets)
         parts = {
             "base": [cell.model, cell.start, self._base(cell).digest],
             "seed": cell.seed,
             "loss": vars(cell.loss) if cell.targets else cell.loss.name,
-            "training": self._training(),
+            "training": vars(models.in_precision(self.training)),
             "max_input_tokens": self.formats.max_input_tokens,
             "examples": [dataset_digest(self.examples), *cell.data_formats],
             "aligned": cell.targets and targets_digest(targets, cell.targets),
@@ -441,7 +438,7 @@ def open_grid(stage: stages.Stage, **other_alignments: Dataset) -> Grid:
     return Grid(
         stage.store("experiments"),
         *sections,
-        profile.experiments,
+        profile.experiments.num_workers,
         examples=stage.read("examples"),
         aligned=aligned | other_alignments,
         problems=stage.read("problems"),
@@ -456,8 +453,7 @@ def do(due: Callable[[], list[Job]], grid: Grid) -> dict[Job, str | None]:
     """Do what is due, and what becomes due by that; return jobs and tracebacks."""
     done: dict[Job, str | None] = {}
     count = len(due())
-    asked = grid.experiments.num_workers or workers_that_fit()
-    num_workers = max(asked, len(models.cards()))
+    num_workers = max(grid.num_workers or workers_that_fit(), len(models.cards()))
     is_shared = num_workers > 1 and count > 1
     each = side_by_side(due, num_workers, grid) if is_shared else in_turn(due, grid)
     what = "trainings and checkpoints"
@@ -500,10 +496,8 @@ def side_by_side(
         cards.put(card)
     options = {"initializer": _begin, "initargs": (dataclasses.replace(grid), cards)}
     # A process that is killed takes the jobs of all with it, and what would follow.
-    killed = (
-        "a process was killed, perhaps for its memory: run again with "
-        f"experiments.num_workers below {num_workers}"
-    )
+    killed = "a process was killed, perhaps for its memory: run again with "
+    killed += f"experiments.num_workers below {num_workers}"
     with ProcessPoolExecutor(num_workers, context, **options) as pool:
         waiting: dict[Future, Job] = {}
         fresh, known = due(), set()
@@ -584,13 +578,12 @@ def _decode(job: Job, grid: Grid) -> None:
         "checkpoint": f"step-{job.step}",
         "work_dir": job.folder / "predictions",
     }
-    for split in sorted({unit.split for unit in job.units}):
-        modes: dict[str, list[str]] = {}
-        for unit in job.units:
-            if unit.split == split:
-                modes.setdefault(unit.task, []).append(unit.prompt_mode)
-        asked = {task: grid.problems_of(split, task) for task in modes}
-        evaluation.evaluate(student, asked, modes, grid.evaluation, **options)
+    asked: dict[str, dict] = defaultdict(lambda: defaultdict(list))
+    for unit in job.units:
+        asked[unit.split][unit.task].append(unit.prompt_mode)
+    for split, modes in asked.items():
+        tasks = {task: grid.problems_of(split, task) for task in modes}
+        evaluation.evaluate(student, tasks, modes, grid.evaluation, **options)
 
 
 @functools.lru_cache(maxsize=32)
@@ -607,14 +600,11 @@ def dataset_digest(dataset: Dataset) -> str:
 def targets_digest(table: Dataset, method: str) -> str:
     """Return the digest of aligned targets; refuse those by another method."""
     rules = table.select_columns("rule").with_format("arrow")[:]["rule"]
-    found = set(pc.unique(pc.list_flatten(rules)).to_pylist())
-    others = itertools.chain(*(r for m, r in _OWN_RULES.items() if m != method))
-    if foreign := [rule.name for rule in others if rule in found]:
+    if _FOREIGN_RULES[method].intersection(pc.list_flatten(rules).to_pylist()):
         raise ValueError(
-            f"inputs.aligned[{method!r}]: its targets were made by another method "
-            f"(rule {', '.join(foreign)}). Allowed: targets by {method!r}. Give this "
-            "notebook the alignment.method that notebook 04 was run with, or run "
-            "notebook 04 again without it"
+            f"inputs.aligned[{method!r}]: its targets were made by another method. "
+            f"Allowed: targets by {method!r}. Give this notebook the alignment.method "
+            "that notebook 04 was run with, or run notebook 04 again without it"
         )
     return dataset_digest(table)
 

@@ -14,7 +14,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from cotspec import profiles
-from cotspec.profiles import DATA_FORMATS, ExperimentsConfig, LossConfig
+from cotspec.profiles import DATA_FORMATS, ExperimentsConfig, LossConfig, StudentConfig
 
 Some = Annotated[tuple[str, ...], Field(min_length=1)]
 # What a student may be trained on, as the column `data_formats` names it.
@@ -57,11 +57,9 @@ class Cell:
         object.__setattr__(self, "data_formats", ordered)
 
     @property
-    def student(self) -> profiles.StudentConfig:
+    def student(self) -> StudentConfig:
         """What the cell starts from."""
-        return profiles.StudentConfig(
-            self.model, self.start, self.tokenizer, self.revision
-        )
+        return StudentConfig(self.model, self.start, self.tokenizer, self.revision)
 
     @property
     def targets(self) -> str | None:

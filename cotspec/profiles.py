@@ -20,15 +20,7 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 DataFormat = Literal[
@@ -44,7 +36,6 @@ Tail = Literal["bucket", "renormalized", "paper"]
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
 DATA_FORMATS = typing.get_args(DataFormat)
 GENERIC_PROMPT_MODES = typing.get_args(GenericMode)
-ALIGNMENT_METHODS = typing.get_args(AlignmentMethod)
 LOSSES = typing.get_args(LossName)
 TAILS = typing.get_args(Tail)
 DIVERGENCES = typing.get_args(Divergence)
@@ -55,6 +46,7 @@ MICRO_STUDENTS = ("micro-small", "micro-base", "micro-large", "micro-xl")
 
 _MOST = 2**32 - 1  # what every library takes, as a count and as a seed
 PositiveInt = Annotated[int, Field(gt=0, le=_MOST)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=_MOST)]
 # An interval over one problem does not exist.
 Several = Annotated[int, Field(ge=2, le=_MOST)]
@@ -101,20 +93,19 @@ def _plain_url(url: str) -> str:
     return url
 
 
-def _tasks(folder: str, names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(f"{folder}/{name}" for name in names)
+def _tasks(folder: str, names: str) -> tuple[str, ...]:
+    return tuple(f"{folder}/{name}" for name in names.split())
 
 
 _BBH_PROMPTS = Path(__file__).parent / "tasks/data/bbh-cot-prompts"  # of all 27 tasks
-BBH_TASKS = _tasks("bbh", sorted(file.stem for file in _BBH_PROMPTS.glob("*.txt")))
-MICRO_MATH = _tasks("micro", ("math", "multiarith", "asdiv", "svamp"))
+_BBH_NAMES = sorted(file.stem for file in _BBH_PROMPTS.glob("*.txt"))
+BBH_TASKS = _tasks("bbh", " ".join(_BBH_NAMES))
+MICRO_MATH = _tasks("micro", "math multiarith asdiv svamp")
 MICRO_GENERIC = _tasks(
     "micro",
-    (
-        "last_letters word_sorting object_counting boolean_expressions navigate "
-        "tracking_shuffled_objects date_understanding web_of_lies "
-        "reasoning_about_colored_objects logical_deduction"
-    ).split(),
+    "last_letters word_sorting object_counting boolean_expressions navigate "
+    "tracking_shuffled_objects date_understanding web_of_lies "
+    "reasoning_about_colored_objects logical_deduction",
 )
 
 
@@ -239,7 +230,7 @@ class TrainingConfig:
 
     learning_rate: PositiveFloat = 5e-4
     optimizer: Literal["adamw", "adafactor"] = "adamw"
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
     warmup_steps: NonNegativeInt = 10
     max_grad_norm: PositiveFloat = 5.0
     num_epochs: PositiveFloat = 10.0
@@ -367,10 +358,9 @@ def resolve(name: str, overrides: dict[str, object] | None = None) -> Profile:
                 faults.append(f"{dotted!r}: {value!r} is neither a number nor a text")
             else:
                 values[section][field] = value
+    values |= {"name": name, "summary": base.summary}
     try:
-        profile = _PROFILE.validate_python(
-            {"name": name, "summary": base.summary, **values}
-        )
+        profile = _PROFILE.validate_python(values)
     except ValidationError as error:
         faults += map(_in_words, error.errors())
     if faults:

@@ -33,7 +33,6 @@ PROMPT_MODES = (*DATA_FORMATS, *GENERIC_PROMPT_MODES)
 _ENDS_IN_ANSWER = re.compile(r"\banswer is:?\s+\S[^\n]*\Z", re.IGNORECASE)
 _SPARES = 3  # drawn in case the question itself, or a twin of it, is drawn
 _TOKENIZER_BATCH = 1_000  # prompts; bounds memory
-_UNSET_SAMPLE_ID = -1  # answer-only examples belong to no sampled solution
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,7 @@ def solution(rationale: str, answer: str) -> str:
     text = rationale.strip()
     if _ENDS_IN_ANSWER.search(text):
         return text
-    is_stopped = text.rstrip("\"')")[-1:] in (".", "!", "?", "")
-    stop = "" if is_stopped else "."
+    stop = "" if text.rstrip("\"')")[-1:] in (".", "!", "?", "") else "."
     return f"{text}{stop} {answer_sentence(answer)}".strip()
 
 
@@ -133,14 +131,11 @@ def build_inputs(
     """
     if mode not in PROMPT_MODES:
         raise ValueError(f"prompt mode: {mode!r}. Allowed: {', '.join(PROMPT_MODES)}")
-    chain_of_thought = mode.endswith("chain_of_thought")
+    how = {"chain_of_thought": mode.endswith("chain_of_thought")}
     shown = [] if mode.startswith("zero_shot") else _others(question, demonstrations)
-    blocks = [
-        demonstration_block(shown_one, chain_of_thought=chain_of_thought)
-        for shown_one in shown
-    ]
-    blocks.append(question_block(question, chain_of_thought=chain_of_thought))
-    return "\n\n".join([description.strip(), *blocks] if description else blocks)
+    blocks = [description.strip()] if description else []
+    blocks += [demonstration_block(one, **how) for one in shown]
+    return "\n\n".join([*blocks, question_block(question, **how)])
 
 
 def teacher_prompt(question: str, demonstrations: Sequence[Demonstration]) -> str:
@@ -180,7 +175,7 @@ def fit_prompts(
     *,
     max_input_tokens: int,
     description: str = "",
-) -> list[FittedPrompt]:
+) -> list[FittedPrompt | None]:
     """Drop whole demonstrations, the last first, until each prompt fits.
 
     Parameters
@@ -194,38 +189,22 @@ def fit_prompts(
     Returns
     -------
     list of FittedPrompt
-        One per item, in order.
-
-    Raises
-    ------
-    ValueError
-        If a question does not fit even without demonstrations.
+        One per item, in order; None for a question that does not fit even without
+        demonstrations.
     """
-    shown = [
-        [] if mode.startswith("zero_shot") else _others(question, demonstrations)
-        for question, demonstrations in items
-    ]
+    shown = [() if mode.startswith("zero_shot") else _others(*item) for item in items]
     fitted: list[FittedPrompt | None] = [None] * len(items)
     pending = list(enumerate(shown))  # and what is left of each to be shown
+    about = {"description": description}
     while pending:
         batch, pending = pending[:_TOKENIZER_BATCH], pending[_TOKENIZER_BATCH:]
-        texts = [
-            build_inputs(items[i][0], mode, left, description=description)
-            for i, left in batch
-        ]
+        texts = [build_inputs(items[i][0], mode, left, **about) for i, left in batch]
         lengths = [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
         for (i, left), text, length in zip(batch, texts, lengths, strict=True):
             if length <= max_input_tokens:
-                dropped = len(shown[i]) - len(left)
-                fitted[i] = FittedPrompt(text, len(left), dropped)
+                fitted[i] = FittedPrompt(text, len(left), len(shown[i]) - len(left))
             elif left:
                 pending.append((i, left[:-1]))
-            else:
-                raise ValueError(
-                    f"question {items[i][0][:60]!r}…: {length} tokens without "
-                    f"demonstrations; max_input_tokens is {max_input_tokens}. Raise it "
-                    "or leave the problem out"
-                )
     return fitted
 
 
@@ -264,29 +243,28 @@ def build_examples(
     Raises
     ------
     ValueError
-        Nothing kept, a solution of an unknown problem, or too few questions to show.
+        Nothing kept, a solution of an unknown problem, too few questions to show, or
+        one that does not fit the window.
     """
     columns = "problem_id sample_id question answer completion drop_reason".split()
     rows = [row for row in kept.select_columns(columns) if not row["drop_reason"]]
     by_question: dict[str, list[dict]] = {}
     for row in rows:
         by_question.setdefault(row["problem_id"], []).append(row)
+    groups, num_shown = list(by_question.values()), config.num_demonstrations
     if not rows:
         raise ValueError(
             f"0 of {len(kept)} solutions were kept, nothing to train on: sample more "
             "solutions, use a stronger teacher, or loosen the filter"
         )
     if unknown := sorted(by_question.keys() - set(problems["problem_id"][:])):
-        raise ValueError(
-            f"problem_id: {unknown[0]!r} has a kept solution but is not among the "
-            "training problems"
-        )
-    if len(by_question) < 2 and any("in_context" in f for f in config.data_formats):
+        said = f"problem_id: {unknown[0]!r} has a kept solution"
+        raise ValueError(f"{said}. Allowed: the training problems")
+    if len(groups) < 2 and any("in_context" in f for f in config.data_formats):
         raise ValueError(
             "formats.data_formats: in-context examples show other questions, but only "
             "1 question has a kept solution. Sample more, or use zero-shot formats"
         )
-    groups, num_shown = list(by_question.values()), config.num_demonstrations
     examples = []
     for data_format in config.data_formats:
         is_cot = data_format.endswith("chain_of_thought")
@@ -301,25 +279,20 @@ def build_examples(
             ]
             # Under another id too the question itself is none of them.
             items.append((row["question"], _others(row["question"], shown)[:num_shown]))
-        fitted = fit_prompts(
-            items, data_format, tokenizer, max_input_tokens=config.max_input_tokens
-        )
+        room = config.max_input_tokens
+        fitted = fit_prompts(items, data_format, tokenizer, max_input_tokens=room)
         for row, prompt in zip(chosen, fitted, strict=True):
-            sample_id = row["sample_id"] if is_cot else _UNSET_SAMPLE_ID
-            completion, answer = row["completion"], row["answer"]
-            examples.append(
-                {
-                    "example_id": f"{row['problem_id']}/{sample_id}/{data_format}",
-                    "problem_id": row["problem_id"],
-                    "sample_id": sample_id,
-                    "data_format": data_format,
-                    "inputs": prompt.text,
-                    "targets": build_target(
-                        data_format, completion=completion, answer=answer
-                    ),
-                    "num_demonstrations": prompt.num_demonstrations,
-                }
-            )
+            problem, sample = row["problem_id"], row["sample_id"] if is_cot else -1
+            if prompt is None:
+                said = f"formats.max_input_tokens: {room}. The question of {problem!r}"
+                raise ValueError(f"{said} needs more: raise it or leave it out")
+            example = {"example_id": f"{problem}/{sample}/{data_format}"}
+            example |= {"problem_id": problem, "sample_id": sample}
+            example |= {"data_format": data_format, "inputs": prompt.text}
+            said = {name: row[name] for name in ("completion", "answer")}
+            example["targets"] = build_target(data_format, **said)
+            example["num_demonstrations"] = prompt.num_demonstrations
+            examples.append(example)
     return Dataset.from_list(examples)
 
 

@@ -137,15 +137,11 @@ def train(
     """
     loss, config = loss or LossConfig(), in_precision(config)
     if loss.name == "distribution_matching" and encoded.aligned is None:
-        raise ValueError(
-            "encoded.aligned: None. Allowed with loss.name 'distribution_matching': "
-            "aligned targets, given to batching.encode"
-        )
+        said = f"encoded.aligned: None. loss.name {loss.name!r} needs aligned targets"
+        raise ValueError(f"{said}, given to batching.encode")
     if encoded.is_causal == student.model.config.is_encoder_decoder:
-        raise ValueError(
-            f"encoded.is_causal: {encoded.is_causal}. Allowed for student "
-            f"{student.name!r}: {not encoded.is_causal}"
-        )
+        said = f"encoded.is_causal: {encoded.is_causal}. Allowed for {student.name!r}"
+        raise ValueError(f"{said}: {not encoded.is_causal}")
     run = Run(student, encoded, config, loss, seed, Path(work_dir))
     try:
         _loop(run, resume(run))
@@ -179,12 +175,12 @@ def _loop(run: Run, done: int) -> None:
     lengths, budget = run.encoded.lengths(), config.batch_tokens
     start = done * config.gradient_accumulation_steps
     stream = batching.batch_stream(lengths, budget, seed=run.seed, start=start)
-    parts = config.num_checkpoints
-    due = {round(i * run.num_updates / parts) for i in range(1, parts + 1)}
+    parts, total = config.num_checkpoints, run.num_updates
+    due = {round(i * total / parts) for i in range(1, parts + 1)}
     is_main = run.accelerator.is_main_process
     bar = {"desc": f"training {run.student.name}", "unit": "update"}
-    bar |= {"initial": done, "total": run.num_updates, "disable": not is_main}
-    steps = tqdm(range(done + 1, run.num_updates + 1), **bar)
+    bar |= {"initial": done, "total": total, "disable": not is_main}
+    steps = tqdm(range(done + 1, total + 1), **bar)
     for step in steps:
         row = take_update(run, step, stream)
         if is_main:
@@ -206,8 +202,19 @@ def take_update(
     mine = range(rank, len(group), world) or [0]
     weight = world if rank < len(group) else 0
 
+    device = run.accelerator.device
+
     def loss_of(i: int) -> Tensor:
-        loss, num_own = _loss_of(run, group[i][1], (step - 1) * len(group) + i)
+        """A micro-batch's share; its activations take memory from here on."""
+        batch = batching.collate(run.encoded, group[i][1])
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        # Dropout is a function of the seed and the micro-batch's number in the run; the
+        # global random state is left alone.
+        entropy = np.random.SeedSequence([run.seed, (step - 1) * len(group) + i])
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+            loss = batch_loss(run.student, run.model, batch, run.loss)
+        num_own = (batch["labels"] != batching.IGNORED).sum()
         # An update averages over all its target tokens, whichever micro-batch holds
         # them; processes are averaged by Accelerate, hence times world.
         return loss * (num_own / num_targets) * weight
@@ -222,31 +229,9 @@ def take_update(
             f"training: {error} at step {step} (learning rate {rate:.3g}); log and "
             f"checkpoints up to there stay in {run.work_dir}"
         ) from None
-    return {
-        "step": step,
-        "epoch": group[0][0],
-        "loss": total / world,
-        "learning_rate": rate,
-        "grad_norm": norm,
-        "num_examples": sum(len(rows) for _, rows in group),
-        "num_target_tokens": num_targets,
-    }
-
-
-def _loss_of(run: Run, rows: np.ndarray, number: int) -> tuple[Tensor, Tensor]:
-    """Return a micro-batch's loss and number of target tokens.
-
-    Dropout is a function of the seed and the micro-batch's `number` in the run; the
-    global random state is left alone.
-    """
-    device = run.accelerator.device
-    batch = batching.collate(run.encoded, rows)
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    entropy = np.random.SeedSequence([run.seed, number])
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
-        loss = batch_loss(run.student, run.model, batch, run.loss)
-    return loss, (batch["labels"] != batching.IGNORED).sum()
+    num_examples = sum(len(rows) for _, rows in group)
+    values = step, group[0][0], total / world, rate, norm, num_examples, num_targets
+    return dict(zip(METRICS, values, strict=True))
 
 
 def step_optimizer(
@@ -319,13 +304,11 @@ def batch_loss(
         logits = output.logits  # (B, T, V)
     else:  # sources end where targets begin; of the logits, only the targets'
         mask = torch.cat([mask, (labels != batching.IGNORED).long()], 1)  # (B, S + T)
-        logits = model(
-            input_ids=torch.cat([ids, labels.clamp_min(0)], 1),
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp_min(0),
-            use_cache=False,
-            logits_to_keep=labels.shape[1] + 1,
-        ).logits[:, :-1]
+        inputs = {"input_ids": torch.cat([ids, labels.clamp_min(0)], 1)}
+        inputs |= {"attention_mask": mask, "logits_to_keep": labels.shape[1] + 1}
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        output = model(**inputs, position_ids=positions, use_cache=False)
+        logits = output.logits[:, :-1]
     if loss.name == "sample_matching":
         return losses.sample_matching(logits, labels)
     teacher = batch["teacher_ids"], batch["teacher_probs"]
@@ -373,10 +356,8 @@ def freeze(model: torch.nn.Module, num_layers: int) -> None:
         return
     layers = () if model.config.is_encoder_decoder else model.get_decoder().layers
     if num_layers > len(layers):
-        raise ValueError(
-            f"training.num_frozen_layers: {num_layers}. Allowed for this student: "
-            f"0 to {len(layers)} (0 with an encoder)"
-        )
+        said = f"training.num_frozen_layers: {num_layers}. Allowed for this student"
+        raise ValueError(f"{said}: 0 to {len(layers)} (0 with an encoder)")
     for module in (model.get_input_embeddings(), *layers[:num_layers]):
         module.requires_grad_(False)
 
@@ -409,20 +390,15 @@ def load_checkpoint(student: Student, path: Path) -> Student:
     if (path / STATE).exists():
         settings = artifacts.read_json(path / STATE)["settings"]
         if settings["tokenizer"] != tokenizer_digest(student.tokenizer):
-            raise ValueError(
-                f"checkpoint {path}: trained with the vocabulary of student "
-                f"{settings['student']!r}, which {student.name!r} has not. Allowed: "
-                "the vocabulary it was trained with"
-            )
+            said = f"trained with the vocabulary of {settings['student']!r}"
+            raise ValueError(f"checkpoint {path}: {said}, which {student.name!r} lacks")
     loaded = copy_of(student)
     try:
         load_model(loaded.model, path / WEIGHTS)
     except (RuntimeError, OSError, SafetensorError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"checkpoint {path}: its weights do not fit student {student.name!r}. "
-            f"Allowed: the student it was trained from ({said})"
-        ) from error
+        said = f"its weights do not fit student {student.name!r}"
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(f"checkpoint {path}: {said} ({why})") from error
     loaded.model.eval()
     return loaded
 

@@ -161,7 +161,7 @@ def test_a_checkpoint_of_another_tokenizer_is_refused_before_decoding(
     artifacts.write_json(folder / "state.json", {"settings": settings})
     forbid_decoding(monkeypatch)
     assert commands.main([*SMOKE, "--checkpoint", "3"]) == 2
-    assert "the vocabulary of student 'other'" in capsys.readouterr().err
+    assert "the vocabulary of 'other'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

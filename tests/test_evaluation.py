@@ -399,10 +399,10 @@ def test_a_majority_needs_answers_and_ties_go_to_the_first():
 @pytest.mark.parametrize(
     ("tasks", "modes", "message"),
     [
-        ({"toy": problems()}, ["answer_only"], "none for task 'toy'"),
+        ({"toy": problems()}, ["answer_only"], "none for 'toy', which"),
         ({"toy": problems().select([])}, MODES[1:], "no problems"),
         ({"toy": problems(gold="3:2")}, MODES[1:], "'toy/0': gold: '3:2'"),
-        ({"toy": problems()}, [MODES[0], "few_shot"], "prompt_modes: 'few_shot'"),
+        ({"toy": problems()}, ["zero_shot"], "prompt mode: 'zero_shot'. Allowed"),
     ],
 )
 def test_what_cannot_be_evaluated_is_an_error_before_decoding(tasks, modes, message):

@@ -11,7 +11,7 @@ from test_teacher_store import completion, problems
 from cotspec import alignment, artifacts, teacher
 from cotspec.alignment.table import targets_table
 from cotspec.micro import tokenizers as micro_tokenizers
-from cotspec.profiles import ALIGNMENT_METHODS, TeacherConfig
+from cotspec.profiles import TeacherConfig
 from cotspec.teacher.release import _LISTS, _TOPS, read_traces
 from cotspec.teacher.traces import FEATURES, as_dataset, as_row
 
@@ -143,7 +143,7 @@ def test_the_datas_own_solutions_are_words_that_join_to_the_text():
 def test_a_written_solution_is_one_hot_in_the_students_tokens():
     traces = written(["She has 48 + 24 = 72 clips"])
     tokenizer = micro_tokenizers.load_student()
-    for method in ALIGNMENT_METHODS:
+    for method in ("offsets", "dtw"):
         read = [alignment.TeacherTrace.from_row(row) for row in traces]
         done = alignment.align_all(read, tokenizer, method=method)
         [row] = targets_table(traces, done)
