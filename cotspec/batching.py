@@ -328,11 +328,13 @@ def collate(encoded: EncodedExamples, indices: Sequence[int]) -> dict[str, Tenso
     source, target = _padded(encoded.lengths(indices)).max(0)
     table = encoded.aligned
     k = 1 if table is None else table.topk_ids.shape[1]
-    shapes = {name: (size, source) for name in ("input_ids", "attention_mask")}
-    shapes |= {"labels": (size, target), "teacher_ids": (size, target, k)}
-    batch = {name: np.zeros(shape, np.int64) for name, shape in shapes.items()}
-    batch["labels"][:] = IGNORED
-    batch["teacher_probs"] = np.zeros((size, target, k), np.float32)
+    batch = {
+        "input_ids": np.zeros((size, source), np.int64),
+        "attention_mask": np.zeros((size, source), np.int64),
+        "labels": np.full((size, target), IGNORED, np.int64),
+        "teacher_ids": np.zeros((size, target, k), np.int64),
+        "teacher_probs": np.zeros((size, target, k), np.float32),
+    }
     for row, index in enumerate(indices):
         ids, labels = encoded.input_ids[index], encoded.labels[index]
         start = source - len(ids) if encoded.is_causal else 0

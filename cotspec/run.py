@@ -39,7 +39,7 @@ MODEL_FIELDS = (
     "teacher.model",
 )
 PATH_FIELDS = (*MODEL_FIELDS, "teacher.path", "student.tokenizer")
-BUILT_IN_MODELS = ("micro-", "random:", "smollm2")
+BUILT_IN_MODELS = ("micro-", "smollm2")
 
 
 def given_to(
@@ -357,9 +357,6 @@ def _look_for(
     elif name.startswith(models.MICRO_PREFIX) and field != "teacher.model":
         for start in starts:
             shipped.load_student(name.removeprefix(models.MICRO_PREFIX), start)
-    elif name.startswith(models.RANDOM_PREFIX) and field != "teacher.model":
-        models.flan_t5_config(name.removeprefix(models.RANDOM_PREFIX))
-        models.load_student_tokenizer(profiles.StudentConfig(name))
     else:
         config = models.load_config(name, field, local_files_only=not is_online())
         has_encoder = getattr(config, "is_encoder_decoder", False)

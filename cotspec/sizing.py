@@ -62,7 +62,7 @@ def shape_of(name: str) -> T5Config | None:
     """Return the shape of a published FlanT5 or T5 v1.1 by its name, or None."""
     from cotspec import models
 
-    flan = name.removeprefix(models.RANDOM_PREFIX).replace("t5-v1_1", "flan-t5")
+    flan = name.replace("t5-v1_1", "flan-t5")
     return models.flan_t5_config(flan) if flan in models.FLAN_T5_SHAPES else None
 
 

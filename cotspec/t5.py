@@ -8,12 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import (
-    AttentionInterface,
-    PreTrainedModel,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import AttentionInterface, T5Config, T5ForConditionalGeneration
 from transformers.activations import NewGELUActivation
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.models.t5.modeling_t5 import T5DenseGatedActDense
@@ -92,7 +87,7 @@ def attend_in_place(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
-def fuse_gelu(model: PreTrainedModel) -> None:
+def fuse_gelu(model: torch.nn.Module) -> None:
     """Let a gated-GELU T5 compute its activation in one kernel instead of seven.
 
     The same function, GELU's approximation by tanh, equal up to rounding.

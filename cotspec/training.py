@@ -201,7 +201,6 @@ def take_update(
     # others wait for its gradients.
     mine = range(rank, len(group), world) or [0]
     weight = world if rank < len(group) else 0
-
     device = run.accelerator.device
 
     def loss_of(i: int) -> Tensor:

@@ -50,9 +50,8 @@ def byte_tokenizer(*, adds_end: bool) -> PreTrainedTokenizerFast:
         backend.post_processor = processors.TemplateProcessing(
             single="$A </s>", special_tokens=[("</s>", 1)]
         )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="</s>"
-    )
+    named = {"pad_token": "<pad>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **named)
 
 
 BYTES = byte_tokenizer(adds_end=True)
@@ -99,32 +98,16 @@ def scripted(write) -> Student:
 
 
 def tiny_t5() -> Student:
-    config = T5Config(
-        vocab_size=260,
-        d_model=16,
-        d_kv=8,
-        d_ff=32,
-        num_layers=2,
-        num_heads=2,
-        decoder_start_token_id=0,
-        initializer_factor=1.5,
-        tie_word_embeddings=False,
-    )
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    sizes |= {"vocab_size": 260, "initializer_factor": 1.5}
+    config = T5Config(decoder_start_token_id=0, tie_word_embeddings=False, **sizes)
     return _tiny(T5ForConditionalGeneration, config, adds_end=True)
 
 
 def tiny_gpt2() -> Student:
-    config = GPT2Config(
-        vocab_size=258,
-        n_positions=256,
-        n_embd=16,
-        n_layer=2,
-        n_head=2,
-        bos_token_id=1,
-        eos_token_id=1,
-        initializer_range=0.2,
-        tie_word_embeddings=False,
-    )
+    sizes = {"vocab_size": 258, "n_positions": 256, "n_embd": 16, "n_layer": 2}
+    sizes |= {"n_head": 2, "initializer_range": 0.2, "tie_word_embeddings": False}
+    config = GPT2Config(bos_token_id=1, eos_token_id=1, **sizes)
     return _tiny(GPT2LMHeadModel, config, adds_end=False)
 
 
@@ -137,11 +120,9 @@ def _tiny(kind, config, *, adds_end) -> Student:
 
 
 def problems(task="toy", n=3, gold=None) -> Dataset:
-    columns = {
-        "problem_id": [f"{task}/{i}" for i in range(n)],
-        "question": [f"What is {i} + 1?" for i in range(n)],
-        "answer": [gold or str(i + 1) for i in range(n)],
-    }
+    columns = {"problem_id": [f"{task}/{i}" for i in range(n)]}
+    columns["question"] = [f"What is {i} + 1?" for i in range(n)]
+    columns["answer"] = [gold or str(i + 1) for i in range(n)]
     return Dataset.from_dict(columns)
 
 
@@ -176,13 +157,9 @@ def test_greedy_decoding_equals_generate_on_each_text_alone(make, slots):
     assert len(set(lengths)) > 1, "rows leave the batch at different steps"
     for text, generation in zip(texts, ours, strict=True):
         inputs = student.tokenizer(text, return_tensors="pt")
-        ids = student.model.generate(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            max_new_tokens=CONFIG.max_new_tokens,
-            do_sample=False,
-            pad_token_id=0,
-        )[0]
+        asked = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        options = {"max_new_tokens": CONFIG.max_new_tokens, "do_sample": False}
+        ids = student.model.generate(**asked, **options, pad_token_id=0)[0]
         is_seq2seq = student.model.config.is_encoder_decoder
         start = 1 if is_seq2seq else inputs.input_ids.shape[1]
         expected = student.tokenizer.decode(ids[start:], skip_special_tokens=True)
@@ -250,9 +227,7 @@ def test_what_is_sampled_depends_on_the_seed_of_its_text_alone():
 
 def test_a_tokenizer_with_another_end_token_is_refused():
     student, backend = tiny_t5(), BYTES.backend_tokenizer
-    swapped = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="</s>", eos_token="<pad>"
-    )
+    swapped = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<pad>")
     with pytest.raises(ValueError, match=r"end token \[1\] for 0"):
         dataclasses.replace(student, tokenizer=swapped)
 
@@ -297,13 +272,8 @@ def test_form_and_reasoning_are_told_apart():
     same = {"checkpoint": "step-0", "prompt_mode": "m"}
     rows = [same | {"tier": tier, "is_correct": right} for tier, right in said]
     [row] = evaluation.form_and_reasoning(Dataset.from_list(rows)).to_dict("records")
-    assert row == same | {
-        "n": 5,
-        "with_form": 0.4,
-        "right": 0.4,
-        "right_with_form": 0.5,
-        "right_without": pytest.approx(1 / 3),
-    }
+    shares = {"with_form": 0.4, "right": 0.4, "right_with_form": 0.5}
+    assert row == same | shares | {"n": 5, "right_without": pytest.approx(1 / 3)}
 
 
 def remembering(answer):

@@ -82,11 +82,10 @@ def test_a_path_that_leads_nowhere_is_refused_before_any_work(tmp_path):
 @pytest.mark.parametrize(
     ("name", "field", "value", "words"),
     [
-        ("smoke", "experiments.students", ("random:no",), "known for 'no'"),
+        ("smoke", "experiments.students", ("/",), "cannot load '/'"),
         ("smoke", "teacher.model", "micro-no", "cannot load 'micro-no'"),
         ("smollm2", "student.tokenizer", "/", "cannot load '/'"),
         ("smoke", "student.model", "/", "student.model: cannot load '/'"),
-        ("smoke", "student.start", "random", "'random' of 'micro-base'. Allowed: raw,"),
         ("smoke", "experiments.raw_students", "micro-xl", "'micro-xl'. Allowed: instr"),
         ("smoke", "student.tokenizer", "/", "'/' is not read of a shipped student"),
         ("smoke", "student.revision", "x", "'x' is not read of a shipped student"),

@@ -90,7 +90,6 @@ def test_text_and_python_values_become_the_fields_type(dotted, given, value):
         ("training.weight_decay", -0.1, ["-0.1", "equal to 0"]),
         ("training.warmup_steps", -1, ["-1", "equal to 0"]),
         ("training.num_checkpoints", 0, ["0", "greater than 0"]),
-        ("training.checkpoint_every", 60, ["unknown field"]),
         ("loss.tail", "head", ["'head'", "'bucket', 'renormalized' or 'paper'"]),
         ("loss.cross_entropy_weight", 1.5, ["1.5", "equal to 1"]),
         ("formats.data_formats", "cot", ["'cot'", "zero_shot_answer_only"]),
@@ -120,9 +119,7 @@ def test_text_and_python_values_become_the_fields_type(dotted, given, value):
         ("training.max_steps", 10**400, ["less than or equal"]),
         # What would be asked of the memory, or started, for each.
         ("teacher.max_new_tokens", 2**32 - 1, ["less than or equal to 32768"]),
-        ("evaluation.max_input_tokens", 10**6, ["less than or equal to 32768"]),
         ("teacher.num_samples", 10**6, ["less than or equal to 1024"]),
-        ("experiments.num_workers", 5000, ["less than or equal to 1024"]),
         *(
             (field, value, ["neither a number nor a text"])
             for value in (True, [False], "[True]")
@@ -132,7 +129,7 @@ def test_text_and_python_values_become_the_fields_type(dotted, given, value):
         ("student.model", 7, ["7", "valid string"]),
         ("training.max_steps", True, ["neither a number nor a text"]),
         ("teacher.path", False, ["neither a number nor a text"]),
-        ("evaluation.num_samples", 3, ["temperature 0", "Allowed: above 0"]),
+        ("evaluation.num_samples", 3, ["num_samples 3 at temperature 0. Allowed"]),
         ("teacher.base_urls", "http://h:port/v1", ["Port"]),
         ("teacher.base_urls", "http://a b/v1", ["not an address"]),
         ("data.generic_tasks", "bbh/snark", ["'bbh/snarks'"]),
@@ -141,7 +138,6 @@ def test_text_and_python_values_become_the_fields_type(dotted, given, value):
         ("data.generic_tasks", "", ["at least 1 item"]),  # lessons show the first
         ("data.out_of_distribution_tasks", (), ["at least 1 item"]),
         ("data.train_task", "svamp", ["'gsm8k', 'micro/math'"]),  # nothing to train on
-        ("data.train_task", "nope", ["'gsm8k', 'micro/math'"]),
     ],
 )
 def test_a_wrong_override_names_field_value_and_what_is_allowed(dotted, given, words):
@@ -205,10 +201,3 @@ def test_sections_are_frozen_dataclasses_that_copy_pickle_and_hash():
     assert dataclasses.asdict(changed)["tail"] == "paper" != profile.loss.tail
     with pytest.raises(ValueError, match="tail"):
         dataclasses.replace(profile.loss, tail="head")
-
-
-def test_several_samples_need_a_temperature():
-    assert profiles.EvaluationConfig(num_samples=5, temperature=0.5).num_samples == 5
-    said = "profile field 'evaluation': evaluation.num_samples 5 at temperature 0. All"
-    with pytest.raises(ValueError, match=said):
-        profiles.resolve("smoke", {"evaluation.num_samples": 5})

@@ -26,20 +26,14 @@ class WordTokenizer:
 
 
 def kept_traces(num_questions=5, samples_each=2):
-    return Dataset.from_list(
-        [
-            {
-                "problem_id": f"toy/train/{i}",
-                "sample_id": j,
-                "question": f"What is {i} + {i}?",
-                "answer": str(2 * i),
-                "completion": f" Way {j}: {i} + {i}. The answer is {2 * i}.\n",
-                "drop_reason": "",
-            }
-            for i in range(num_questions)
-            for j in range(samples_each)
-        ]
-    )
+    rows = []
+    for i in range(num_questions):
+        row = {"problem_id": f"toy/train/{i}", "question": f"What is {i} + {i}?"}
+        row |= {"answer": str(2 * i), "drop_reason": ""}
+        for j in range(samples_each):
+            said = f" Way {j}: {i} + {i}. The answer is {2 * i}.\n"
+            rows.append(row | {"sample_id": j, "completion": said})
+    return Dataset.from_list(rows)
 
 
 def problems_of(kept):
@@ -47,13 +41,8 @@ def problems_of(kept):
 
 
 def build(kept, *, problems=None, seed=0, **config):
-    return prompts.build_examples(
-        kept,
-        problems or problems_of(kept),
-        FormatsConfig(**config),
-        seed=seed,
-        tokenizer=WordTokenizer(),
-    )
+    given = kept, problems or problems_of(kept), FormatsConfig(**config)
+    return prompts.build_examples(*given, seed=seed, tokenizer=WordTokenizer())
 
 
 def only(examples, data_format):
@@ -68,11 +57,7 @@ def num_words(text):
     "mode, shown, expected",
     [
         ("zero_shot_answer_only", [TWO], "Q: Q1?\nA:"),
-        (
-            "zero_shot_chain_of_thought",
-            [TWO],
-            "Q: Q1?\nA: Let's think step by step.",
-        ),
+        ("zero_shot_chain_of_thought", [TWO], f"Q: Q1?\nA: {prompts.COT_TRIGGER}"),
         (
             "in_context_chain_of_thought",
             [TWO, FOUR],
@@ -122,11 +107,7 @@ def test_an_unknown_mode_is_named_with_the_allowed_ones():
         ("It said 'two.'", "2", "It said 'two.' The answer is 2."),
         ("So the answer is (A).", "(A)", "So the answer is (A)."),
         ("The answer is $1,000.", "1000", "The answer is $1,000."),
-        (
-            "The answer is near.\n5 - 1",
-            "4",
-            "The answer is near.\n5 - 1. The answer is 4.",
-        ),
+        ("The answer is near.\n5", "4", "The answer is near.\n5. The answer is 4."),
         ("", "4", "The answer is 4."),
     ],
 )
@@ -146,14 +127,9 @@ def test_targets_are_the_stripped_completion_or_the_answer_sentence():
     assert (cot, short) == ("Half of 8.\nThe answer is 4.", "The answer is 4.")
 
 
-def fit(question, mode, shown, *, max_input_tokens, description=""):
-    (fitted,) = prompts.fit_prompts(
-        [(question, shown)],
-        mode,
-        WordTokenizer(),
-        max_input_tokens=max_input_tokens,
-        description=description,
-    )
+def fit(question, mode, shown, **options):
+    items, tokenizer = [(question, shown)], WordTokenizer()
+    (fitted,) = prompts.fit_prompts(items, mode, tokenizer, **options)
     return fitted
 
 
@@ -184,13 +160,8 @@ def test_fitting_many_prompts_equals_fitting_each():
 def test_cot_keeps_every_solution_and_answer_only_one_example_a_question():
     kept = kept_traces(num_questions=5, samples_each=3)
     examples = build(kept)
-    counts = {name: len(only(examples, name)) for name in DATA_FORMATS}
-    assert counts == {
-        "in_context_chain_of_thought": 15,
-        "in_context_answer_only": 5,
-        "zero_shot_chain_of_thought": 15,
-        "zero_shot_answer_only": 5,
-    }
+    # In context and zero-shot, each with reasoning and without.
+    assert [len(only(examples, name)) for name in DATA_FORMATS] == [15, 5, 15, 5]
     assert len(set(examples["example_id"])) == 40
     assert {r["sample_id"] for r in only(examples, "zero_shot_answer_only")} == {-1}
     first = only(examples, "zero_shot_chain_of_thought")[1]
@@ -236,7 +207,7 @@ def test_training_examples_fit_the_window():
     [
         (5, {"drop_reason": "wrong"}, "0 of 10 solutions were kept"),
         (5, {"problem_id": "gsm8k/1"}, "gsm8k/1.*Allowed: the training problems"),
-        (1, {}, "only 1 question has a kept solution"),  # none to be shown
+        (1, {}, "only 1 has a kept solution"),  # none to be shown
     ],
 )
 def test_what_cannot_be_trained_on_is_an_error(num_questions, change, message):
@@ -270,11 +241,9 @@ def test_every_published_bbh_prompt_is_rebuilt_word_for_word(data_dir):
     for name in tasks.BBH_TASKS:
         file = data_dir / "bbh/cot-prompts" / f"{name.removeprefix('bbh/')}.txt"
         published = file.read_text("utf-8").split("-----\n", 1)[1]
-        about = tasks.task_description(name)
-        shown = tasks.demonstrations(name)
-        rebuilt = prompts.build_inputs(
-            "Next?", "chain_of_thought", shown, description=about
-        )
+        about = {"description": tasks.task_description(name)}
+        asked = "Next?", "chain_of_thought", tasks.demonstrations(name)
+        rebuilt = prompts.build_inputs(*asked, **about)
         expected = f"{published} Q: Next? A: Let's think step by step."
         assert rebuilt.split() == expected.split(), name
 

@@ -47,12 +47,8 @@ def tiny_tokenizer(words=WORDS):
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-    )
+    named = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named)
 
 
 def random_student(name, model_class, config):
@@ -62,32 +58,16 @@ def random_student(name, model_class, config):
 
 
 def tiny_student(dropout=0.1):
-    config = T5Config(
-        vocab_size=48,
-        d_model=16,
-        d_kv=8,
-        d_ff=32,
-        num_layers=2,
-        num_heads=2,
-        dropout_rate=dropout,
-        feed_forward_proj="gated-gelu",
-        tie_word_embeddings=True,
-        decoder_start_token_id=0,
-    )
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    sizes |= {"vocab_size": 48, "feed_forward_proj": "gated-gelu"}
+    config = T5Config(dropout_rate=dropout, decoder_start_token_id=0, **sizes)
     return random_student("tiny", T5ForConditionalGeneration, config)
 
 
 def tiny_causal_student():
-    config = LlamaConfig(
-        vocab_size=48,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
+    sizes = {"vocab_size": 48, "hidden_size": 16, "intermediate_size": 32}
+    sizes |= {"num_attention_heads": 2, "num_key_value_heads": 1}
+    config = LlamaConfig(num_hidden_layers=2, eos_token_id=1, pad_token_id=0, **sizes)
     return random_student("tiny-causal", LlamaForCausalLM, config)
 
 
@@ -102,16 +82,9 @@ def make_examples(num_problems=12):
             words = generator.choice(WORDS, length)
             target = np.array(WORDS)[np.arange(10) * (problem + 1) % 40]
             target = target if is_cot else words[-1:]
-            rows.append(
-                {
-                    "example_id": f"{problem}/{data_format}",
-                    "problem_id": f"micro/{problem}",
-                    "sample_id": 0 if is_cot else -1,
-                    "data_format": data_format,
-                    "inputs": " ".join(words),
-                    "targets": " ".join(target),
-                }
-            )
+            row = {"data_format": data_format, "sample_id": 0 if is_cot else -1}
+            row |= {"inputs": " ".join(words), "targets": " ".join(target)}
+            rows.append(row | {"problem_id": f"micro/{problem}"})
     return Dataset.from_list(rows)
 
 
@@ -120,16 +93,10 @@ def make_aligned(num_problems=12, mass=0.9):
     tokenizer, rows = tiny_tokenizer(), []
     for problem in range(num_problems):
         target = np.array(WORDS)[np.arange(10) * (problem + 1) % 40]
-        ids = np.array(tokenizer(" ".join(target), add_special_tokens=False).input_ids)
-        rows.append(
-            {
-                "problem_id": f"micro/{problem}",
-                "sample_id": 0,
-                "student_ids": ids.tolist(),
-                "topk_ids": [[i, (i + 1) % 40, -1] for i in ids.tolist()],
-                "topk_probs": [[mass, 0.95 - mass, 0.0]] * len(ids),
-            }
-        )
+        ids = tokenizer(" ".join(target), add_special_tokens=False).input_ids
+        row = {"problem_id": f"micro/{problem}", "sample_id": 0, "student_ids": ids}
+        row["topk_ids"] = [[i, (i + 1) % 40, -1] for i in ids]
+        rows.append(row | {"topk_probs": [[mass, 0.95 - mass, 0.0]] * len(ids)})
     return Dataset.from_list(rows)
 
 
