@@ -593,7 +593,8 @@ def dataset_digest(dataset: Dataset) -> str:
 def targets_digest(table: Dataset, method: str) -> str:
     """Return the digest of aligned targets; refuse those by another method."""
     rules = table.select_columns("rule").with_format("arrow")[:]["rule"]
-    if _FOREIGN_RULES[method].intersection(pc.list_flatten(rules).to_pylist()):
+    found = pc.unique(pc.list_flatten(rules)).to_pylist()
+    if _FOREIGN_RULES[method].intersection(found):
         raise ValueError(
             f"inputs.aligned[{method!r}]: its targets were made by another method. "
             f"Allowed: targets by {method!r}. Give this notebook the alignment.method "
