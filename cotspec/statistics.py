@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -17,8 +17,7 @@ from scipy import stats
 CONFIDENCE = 0.95  # of every interval but Wilson's, which the profile sets
 
 
-@dataclass(frozen=True)
-class MeanSquares:
+class MeanSquares(NamedTuple):
     """Of ``d[s, p] = effect + seed + problem + rest``, an analysis of variance.
 
     Attributes
@@ -35,8 +34,7 @@ class MeanSquares:
     rest: np.ndarray | float
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """A paired difference in accuracy, second minus first, fractions.
 
     Attributes
@@ -109,30 +107,24 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> Difference:
     difference = b - a  # (seeds, problems)
     by_seed, by_problem = difference.mean(1), difference.mean(0)
     rest = difference - by_seed[:, None] - by_problem + difference.mean()
-    squares = MeanSquares(
-        num_seeds=s,
-        num_problems=p,
-        seeds=p * by_seed.var(ddof=1) if s > 1 else 0.0,
-        problems=s * by_problem.var(ddof=1),
-        rest=float(np.square(rest).sum()) / max(1, (s - 1) * (p - 1)),
-    )
-    mean = float(settled(difference.mean()))
-    half = _half_width(squares)
+    seeds = p * by_seed.var(ddof=1) if s > 1 else 0.0
+    rest_square = float(np.square(rest).sum()) / max(1, (s - 1) * (p - 1))
+    squares = MeanSquares(s, p, seeds, s * by_problem.var(ddof=1), rest_square)
+    mean, half = float(settled(difference.mean())), _half_width(squares)
     low, high = settled(np.array([mean - half, mean + half])).tolist()
     return Difference(mean, low, high, squares)
 
 
 def _half_width(squares: MeanSquares) -> np.ndarray:
     """Of Student's interval of the mean; degrees of freedom after Satterthwaite."""
-    s, p = squares.num_seeds, squares.num_problems
+    s, p, seeds, problems, rest = squares
     if s == 1:
-        error, df = np.sqrt(squares.problems / p), p - 1
+        error, df = np.sqrt(problems / p), p - 1
     else:
         # Seeds that agree can make the sum negative; then problems alone count.
-        total = squares.problems + squares.seeds - squares.rest
-        total = np.where(total > 0, total, squares.problems)
-        parts = [(squares.problems, p - 1), (squares.seeds, s - 1)]
-        parts += [(squares.rest, (s - 1) * (p - 1))]
+        total = problems + seeds - rest
+        total = np.where(total > 0, total, problems)
+        parts = (problems, p - 1), (seeds, s - 1), (rest, (s - 1) * (p - 1))
         spread = sum(np.square(square) / df for square, df in parts)
         df = np.maximum(1, np.square(total) / np.maximum(spread, 1e-300))
         error = np.sqrt(total / (s * p))
@@ -153,9 +145,8 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> Difference:
     """
     if np.size(values) == 1:
         return Difference(float(np.mean(values)), 0.0, 1.0)
-    found = paired_difference(np.zeros_like(values, dtype=float), np.asarray(values))
-    low, high = np.clip([found.ci_low, found.ci_high], 0, 1)
-    return Difference(found.estimate, float(low), float(high))
+    found = paired_difference(np.zeros_like(values, dtype=float), values)
+    return Difference(found.estimate, *np.clip(found[1:3], 0, 1).tolist())
 
 
 def simulate_differences(
@@ -177,21 +168,16 @@ def simulate_differences(
     array, shape (N, 3)
         Estimate and both ends of its interval.
     """
-    s, p, rest = squares.num_seeds, squares.num_problems, squares.rest
-    seed = max(0.0, (squares.seeds - rest) / p)
-    problem = max(0.0, (squares.problems - rest) / s)
-    expected = {
-        "seeds": (p * seed + rest, s - 1),
-        "problems": (s * problem + rest, p - 1),
-        "rest": (rest, (s - 1) * (p - 1)),
-    }
-    drawn = {
-        name: mean * generator.chisquare(df, count) / df if df else np.zeros(count)
-        for name, (mean, df) in expected.items()
-    }
+    s, p, seeds, problems, rest = squares
+    seed, problem = max(0.0, (seeds - rest) / p), max(0.0, (problems - rest) / s)
+    expected = (p * seed + rest, s - 1), (s * problem + rest, p - 1)
+    drawn = [
+        mean * generator.chisquare(df, count) / df if df else np.zeros(count)
+        for mean, df in (*expected, (rest, (s - 1) * (p - 1)))
+    ]
     variance = seed / s + problem / p + rest / (s * p)
     means = generator.normal(effect, math.sqrt(variance), count)
-    half = _half_width(MeanSquares(s, p, **drawn))
+    half = _half_width(MeanSquares(s, p, *drawn))
     return np.stack([means, means - half, means + half], axis=1)
 
 

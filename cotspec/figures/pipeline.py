@@ -31,7 +31,7 @@ SERIES = pd.read_csv(
 )
 
 
-@style.draws("level width notebook step leaves")
+@style.in_our_look
 def pipeline_map(steps: pd.DataFrame) -> Chart:
     """Draw the steps of the series from top to bottom, one column wide.
 
@@ -102,7 +102,7 @@ def _arrow_x(upper, lower) -> float:
     return left + min(0.3, (right - left) / 2)
 
 
-@style.draws("right steps questions")
+@style.in_our_look
 def right_per_question(counts: pd.DataFrame) -> Chart:
     """Draw how many questions have so many right solutions, stacked by their steps.
 
@@ -130,7 +130,7 @@ def right_per_question(counts: pd.DataFrame) -> Chart:
     return chart
 
 
-@style.draws("method rule share")
+@style.in_our_look
 def rule_shares(shares: pd.DataFrame) -> Chart:
     """Draw the share of student tokens by alignment rule, one bar a method.
 
@@ -149,7 +149,7 @@ def rule_shares(shares: pd.DataFrame) -> Chart:
 _VISIBLE = 0.002  # of a bar
 
 
-@style.draws("steps kind count share num_questions")
+@style.in_our_look
 def failures_by_steps(shares: pd.DataFrame) -> Chart:
     """Draw how solutions end, one bar for each number of steps a question takes.
 
@@ -199,7 +199,7 @@ def _stacked_bars(wide: pd.DataFrame, styles: Mapping, above: float, **edge: obj
     return chart, axes
 
 
-@style.draws("batch step epoch loss learning_rate")
+@style.in_our_look
 def loss_curves(metrics: pd.DataFrame) -> Chart:
     """Draw the training loss and the learning rate against the update.
 
@@ -241,7 +241,7 @@ def _draw_loss(axes: Axes, series: pd.DataFrame, name: str) -> None:
     axes.plot(series["step"], smooth, look.line, c=look.colour, label=label, **spread)
 
 
-@style.draws("kind length")
+@style.in_our_look
 def length_histogram(lengths: pd.DataFrame, *, limit: int) -> Chart:
     """Draw how many tokens texts take, one outline per kind.
 
@@ -281,7 +281,7 @@ _PANELS = {
 _APART = 0.008  # of the axis, between the intervals of two measures
 
 
-@style.draws("temperature group measure value ci_low ci_high")
+@style.in_our_look
 def temperature_study(study: pd.DataFrame, *, used: float) -> Chart:
     """Draw accuracy, and beside it diversity, against the sampling temperature.
 

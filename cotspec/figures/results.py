@@ -20,7 +20,7 @@ from cotspec.figures import style
 from cotspec.figures.style import Chart, Style
 
 
-@style.draws("task prompt_mode step accuracy ci_low ci_high gain_low gain_high")
+@style.in_our_look
 def before_and_after(
     results: pd.DataFrame, groups: Mapping[str, Sequence[str]]
 ) -> Chart:
@@ -90,7 +90,7 @@ def _draw_changes(axes: Axes, results: pd.DataFrame, tasks: list[str]) -> None:
             axes.vlines(both["chance"].iloc[0], **place, lw=1, ls=":", zorder=2)
 
 
-@style.draws("series k accuracy ci_low ci_high")
+@style.in_our_look
 def pass_at_k(curves: pd.DataFrame) -> Chart:
     """Draw the share of questions that k sampled solutions solve (some, or most).
 
@@ -128,7 +128,7 @@ def _is_marked(k: pd.Series) -> pd.Series:
     return (np.log2(k) % 1 == 0) | (k.nunique() <= MAX_TICKS)
 
 
-@style.draws("panel series x value low high")
+@style.in_our_look
 def curve_panels(
     curves: pd.DataFrame,
     *,
@@ -179,7 +179,7 @@ def curve_panels(
     return chart
 
 
-@style.draws("panel series x value")
+@style.in_our_look
 def ability_paths(
     curves: pd.DataFrame, *, across: str, up: str, chance: float | None = None
 ) -> Chart:
@@ -251,7 +251,7 @@ def _in_units(size: float) -> str:
     return f"{size:.0f}"
 
 
-@style.draws("claim condition effect ci_low ci_high unit status")
+@style.in_our_look
 def claim_effects(conditions: pd.DataFrame) -> Chart:
     """Draw every condition of every claim with its 95% interval, in points.
 

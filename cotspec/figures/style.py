@@ -8,11 +8,10 @@ in grey; and PNG, SVG, CSV and caption with the same bytes for the same figure.
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,25 +83,8 @@ class Chart(Figure):
         return buffer.getvalue()
 
 
-def draws(columns: str) -> Callable:
-    """Decorate a chart function that draws these columns of its first argument.
-
-    A frame without them, or without rows, is refused before it is called (ValueError);
-    our look holds while it draws, and the caller's settings are restored after it.
-    """
-
-    def decorate(function: Callable) -> Callable:
-        @functools.wraps(function)
-        def checked(frame: pd.DataFrame, *args: object, **kwargs: object) -> Chart:
-            if frame.empty or not set(columns.split()) <= set(frame):
-                got = f"got {len(frame)} rows of {list(frame)}"
-                raise ValueError(f"{function.__name__}: needs rows of {columns}; {got}")
-            with matplotlib.style.context(LOOK):
-                return function(frame, *args, **kwargs)
-
-        return checked
-
-    return decorate
+# Decorates a chart function: our look holds while it draws, the caller's comes back.
+in_our_look = matplotlib.style.context(LOOK)
 
 
 def new_chart(height: float, width: float = FULL_WIDTH, **grid: object):

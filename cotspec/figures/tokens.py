@@ -60,7 +60,7 @@ _LEGEND = (
 )
 
 
-@style.draws("position sampled rank alternative probability is_sampled")
+@style.in_our_look
 def probability_strip(alternatives: pd.DataFrame) -> Chart:
     """Draw a teacher's solution with its top alternatives, one column per token.
 
@@ -116,7 +116,7 @@ _LABEL, _ROW, _BOX, _DROP = 0.52, 0.86, 0.17, 0.46  # inches
 _RULES_A_LINE = 4
 
 
-@style.draws("side token start end rule")
+@style.in_our_look
 def token_alignment(
     spans: pd.DataFrame, *, pairs: Sequence[tuple[int, int]] | None = None
 ) -> Chart:
@@ -216,7 +216,7 @@ def _draw_token(axes: Axes, span: object, place: Callable, top: float) -> None:
     write_token(axes, *middle, text, room + 0.02, _TOKEN_FONT, ha="center")
 
 
-@style.draws("")
+@style.in_our_look
 def cost_matrix(matrix: pd.DataFrame, path: Sequence[tuple[int, int]]) -> Chart:
     """Draw the edit distances of two token sequences and a path through them.
 
@@ -283,7 +283,7 @@ _CHARACTERS = int((_PANEL - _TAB - 0.08) / (style.text_width(" ", _FONT) * 1.02)
 _SHOWN_LINES = 12  # of the demonstrations
 
 
-@style.draws("data_format part text")
+@style.in_our_look
 def four_formats(parts: pd.DataFrame) -> Chart:
     """Draw one example of each data format, two by two, in colour.
 
@@ -346,7 +346,7 @@ _LOSSES_A_ROW = 3
 _HIGHEST = 2.0  # nats; above it a curve leaves the chart
 
 
-@style.draws("loss token push")
+@style.in_our_look
 def logit_pushes(pushes: pd.DataFrame) -> Chart:
     """Draw where one step of gradient descent moves each token, one panel a loss.
 
@@ -380,7 +380,7 @@ def _draw_pushes(axes: Axes, tokens: pd.Series, push: np.ndarray) -> None:
     axes.tick_params(axis="x", length=0)
 
 
-@style.draws("loss probability nats")
+@style.in_our_look
 def loss_shapes(shapes: pd.DataFrame, *, teacher: float) -> Chart:
     """Draw each loss against the student's probability of one token.
 

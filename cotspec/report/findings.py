@@ -21,8 +21,10 @@ from cotspec.report.pairing import MATH_MODE, TRAINING, ZERO_SHOT_MODE
 
 # The paper's smallest effects, fractions: Table 1 (C1 to C3) and Table 2 (C4).
 PAPER_LIFT, PAPER_LIFT_LARGEST = 0.089, 0.028
-PAPER_COT_FALL, PAPER_ANSWER_FALL = 0.256, 0.211
+PAPER_FALL = {"CoT": ("chain_of_thought", 0.256), "answer-only": ("answer_only", 0.211)}
 PAPER_TUNED_HIGHER, PAPER_RAW_GAINS = 0.033, 0.034
+PAPER_CHOICE = 0.02, 0.013  # Table 3 (C8): in distribution, out of it
+WITHIN = {"is_equivalence": True}  # must lie within the smallest of interest of 0
 SMALLEST_LOSS = 0.01, "nats"  # per target token
 SMALLEST_SHARE = 0.25, "share of draws"  # in which the choices differ
 NUM_RESAMPLES = 400  # of validation problems, for where the curves peak
@@ -80,8 +82,7 @@ def lift(run: Measured, tasks: Sequence[str], paper: float, largest: float) -> F
     groups, conditions = pairing.by_size(tuned), []
     for number, (model, group) in enumerate(groups, 1):
         known = largest if number == len(groups) else paper
-        sides = pairing.before_and_after(group)
-        conditions.append(condition(model, *sides, paper=known))
+        conditions.append(_change(model, group, known))
     return _finding([_in_words(*named) for named in groups], conditions)
 
 
@@ -89,13 +90,9 @@ def generic_price(run: Measured) -> Finding:
     """C3: generic CoT is lost whole, answer-only in large part."""
     words, conditions, left_out = [], [], []
     level = chance_level(run.problems, run.data)
-    for mode, name, paper in (
-        ("chain_of_thought", "CoT", PAPER_COT_FALL),
-        ("answer_only", "answer-only", PAPER_ANSWER_FALL),
-    ):
+    for name, (mode, paper) in PAPER_FALL.items():
         rows = pairing.pick(run.sizes, run.data.generic_tasks, mode)
-        _, tuned = _raw_and_tuned(rows)
-        for model, group in pairing.by_size(tuned):
+        for model, group in pairing.by_size(_raw_and_tuned(rows)[1]):
             before, after = pairing.before_and_after(group)
             label = f"{model}, generic {name}"
             words.append(_in_words(label, group))
@@ -103,12 +100,10 @@ def generic_price(run: Measured) -> Finding:
             if statistics.paired_difference(base, before).ci_low <= 0:
                 left_out.append(label)
                 continue
-            fall = condition(f"{label} falls", after, before, paper=paper)
-            conditions.append(fall)
+            conditions.append(condition(f"{label} falls", after, before, paper))
             if name == "CoT":
-                ends = f"{label} ends below chance + 5 points"
-                room = base + SMALLEST
-                conditions.append(condition(ends, after, room, smallest=0.0))
+                ends = f"{label} ends below chance + 5 points", after, base + SMALLEST
+                conditions.append(condition(*ends, smallest=0.0))
     words.append(f"chance {level:.1%}")
     if left_out:
         words.append(f"no better than chance at the start: {', '.join(left_out)}")
@@ -146,11 +141,10 @@ def starts(run: Measured) -> Finding:
         f"raw start {raw_before.mean():.1%} → {raw.mean():.1%}",
         f"means of {len(groups)} sizes, n = {raw.shape[1]}",
     ]
-    ends = "the tuned start ends higher"
     gains = [tuned - tuned_before, raw - raw_before]
     conditions = [
-        condition(ends, raw, tuned, paper=PAPER_TUNED_HIGHER),
-        condition("the raw start gains more", *gains, paper=PAPER_RAW_GAINS),
+        condition("the tuned start ends higher", raw, tuned, PAPER_TUNED_HIGHER),
+        condition("the raw start gains more", *gains, PAPER_RAW_GAINS),
     ]
     return _finding(words, conditions)
 
@@ -170,15 +164,14 @@ def smooth_growth(run: Measured) -> Finding:
         zero = np.zeros_like(slope)
         slope = condition(f"slope, {name} start", zero, slope)
         label = f"bend, {name} start, within 10 points"
-        bend = condition(label, zero, kink, within=claims.MAX_KINK)
+        bend = condition(label, zero, kink, smallest=claims.MAX_KINK, **WITHIN)
         conditions += [slope, bend]
         words.append(
             f"{name} start after: {100 * slope.estimate:+.1f} points per doubling, "
             f"bend {100 * bend.estimate:+.1f}"
         )
     for model, group in pairing.by_size(tuned):
-        sides = pairing.before_and_after(group)
-        conditions.append(condition(f"lift, {model}", *sides, paper=PAPER_LIFT))
+        conditions.append(_change(f"lift, {model}", group, PAPER_LIFT))
     return _finding(words, conditions)
 
 
@@ -256,7 +249,7 @@ def what_losses_teach(run: Measured) -> Finding:
         for when, part in parts.items()
     ]
     sides = pairing.pair(sampled, matched)
-    equal = condition("accuracy within 5 points", *sides, within=SMALLEST)
+    equal = condition("accuracy within 5 points", *sides, **WITHIN)
     return _finding(words, [*conditions, equal])
 
 
@@ -273,10 +266,8 @@ def two_choices(run: Measured) -> Finding:
         {w: pairing.pick(rows, t, MATH_MODE, split=split) for w, t in tasks.items()}
         for split in ("test", "validation")
     )
-    if any(side.empty for side in (*test.values(), *valid.values())):
-        return Finding("", reason="validation and test were not measured on both sides")
-    inside, outside = valid.values()
-    steps, needed = inside["step"].nunique(), claims.MIN_CHECKPOINTS
+    sides = (*test.values(), *valid.values())
+    steps, needed = min(s["step"].nunique() for s in sides), claims.MIN_CHECKPOINTS
     if steps < needed:
         return Finding("", reason=f"{steps} checkpoints; the rule needs {needed}")
     choices = {where: pairing.best_steps(side) for where, side in valid.items()}
@@ -284,15 +275,13 @@ def two_choices(run: Measured) -> Finding:
         f"chosen {where}: steps {', '.join(map(str, steps))}"
         for where, steps in choices.items()
     ]
-    conditions = []
-    if inside["seed"].nunique() > 1:
-        excess = _peaks_apart(inside, outside)
+    conditions, excess = [], _peaks_apart(*valid.values())
+    if len(excess) > 1:
         conditions.append(over_seeds("peaks apart", excess, model, *SMALLEST_SHARE))
-    papers = (0.02, 0.013)
-    for own, other, paper in zip(tasks, reversed(tasks), papers, strict=True):
+    for own, other, paper in zip(tasks, reversed(tasks), PAPER_CHOICE, strict=True):
         sides = [pairing.at_chosen(test[own], choices[where]) for where in (other, own)]
         label = f"own choice is better {own}"
-        conditions.append(condition(label, *pairing.pair(*sides), paper=paper))
+        conditions.append(condition(label, *pairing.pair(*sides), paper))
     return _finding(words, conditions)
 
 
@@ -324,26 +313,21 @@ def _peaks_apart(inside: pd.DataFrame, outside: pd.DataFrame) -> pd.Series:
 
 
 def condition(
-    label: str,
-    first: np.ndarray,
-    second: np.ndarray,
-    *,
-    paper: float = np.nan,
-    smallest: float | None = None,
-    within: float | None = None,
+    label: str, first: np.ndarray, second: np.ndarray, paper: float = np.nan, **known
 ) -> Condition:
     """Return a condition on second minus first, arrays of shape (seeds, problems).
 
     The smallest effect of interest is 5 points, or half the paper's where smaller.
-    What must lie `within` a margin of 0 has that instead.
+    `known` as `Condition` takes it.
     """
-    if smallest is None:
-        smallest = within or float(np.nanmin([SMALLEST, paper / 2]))
     change = statistics.paired_difference(first, second)
-    interval = change.estimate, change.ci_low, change.ci_high
-    known = {"is_equivalence": within is not None, "paper": paper}
-    known["squares"] = change.squares
-    return Condition(label, *interval, smallest, *first.shape, **known)
+    smallest = known.pop("smallest", float(np.nanmin([SMALLEST, paper / 2])))
+    known |= {"paper": paper, "squares": change.squares}
+    return Condition(label, *change[:3], smallest, *first.shape, **known)
+
+
+def _change(label: str, rows: pd.DataFrame, paper: float) -> Condition:
+    return condition(label, *pairing.before_and_after(rows), paper)
 
 
 def over_seeds(
@@ -353,8 +337,7 @@ def over_seeds(
     values = pairing.independent(by_seed.to_frame().T, model).to_numpy().ravel()
     interval = values.mean(), np.nan, np.nan  # all that one base for all seeds tells
     if len(values) > 1:
-        mean = statistics.paired_difference(np.zeros_like(values), values)
-        interval = mean.estimate, mean.ci_low, mean.ci_high
+        interval = statistics.paired_difference(np.zeros_like(values), values)[:3]
     return Condition(label, *interval, smallest, num_seeds=len(values), unit=unit)
 
 
