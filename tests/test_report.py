@@ -307,9 +307,9 @@ def test_two_settings_are_refused_by_name():
 def test_systems_that_answered_other_problems_are_not_paired():
     with pytest.raises(ValueError, match="not paired"):
         pair(answers(0.1), answers(0.1, n=N + 1))
-    with pytest.raises(ValueError, match="several rows"):
+    with pytest.raises(ValueError, match="\\[2\\] rows a problem"):
         pair(pd.concat([answers(0.1)] * 2), answers(0.1))
-    with pytest.raises(ValueError, match="seeds lack problems"):
+    with pytest.raises(ValueError, match="\\[0, 1\\] rows a problem"):
         pair(answers(0.1).iloc[1:], answers(0.1))
 
 

@@ -388,8 +388,6 @@ def own_trainings(*frames: pd.DataFrame) -> pd.DataFrame:
     key = [*TRAINING, "step", "task", "prompt_mode", "problem_id"]
     rows = rows.drop_duplicates([*key, "is_correct"])
     if rows.duplicated(key).any():
-        raise ValueError(
-            "predictions: answers differ between notebooks. Allowed: one setting in a "
-            "report. Run notebooks 07 to 10 with the same OVERRIDES"
-        )
+        said = f"answers differ between notebooks. {pairing.ONE_SETTING}"
+        raise ValueError(f"predictions: {said}")
     return pd.concat(pairing.both_ends(rows), ignore_index=True)

@@ -48,14 +48,14 @@ def next_token_probs(
     """
     names = [cell.loss.name.replace("_", " ") for cell in cells]
     columns = list(dict.fromkeys(["the teacher", *names]))
-    index = pd.MultiIndex.from_arrays([[]] * len(LEVELS), names=LEVELS)
-    tables = [pd.DataFrame(columns=columns, index=index, dtype=float)]
+    table = []
     for cell in cells:
         if not cell.targets or models.is_causal(cell.student):
             continue
         tokenizer = models.load_student_tokenizer(cell.student)
         encoded = grid.encoded_of(cell, tokenizer)
-        rows = _unreached(encoded, grid, num_updates, cell)
+        came = np.concatenate([*grid.updates(encoded, cell.seed, num_updates)])
+        rows = _unreached(encoded, came)
         if not len(rows):
             continue
         batch = batching.collate(encoded, rows)
@@ -69,16 +69,14 @@ def next_token_probs(
                 known[name] = q.gather(-1, ids) * (p > 0)
         named = torch.stack([known[name] for name in columns], -1)
         rest = (1 - named.sum(1, keepdim=True)).clamp_min(1e-9)
-        labels = [
-            (cell.seed, place, tokenizer.decode(batch["labels"][row, :end]), token)
-            for place, (row, end) in enumerate(places.nonzero().tolist())
-            for token in [*tokenizer.convert_ids_to_tokens(ids[place]), OTHERS]
-        ]
-        probs = torch.cat([named, rest], 1).flatten(0, 1).numpy()
-        index = pd.MultiIndex.from_tuples(labels, names=LEVELS)
-        table = pd.DataFrame(probs, index, columns)
-        tables.append(table[table["the teacher"] > 0])
-    return pd.concat(tables[1:] or tables)
+        probs = torch.cat([named, rest], 1).tolist()  # (places, candidates, columns)
+        for place, (row, end) in enumerate(places.nonzero().tolist()):
+            at = cell.seed, place, tokenizer.decode(batch["labels"][row, :end])
+            tokens = [*tokenizer.convert_ids_to_tokens(ids[place]), OTHERS]
+            candidates = zip(tokens, probs[place], strict=True)
+            table += [(*at, token, *each) for token, each in candidates if each[0] > 0]
+    table = pd.DataFrame(table, columns=[*LEVELS, *columns]).set_index(LEVELS)
+    return table.astype(float)
 
 
 @torch.inference_mode()
@@ -95,11 +93,8 @@ def next_probs(
     return model(**asked).logits.cpu()[places].double().softmax(-1)
 
 
-def _unreached(
-    encoded: batching.EncodedExamples, grid: Grid, num_updates: int, cell: Cell
-) -> np.ndarray:
+def _unreached(encoded: batching.EncodedExamples, came: np.ndarray) -> np.ndarray:
     """Examples with targets whose solution was in no batch, in whatever format."""
-    came = np.concatenate([*grid.updates(encoded, cell.seed, num_updates)])
     has_teacher = encoded.teacher_row >= 0
     is_new = has_teacher & ~np.isin(encoded.teacher_row, encoded.teacher_row[came])
     return np.flatnonzero(is_new if is_new.any() else has_teacher)[:NUM_SOLUTIONS]

@@ -21,6 +21,10 @@ TRAINING = (
     "alignment"
 ).split()
 
+ONE_SETTING = (
+    "Allowed: one setting in a report. Run notebooks 05 to 10 with the same OVERRIDES"
+)
+
 
 def pick(
     predictions: pd.DataFrame, tasks: Sequence[str], mode: str, *, split: str = "test"
@@ -46,11 +50,7 @@ def require_one_setting(frames: Mapping[str, pd.DataFrame]) -> None:
     found = {name: sorted(set(rows["settings"])) for name, rows in frames.items()}
     if len(set().union(*found.values())) > 1:
         groups = "; ".join(f"{name}: {', '.join(keys)}" for name, keys in found.items())
-        raise ValueError(
-            "predictions: made with different training or evaluation settings "
-            f"({groups}). Allowed: one setting in a report. Run notebooks 05 to 10 "
-            "with the same OVERRIDES"
-        )
+        raise ValueError(f"predictions: settings differ ({groups}). {ONE_SETTING}")
 
 
 def at_start(rows: pd.DataFrame) -> pd.DataFrame:
@@ -83,15 +83,12 @@ def right_answers(rows: pd.DataFrame) -> pd.DataFrame:
         Two rows for one problem and seed, or a seed that lacks a problem.
     """
     keys = ["task", "problem_id", "seed"]
-    if rows.duplicated(keys).any():
-        raise ValueError(
-            "predictions: several rows for one problem and seed. Allowed: one system, "
-            "step and prompt mode"
-        )
+    counts = rows.groupby(keys).size().unstack(fill_value=0)
+    if (counts != 1).any(axis=None):
+        found = sorted(set(counts.to_numpy().ravel()))
+        allowed = "Allowed: one, of one system, step and prompt mode"
+        raise ValueError(f"predictions: {found} rows a problem and seed. {allowed}")
     table = rows.pivot(index=keys[:2], columns="seed", values="is_correct")
-    if table.isna().any(axis=None):
-        counts = table.notna().sum().to_dict()
-        raise ValueError(f"predictions: seeds lack problems, got {counts} by seed")
     return table.astype(float)
 
 
@@ -120,14 +117,10 @@ def pair(first: pd.DataFrame, second: pd.DataFrame) -> tuple[np.ndarray, np.ndar
     """
     a, b = right_answers(first), right_answers(second)
     if not (a.index.equals(b.index) and a.columns.equals(b.columns)):
-        shapes = " and ".join(f"{t.shape[0]} × {t.shape[1]}" for t in (a, b))
-        raise ValueError(
-            f"predictions: not paired, got {shapes} problems × seeds. Allowed: both "
-            "systems on the same problems with the same seeds"
-        )
+        shapes = f"{a.shape} and {b.shape} problems and seeds"
+        raise ValueError(f"predictions: not paired, got {shapes}. Allowed: the same")
     model = first["model"].iloc[0]
-    one, two = (independent(table, model).to_numpy().T for table in (a, b))
-    return one, two
+    return tuple(independent(table, model).to_numpy().T for table in (a, b))
 
 
 def before_and_after(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
