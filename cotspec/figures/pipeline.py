@@ -116,7 +116,7 @@ def right_per_question(counts: pd.DataFrame) -> Chart:
     wide = wide.reindex(range(wide.index.max() + 1)).fillna(0)
     chart, axes = style.new_chart(2.3, style.COLUMN_WIDTH)
     shades = matplotlib.colormaps["Blues"](np.linspace(0.25, 0.95, len(wide.columns)))
-    below, look = np.zeros(len(wide)), {"ec": style.BLACK, "lw": 0.5, "width": 0.8}
+    below, look = np.zeros(len(wide)), {"ec": style.BLACK, "lw": 0.5}
     for (steps, part), shade in zip(wide.items(), shades, strict=True):
         axes.bar(wide.index, part, bottom=below, fc=shade, label=steps, **look)
         below += part.to_numpy()
@@ -248,20 +248,19 @@ def length_histogram(lengths: pd.DataFrame, *, limit: int) -> Chart:
     Parameters
     ----------
     lengths : DataFrame
-        ``kind`` (what is counted: a data format, "right" and "wrong"), ``length``.
+        ``kind`` (a data format), ``length``.
     limit : int
         Where texts are cut: a dashed line, or a note if it lies far beyond them all.
     """
     kinds = lengths.groupby("kind", sort=False)["length"]
     bins = np.histogram_bin_edges(lengths["length"], bins=30)
-    spare = itertools.cycle(style.SERIES_STYLES)
     chart, axes = style.new_chart(1.9 + 0.12 * len(kinds))
     for index, (kind, picked) in enumerate(kinds):
-        look = style.FORMAT_STYLES.get(kind) or next(spare)
+        look = style.FORMAT_STYLES[kind]
         numbers = f"(n = {len(picked):,}, median {picked.median():.0f})"
         outline = {"color": look.colour, "linestyle": look.line, "linewidth": 1.3}
         outline |= {"fill": index == 0, "alpha": 1.0 if index else 0.35}
-        outline["label"] = f"{look.label or kind} {numbers}"
+        outline["label"] = f"{look.label} {numbers}"
         seaborn.histplot(x=picked, bins=bins, element="step", ax=axes, **outline)
     if limit <= 1.3 * lengths["length"].max():
         axes.axvline(limit, color=style.BLACK, ls="--", lw=1, label=f"limit {limit:,}")
@@ -270,7 +269,7 @@ def length_histogram(lengths: pd.DataFrame, *, limit: int) -> Chart:
         axes.text(0.995, 0.97, f"limit {limit:,} →", fontsize=7, **beyond)
     axes.set(xlabel="length (tokens)", ylabel="count", xlim=(0, None))
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    chart.legend(loc="outside upper center", ncols=3 if len(kinds) < 3 else 2)
+    chart.legend(loc="outside upper center", ncols=2)
     return chart
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -21,18 +21,17 @@ from cotspec.figures.style import Chart, Style
 
 
 @style.in_our_look
-def before_and_after(
-    results: pd.DataFrame, groups: Mapping[str, Sequence[str]]
-) -> Chart:
+def before_and_after(results: pd.DataFrame, groups: Mapping[str, list]) -> Chart:
     """Draw each task before and after specialization, joined by a line.
 
     Parameters
     ----------
     results : DataFrame
         Tidy results of one student and seed: ``task, prompt_mode, step, accuracy,
-        ci_low, ci_high`` and the paired change's interval, ``gain_low, gain_high``; one
-        way of asking with and one without chain of thought; the smallest step is
-        "before", the largest "after". A column ``chance`` is drawn dotted.
+        ci_low, ci_high``, the paired change's interval, ``gain_low, gain_high``, and
+        ``chance`` (NaN where there is none), drawn dotted; one way of asking with and
+        one without chain of thought; the smallest step is "before", the largest
+        "after".
     groups : mapping
         Group title to its tasks, e.g. ``{"in-distribution": ["gsm8k"]}``.
     """
@@ -56,8 +55,7 @@ def before_and_after(
         axes.set_xlabel("accuracy")
     handles = [
         Line2D([], [], ls=look.line, label=look.label, **_marked(look))
-        for name, look in style.CHANGE_STYLES.items()
-        if name != "chance" or "chance" in results
+        for look in style.CHANGE_STYLES.values()
     ]
     chart.legend(handles=handles, loc="outside upper center", ncols=len(handles))
     return chart
@@ -79,15 +77,13 @@ def _draw_changes(axes: Axes, results: pd.DataFrame, tasks: list[str]) -> None:
         low, high = both[["gain_low", "gain_high"]].iloc[-1]
         way = "rose" if low > 0 else "fell" if high < 0 else "either"
         axes.plot(ends[:, 0], [y, y], c=looks[way].colour, lw=1.6, zorder=2)
-        for at, (x, *ci), name in (
-            (y - 0.16, ends[0], "before"),
-            (y + 0.16, ends[1], way),
-        ):
-            axes.plot(ci, [at, at], c=looks[name].colour, lw=0.8, alpha=0.6, zorder=1)
+        sides = zip((-0.16, 0.16), ends, ("before", way), strict=True)
+        for off, (x, *ci), name in sides:
+            at = [y + off] * 2
+            axes.plot(ci, at, c=looks[name].colour, lw=0.8, alpha=0.6, zorder=1)
             axes.plot(x, y, **_marked(looks[name]), clip_on=False, zorder=3)
-        if "chance" in both:
-            place = {"ymin": y - 0.42, "ymax": y + 0.42, "color": style.BLACK}
-            axes.vlines(both["chance"].iloc[0], **place, lw=1, ls=":", zorder=2)
+        chance = {"color": style.BLACK, "lw": 1, "ls": ":", "zorder": 2}
+        axes.vlines(both["chance"].iloc[0], y - 0.42, y + 0.42, **chance)
 
 
 @style.in_our_look
@@ -100,10 +96,8 @@ def pass_at_k(curves: pd.DataFrame) -> Chart:
         ``series`` ("pass@k", "majority@k"), ``k, accuracy, ci_low, ci_high``.
     """
     chart, axes = style.new_chart(2.4, style.COLUMN_WIDTH)
-    looks = itertools.cycle(style.SERIES_STYLES)
     series = curves.groupby("series", sort=False)
-    for (name, curve), look in zip(series, looks, strict=False):
-        curve = curve.sort_values("k")
+    for (name, curve), look in zip(series, style.SERIES_STYLES, strict=False):
         x = curve["k"]
         line = {"c": look.colour, "marker": look.marker, "ls": look.line}
         marked = list(np.flatnonzero(_is_marked(x)))
@@ -120,6 +114,7 @@ def pass_at_k(curves: pd.DataFrame) -> Chart:
     return chart
 
 
+DOTTED = {"color": style.GREY, "lw": 0.8, "ls": ":"}
 MAX_TICKS = 7  # fewer samples, steps or sizes are marked one by one
 
 
@@ -160,9 +155,7 @@ def curve_panels(
         for name, series in panel.groupby("series", sort=False):
             _draw_curve(axes, series.sort_values("x"), name, looks[name])
         if chance is not None:
-            axes.axhline(
-                chance, color=style.GREY, lw=0.8, ls=":", label="chance, generic"
-            )
+            axes.axhline(chance, **DOTTED, label="chance, generic")
         axes.set(title=title, xlabel=xlabel)
         axes.yaxis.grid(True)
         _mark_x(axes, sorted((curves if is_log else panel)["x"].unique()), is_log)
@@ -180,9 +173,7 @@ def curve_panels(
 
 
 @style.in_our_look
-def ability_paths(
-    curves: pd.DataFrame, *, across: str, up: str, chance: float | None = None
-) -> Chart:
+def ability_paths(curves: pd.DataFrame, across: str, up: str, chance: float) -> Chart:
     """Draw each panel of `curve_panels` as a path: one ability against another.
 
     Parameters
@@ -191,7 +182,7 @@ def ability_paths(
         ``panel, series, x, value``.
     across, up : str
         The series on either axis.
-    chance : float, optional
+    chance : float
         A dotted line where guessing would be on the axis across.
     """
     chart, axes = style.new_chart(2.8, style.COLUMN_WIDTH)
@@ -209,8 +200,7 @@ def ability_paths(
             labelled = path.loc[[*labelled.index, step]]
             place = {"xytext": (4, 4), "textcoords": "offset points", "fontsize": 6.5}
             axes.annotate(f"{step:,}", point, **place)
-    if chance is not None:
-        axes.axvline(chance, color=style.GREY, lw=0.8, ls=":", label="chance")
+    axes.axvline(chance, **DOTTED, label="chance")
     axes.set(xlabel=across, ylabel=up, xlim=(0, None), ylim=(0, None))
     axes.xaxis.set_major_formatter("{x:.0%}")
     axes.yaxis.set_major_formatter("{x:.0%}")

@@ -117,9 +117,7 @@ _RULES_A_LINE = 4
 
 
 @style.in_our_look
-def token_alignment(
-    spans: pd.DataFrame, *, pairs: Sequence[tuple[int, int]] | None = None
-) -> Chart:
+def token_alignment(spans: pd.DataFrame, *, pairs: Sequence | None = None) -> Chart:
     """Draw how teacher tokens became student targets.
 
     Parameters

@@ -137,11 +137,11 @@ class Finding:
     def weakest(self) -> Condition | None:
         """The condition that is furthest from being met."""
         order = ("opposite", "excluded", "open", "met")
-        return min(
-            self.conditions,
-            key=lambda one: (order.index(one.status), one.ci_low),
-            default=None,
-        )
+        ranks = [(order.index(one.status), one.ci_low) for one in self.conditions]
+        return self.conditions[ranks.index(min(ranks))] if ranks else None
+
+
+Findings = Mapping[str, Finding]  # by claim
 
 
 def former_verdict(claim: SimpleNamespace, finding: Finding) -> str:
@@ -185,7 +185,7 @@ def too_few(conditions: Sequence[Condition]) -> str:
     return f"{seeds} seeds; the rule needs {MIN_SEEDS}" if seeds < MIN_SEEDS else ""
 
 
-def conditions_table(findings: Mapping[str, Finding]) -> pd.DataFrame:
+def conditions_table(findings: Findings) -> pd.DataFrame:
     """Return every condition of every claim, one row each.
 
     Columns: ``claim, condition, effect, ci_low, ci_high, smallest, paper, unit, status,
@@ -207,9 +207,7 @@ def _named(rows: list[dict], columns: str) -> pd.DataFrame:
     return table.reindex(columns=columns.split())
 
 
-def power_table(
-    findings: Mapping[str, Finding], *, seed: int, count: int = 2_000
-) -> pd.DataFrame:
+def power_table(findings: Findings, *, seed: int, count: int = 2_000) -> pd.DataFrame:
     """Simulate how often each rule says what in runs with this run's variances.
 
     Parameters
@@ -254,9 +252,7 @@ def _effect_in(one: Condition, world: str) -> float:
     return unknown if math.isnan(one.paper) else one.paper
 
 
-def claims_table(
-    findings: Mapping[str, Finding], *, scale: str, withheld: str = ""
-) -> pd.DataFrame:
+def claims_table(findings: Findings, *, scale: str, withheld: str = "") -> pd.DataFrame:
     """Return the ledger: every claim, ours, and a verdict.
 
     Parameters

@@ -15,7 +15,7 @@ import pandas as pd
 from cotspec import statistics
 from cotspec.profiles import DataConfig
 from cotspec.report import pairing
-from cotspec.report.pairing import MATH_MODE, ZERO_SHOT_MODE
+from cotspec.report.pairing import ASKED, MATH_MODE
 
 COLUMNS = "panel series x value low high n num_seeds".split()
 IN, OUT = "in-distribution", "out of distribution"
@@ -47,21 +47,16 @@ def ability_curves(predictions: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
 def format_curves(predictions: pd.DataFrame, data: DataConfig) -> pd.DataFrame:
     """Return two trainings, each asked both ways along the tuning: figure 4."""
     rows, tasks = [], [data.train_task]
-    modes = {MATH_MODE: "asked in context", ZERO_SHOT_MODE: "asked zero-shot"}
-    for name in ("in_context", "zero_shot"):
-        for mode, asked in modes.items():
-            rows_of = predictions[predictions["data_formats"] == name]
-            picked = pairing.pick(rows_of, tasks, mode, split="validation")
-            panel = f"tuned on {name.replace('_', '-')} data"
-            rows += _curve(panel, asked, picked, "step")
+    for name, mode in itertools.product(("in_context", "zero_shot"), ASKED):
+        rows_of = predictions[predictions["data_formats"] == name]
+        picked = pairing.pick(rows_of, tasks, mode, split="validation")
+        panel = f"tuned on {name.replace('_', '-')} data"
+        rows += _curve(panel, ASKED[mode], picked, "step")
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def size_curves(
-    predictions: pd.DataFrame,
-    data: DataConfig,
-    *,
-    teacher: tuple[float, float] | None = None,
+    predictions: pd.DataFrame, data: DataConfig, *, teacher: tuple | None = None
 ) -> pd.DataFrame:
     """Return accuracy on the training task against size: figure 2.
 
@@ -80,9 +75,9 @@ def size_curves(
         rows += _curve("A: as they start", name, pairing.at_start(group), "size")
     panels = {"raw": "B: raw", "instruction_tuned": "C: instruction-tuned"}
     for start, panel in panels.items():
-        ends = pairing.both_ends(math[math["start"] == start])
-        for series, end in zip(("before", "after"), ends, strict=True):
-            rows += _curve(panel, series, end, "size")
+        before, after = pairing.both_ends(math[math["start"] == start])
+        rows += _curve(panel, "before", before, "size")
+        rows += _curve(panel, "after", after, "size")
     if teacher:
         size, accuracy = teacher
         point = ("teacher", int(size), *[accuracy] * 3, 0, 1)
@@ -127,8 +122,8 @@ def abilities_of_choices(predictions: pd.DataFrame, data: DataConfig) -> pd.Data
         for ability, split in itertools.product((IN, OUT), ("validation", "test")):
             tasks, mode, _ = abilities(data)[ability]
             picked = pairing.pick(group, tasks, mode, split=split)
-            right = pairing.at_chosen(picked, steps)["is_correct"]
-            row[f"{ability}, {split}"] = right.mean()
+            chosen_rows = pairing.at_chosen(picked, steps)
+            row[f"{ability}, {split}"] = chosen_rows["is_correct"].mean()
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -155,6 +150,5 @@ def _curve(panel: str, series: str, rows: pd.DataFrame, by: str) -> list[tuple]:
         table = pairing.right_answers(group)
         repeats = pairing.independent(table, group["model"].iloc[0]).to_numpy().T
         found = statistics.mean_interval(repeats)
-        values = found.estimate, found.ci_low, found.ci_high
-        points.append((panel, series, x, *values, *table.shape))
+        points.append((panel, series, x, *found[:3], *table.shape))
     return points

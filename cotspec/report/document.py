@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,7 +41,7 @@ def report_text(
     main: pd.DataFrame,
     claims: pd.DataFrame,
     *,
-    groups: Mapping[str, Sequence[str]],
+    groups: Mapping[str, list[str]],
     paper_tables: Mapping[str, pd.DataFrame],
     conditions: pd.DataFrame,
     power: pd.DataFrame,

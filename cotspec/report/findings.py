@@ -7,6 +7,7 @@ its rule asks about, each with a 95% interval over seeds and problems.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from cotspec import statistics
 from cotspec.profiles import DataConfig
 from cotspec.report import claims, pairing
 from cotspec.report.claims import SMALLEST, Condition, Finding
-from cotspec.report.pairing import MATH_MODE, TRAINING, ZERO_SHOT_MODE
+from cotspec.report.pairing import ASKED, MATH_MODE, TRAINING
 
 # The paper's smallest effects, fractions: Table 1 (C1 to C3) and Table 2 (C4).
 PAPER_LIFT, PAPER_LIFT_LARGEST = 0.089, 0.028
@@ -208,20 +209,17 @@ def size_coefficients(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 def what_formats_teach(run: Measured) -> Finding:
     """C6: two trainings, each asked in context and zero-shot, against the start."""
     words, conditions = [], []
-    for name in ("in_context", "zero_shot"):
-        for mode in (MATH_MODE, ZERO_SHOT_MODE):
-            rows = pairing.pick(run.formats, [run.data.train_task], mode)
-            rows = rows[rows["data_formats"] == name]
-            asked = "in context" if mode == MATH_MODE else "zero-shot"
-            label = f"tuned on {name.replace('_', '-')} data, asked {asked}"
-            if rows.empty:
-                return Finding("", reason=f"no student was {label}")
-            words.append(_in_words(label, rows))
-            before, after = pairing.before_and_after(rows)
-            falls = name == "zero_shot" and mode == MATH_MODE
-            sides = (after, before) if falls else (before, after)
-            verb = "falls" if falls else "rises"
-            conditions.append(condition(f"{label}: {verb}", *sides))
+    for name, mode in itertools.product(("in_context", "zero_shot"), ASKED):
+        rows = pairing.pick(run.formats, [run.data.train_task], mode)
+        rows = rows[rows["data_formats"] == name]
+        label = f"tuned on {name.replace('_', '-')} data, {ASKED[mode]}"
+        if rows.empty:
+            return Finding("", reason=f"no student was {label}")
+        words.append(_in_words(label, rows))
+        sides, verb = pairing.before_and_after(rows), "rises"
+        if name == "zero_shot" and mode == MATH_MODE:
+            sides, verb = sides[::-1], "falls"
+        conditions.append(condition(f"{label}: {verb}", *sides))
     return _finding(words, conditions)
 
 
@@ -341,12 +339,9 @@ def over_seeds(
     return Condition(label, *interval, smallest, num_seeds=len(values), unit=unit)
 
 
-def _finding(
-    words: Sequence[str],
-    conditions: Sequence[Condition],
-    missing: str = "nothing was measured",
-) -> Finding:
+def _finding(words: list[str], conditions: list[Condition], missing="") -> Finding:
     """What was measured; `missing` is the reason where there is no condition."""
+    missing = missing or "nothing was measured"
     reason = claims.too_few(conditions) if conditions else missing
     return Finding("; ".join(words), tuple(conditions), reason)
 

@@ -18,6 +18,7 @@ from cotspec.profiles import DataConfig
 from cotspec.report import pairing
 from cotspec.report.pairing import MATH_MODE
 
+Groups = Mapping[str, Sequence[str]]  # tasks by what they test, see `task_groups`
 DATA_FILES = ("published.csv",)  # part of the keys of stages that read them
 COLUMNS = (
     "model start size task prompt_mode n num_seeds before before_low before_high "
@@ -51,7 +52,7 @@ def _of_table(published: pd.DataFrame, number: int) -> pd.DataFrame:
     return published[published["source"].str.startswith(source)]
 
 
-def task_groups(data: DataConfig) -> dict[str, list[str]]:
+def task_groups(data: DataConfig) -> Groups:
     """Return the tasks by what they test; also the panels of `before_and_after`."""
     return {
         "in-distribution": [data.train_task],
@@ -65,9 +66,7 @@ def pooled_name(group: str, tasks: Sequence[str]) -> str:
     return tasks[0] if len(tasks) == 1 else f"all {group}"
 
 
-def main_table(
-    predictions: pd.DataFrame, groups: Mapping[str, Sequence[str]]
-) -> pd.DataFrame:
+def main_table(predictions: pd.DataFrame, groups: Groups) -> pd.DataFrame:
     """Return every student before and after, per set and prompt mode.
 
     Parameters
@@ -120,17 +119,11 @@ def _change(rows: pd.DataFrame) -> dict[str, float]:
     return row
 
 
-def percent(
-    value: float, low: float = np.nan, high: float = np.nan, *, signed: bool = False
-) -> str:
-    """Write a fraction and its interval in percent (changes: percentage points)."""
-    if pd.isna(value):
-        return ""
+def percent(*numbers: float, signed: bool = False) -> str:
+    """Write a fraction, or it and its interval, in percent; "" where not known."""
     form = "{:+.1f}" if signed else "{:.1f}"
-    text = form.format(100 * value)
-    if pd.isna(low) or pd.isna(high):
-        return text
-    return f"{text} [{form.format(100 * low)}, {form.format(100 * high)}]"
+    known = [form.format(100 * number) for number in numbers if pd.notna(number)]
+    return "{} [{}, {}]".format(*known) if len(known) == 3 else "".join(known[:1])
 
 
 def _sides(rows: pd.DataFrame, suffix: str = "") -> list[str]:
@@ -143,9 +136,7 @@ def _cells(rows: pd.DataFrame, name: str, *, signed: bool = False) -> list[str]:
     return [percent(*cell, signed=signed) for cell in zip(*columns, strict=True)]
 
 
-def _wide(
-    rows: pd.DataFrame, texts: Sequence[str], places: Mapping[str, tuple[str, str]]
-) -> pd.DataFrame:
+def _wide(rows: pd.DataFrame, texts: list[str], places: Mapping) -> pd.DataFrame:
     """A line per student, a column per named place; empty where there is no text."""
     table = rows.assign(text=texts).pivot(index=STUDENT, columns=PLACE, values="text")
     table = table.reindex(columns=list(places.values())).fillna("")
@@ -153,9 +144,7 @@ def _wide(
     return table.assign(start=table["start"].str.replace("_", " "))
 
 
-def summary_rows(
-    table: pd.DataFrame, groups: Mapping[str, Sequence[str]]
-) -> pd.DataFrame:
+def summary_rows(table: pd.DataFrame, groups: Groups) -> pd.DataFrame:
     """Return a line per student: before → after, and the change.
 
     Parameters
@@ -182,9 +171,7 @@ def summary_rows(
     return rows[[*names, *places]].rename(columns=names)
 
 
-def scorer_rows(
-    table: pd.DataFrame, groups: Mapping[str, Sequence[str]]
-) -> pd.DataFrame:
+def scorer_rows(table: pd.DataFrame, groups: Groups) -> pd.DataFrame:
     """Return math before → after as three scorers read the same answers, in percent.
 
     Parameters
@@ -229,11 +216,8 @@ def form_rows(form: pd.DataFrame) -> pd.DataFrame:
         "right_with_form": "right, of these",
         "right_without": "right, of the others",
     }
-    shown = form[["checkpoint", "prompt_mode", "n", *names]].rename(columns=names)
-    shown["prompt_mode"] = shown["prompt_mode"].str.replace("_", " ")
-    shares = list(names.values())
-    shown[shares] = shown[shares].map(percent)
-    return shown
+    shown = form[["checkpoint", "prompt_mode", "n"]].replace("_", " ", regex=True)
+    return shown.join(form[list(names)].map(percent).rename(columns=names))
 
 
 def our_rows(table: pd.DataFrame) -> pd.DataFrame:
@@ -253,9 +237,7 @@ def our_rows(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def table1(
-    published: pd.DataFrame, main: pd.DataFrame, groups: Mapping[str, Sequence[str]]
-) -> pd.DataFrame:
+def table1(published: pd.DataFrame, main: pd.DataFrame, groups: Groups) -> pd.DataFrame:
     """Return Table 1: every row of the paper, then our students, before → after.
 
     Parameters
@@ -283,7 +265,7 @@ def table1(
     return pd.concat([pd.DataFrame(rows), ours.assign(where="here")], ignore_index=True)
 
 
-def _our_places(groups: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
+def _our_places(groups: Groups) -> list[tuple[str, str]]:
     """Our set and prompt for each column: tasks are in the paper's order, by name."""
     others = groups["out of distribution"]
     named = [next((t for t in others if n.lower() in t), "") for n in MATH_SETS[1:]]
@@ -311,10 +293,9 @@ def table2(published: pd.DataFrame, main: pd.DataFrame, task: str) -> pd.DataFra
         rows.append(("paper (validation)", size, cells["FlanT5"], cells["T5"]))
     ours = main[(main["task"] == task) & (main["prompt_mode"] == MATH_MODE)]
     ours = ours.assign(text=_sides(ours))
-    for model, group in ours.groupby("model", sort=False):
-        texts = group.set_index("start")["text"]
-        both = texts.get("instruction_tuned", ""), texts.get("raw", "")
-        rows.append(("here (test)", model, *both))
+    texts = ours.pivot(index=STUDENT[:2], columns="start", values="text")
+    texts = texts.reindex(columns=["instruction_tuned", "raw"]).fillna("")
+    rows += [("here (test)", model, *both) for (_, model), *both in texts.itertuples()]
     return pd.DataFrame(rows, columns=["where", "size", "instruction-tuned", "raw"])
 
 
