@@ -18,10 +18,10 @@ from cotspec.figures import style
 from cotspec.teacher.studies import KINDS
 
 TRACE = {
-    "token_bytes": [b"If", b" $5", b".\n"],
-    "token_logprobs": np.log([0.1, 0.75, 0.9]).tolist(),
-    "topk_bytes": [[b"If", b"Nat"], [b" $5", b" 5"], [b".", b".\n"]],
-    "topk_logprobs": np.log([[0.1, 0.5], [0.75, 0.2], [0.05, 0.9]]).tolist(),
+    "token_bytes": [b"If", b" $5", b".\n", b"\xe2\x82"],
+    "token_logprobs": np.log([0.1, 0.75, 0.9, 1]).tolist(),
+    "topk_bytes": [[b"If", b"Nat"], [b" $5", b" 5"], [b".", b".\n"], [b"\xe2\x82"]],
+    "topk_logprobs": [*np.log([[0.1, 0.5], [0.75, 0.2], [0.05, 0.9]]).tolist(), [0.0]],
 }
 ALTERNATIVES = figures.top_alternatives(TRACE)
 SPAN = "side token start end rule".split()
@@ -31,6 +31,7 @@ RESULTS = pd.DataFrame(
         "prompt_mode": ["zero_shot_answer_only", "answer_only"] * 2,
         "step": [0, 0, 60, 60],
         "accuracy": [0.1, 0.1, 0.3, 0.3],
+        "chance": [np.nan, 0.5] * 2,
     }
 )
 GROUPS = {"in-distribution": ["gsm8k"], "generic": ["bbh/navigate"]}
@@ -54,6 +55,7 @@ FAILURES = committed("02_failures")
 STUDY = committed("01_temperature")
 PANELS = committed("figure3a")
 MATH = "in-distribution"
+PATHS = {"across": "generic, CoT", "up": MATH, "chance": 0.2}
 
 # By the figure that holds what is drawn: the function and its options.
 CHARTS = {
@@ -71,7 +73,7 @@ CHARTS = {
     "05_six_tokens_push": (figures.logit_pushes, {}),
     "05_six_tokens_shapes": (figures.loss_shapes, {"teacher": 0.6}),
     "06_accuracy": (figures.before_and_after, {"groups": {"math": ["micro/math"]}}),
-    "07_paths": (figures.ability_paths, {"across": "generic, CoT", "up": MATH}),
+    "07_paths": (figures.ability_paths, PATHS),
     "11_claims": (figures.claim_effects, {}),
     "figure1c": (figures.token_alignment, {}),
     "figure2": (figures.curve_panels, {"is_log": True}),
@@ -93,7 +95,9 @@ def save(folder, *, name="05_loss", caption="Loss against\n the update.", chart=
 @pytest.mark.parametrize("name", CHARTS)
 def test_a_chart_renders_whole_and_readable_without_pyplot_state(name):
     draw, options = CHARTS[name]
+    before = dict(matplotlib.rcParams)
     chart = draw(committed(name), **options)
+    assert dict(matplotlib.rcParams) == before
     assert chart._repr_png_().startswith(b"\x89PNG")
     assert 3.3 <= chart.get_figwidth() <= 6.9  # inches: a column, the page
     assert plt.get_fignums() == []
@@ -106,33 +110,14 @@ def test_a_chart_renders_whole_and_readable_without_pyplot_state(name):
     assert written and min(text.get_fontsize() for text in written) >= 5  # points
 
 
-@pytest.mark.parametrize("name", CHARTS)
-def test_a_frame_it_cannot_draw_is_an_error_naming_chart_and_column(name):
-    (draw, options), frame = CHARTS[name], committed(name)
-    for other in (frame.iloc[:, -1:], frame.head(0)):
-        message = rf"{draw.__name__}: needs rows of .* got {len(other)} rows of \["
-        with pytest.raises(ValueError, match=message):
-            draw(other, **options)
-
-
-def test_drawing_leaves_the_callers_settings_alone():
-    before = dict(matplotlib.rcParams)
-    figures.loss_curves(METRICS)
-    assert dict(matplotlib.rcParams) == before
-
-
-@pytest.mark.parametrize(
-    ("styles", "names"),
-    [
-        (style.FORMAT_STYLES, profiles.DATA_FORMATS),
-        (style.RULE_STYLES, tuple(rule.name.lower() for rule in alignment.Rule)),
-        (style.KIND_STYLES, KINDS),
-    ],
-)
-def test_every_format_rule_and_kind_has_a_look_of_its_own(styles, names):
-    assert tuple(styles) == names
-    assert len({look.colour for look in styles.values()}) == len(names)
-    assert len({look.marker + look.hatch for look in styles.values()}) == len(names)
+def test_every_format_rule_and_kind_has_a_look_of_its_own():
+    rules = [rule.name.lower() for rule in alignment.Rule]
+    kinds = (style.FORMAT_STYLES, style.RULE_STYLES, style.KIND_STYLES)
+    for styles, names in zip(kinds, (profiles.DATA_FORMATS, rules, KINDS), strict=True):
+        assert list(styles) == list(names)
+        looks = styles.values()
+        assert len({look.colour for look in looks}) == len(names)
+        assert len({look.marker + look.hatch for look in looks}) == len(names)
 
 
 def test_alternatives_are_ranked_and_drawn_with_spaces_and_dollars_shown():
@@ -141,12 +126,7 @@ def test_alternatives_are_ranked_and_drawn_with_spaces_and_dollars_shown():
     assert first["is_sampled"].tolist() == [False, True]
     assert np.allclose(first["probability"], [0.5, 0.1])
     shown = texts(figures.probability_strip(ALTERNATIVES))
-    assert "␣$5" in shown and ".↵" in shown
-
-
-def test_a_token_that_is_half_a_character_is_shown_as_bytes():
-    trace = TRACE | {"token_bytes": [b"\xe2\x82", b" $5", b".\n"]}
-    assert figures.top_alternatives(trace)["sampled"][0] == "\\xe2\\x82"
+    assert {"␣$5", ".↵", "\\xe2\\x82"} <= set(shown)  # half a character: its bytes
 
 
 SLASH = spans(
@@ -174,7 +154,14 @@ def test_tokens_are_joined_where_they_share_letters_or_as_given(
     assert len(axes.lines) == num_lines
 
 
-def test_no_row_cuts_a_given_pair():
+def test_a_long_alignment_wraps_where_no_token_and_no_given_pair_is_cut():
+    tokens = [("teacher", "ab", 2 * i, 2 * i + 2, "") for i in range(100)]
+    halves = range(0, 200, 4)
+    tokens += [("student", "abab", i, i + 4, "starts_together") for i in halves]
+    (axes,) = figures.token_alignment(spans(*tokens)).axes
+    assert len(axes.lines) == 100  # no pair was torn apart
+    right = max(p.get_x() + p.get_width() for p in axes.patches)
+    assert right <= style.FULL_WIDTH
     places = [("word", 4 * i, 4 * i + 4) for i in range(40)]
     long = [("teacher", *place, "") for place in places]
     long += [("student", *place, "not_one_to_one") for place in places]
@@ -197,17 +184,6 @@ def test_a_kind_that_no_bar_shows_is_not_in_the_legend(share):
     assert [text.get_text() for text in chart.legends[0].get_texts()] == ["right"]
 
 
-def test_a_long_alignment_wraps_only_where_both_sides_have_a_boundary():
-    starts = range(0, 200, 4)
-    tokens = [("teacher", "ab", 2 * i, 2 * i + 2, "") for i in range(100)]
-    tokens += [("student", "abab", i, i + 4, "starts_together") for i in starts]
-    chart = figures.token_alignment(spans(*tokens))
-    (axes,) = chart.axes
-    assert len(axes.lines) == 100  # no pair was torn apart
-    right = max(p.get_x() + p.get_width() for p in axes.patches)
-    assert right <= chart.get_figwidth()
-
-
 def test_effects_are_drawn_in_points_and_other_units_are_written():
     columns = "claim condition effect ci_low ci_high unit status".split()
     rows = [
@@ -216,12 +192,9 @@ def test_effects_are_drawn_in_points_and_other_units_are_written():
         ("C7", "a long condition " * 9, 0.012, 0.01, 0.014, "nats", "open"),
     ]
     chart = figures.claim_effects(pd.DataFrame(rows, columns=columns))
-    drawn = [
-        (line.get_marker(), round(float(line.get_xdata()[0]), 6))
-        for line in chart.axes[0].lines
-        if line.get_marker() != "None" and len(line.get_xdata())
-    ]
-    assert drawn == [("o", 20.0), ("X", -30.0)]
+    points = [line for line in chart.axes[0].lines if len(line.get_xdata()) == 1]
+    assert [line.get_marker() for line in points] == ["o", "X"]
+    assert [float(*line.get_xdata()) for line in points] == pytest.approx([20, -30])
     assert any("+0.012 [+0.010, +0.014] nats" in text for text in texts(chart))
 
 
@@ -295,21 +268,27 @@ def test_reasoning_is_left_and_bare_answers_right_and_guessing_a_line():
     for rows, is_left in ((results(), False), (reasoned, True)):
         drawn = [bool(lines) for lines in drawn_changes(rows)]
         assert drawn == [is_left, not is_left] * 2
-    chance = RESULTS["task"].map({"bbh/navigate": 0.5})
-    chart = figures.before_and_after(results().assign(chance=chance), GROUPS)
+    chart = figures.before_and_after(results(), GROUPS)
     *_, generic = (axes.collections for axes in chart.axes)
     assert generic[0].get_segments()[0][:, 0].tolist() == [0.5, 0.5]
-    assert "chance" in [text.get_text() for text in chart.legends[0].get_texts()]
 
 
 def test_a_saved_figure_is_four_files_with_the_same_bytes_every_time(tmp_path):
-    written = []
-    for folder in (tmp_path / "one", tmp_path / "two"):
-        paths = save(folder)
-        assert set(paths) == {"png", "svg", "csv", "json"}
-        assert {p.name for p in folder.iterdir()} == {f"05_loss.{s}" for s in paths}
-        written.append({suffix: path.read_bytes() for suffix, path in paths.items()})
-    assert written[0] == written[1]
+    with pytest.raises(ValueError, match="caption: empty"):
+        save(tmp_path, caption=" ")
+    assert list(tmp_path.iterdir()) == []
+    chart = figures.loss_curves(METRICS)
+    one, two = (save(tmp_path / name, chart=chart) for name in ("one", "two"))
+    names = [f"05_loss.{suffix}" for suffix in ("csv", "json", "png", "svg")]
+    for suffix, path in one.items():
+        assert sorted(p.name for p in path.parent.iterdir()) == names
+        assert path.read_bytes() == two[suffix].read_bytes()
+    pixels = plt.imread(one["png"]).shape[1]
+    assert pixels == round(chart.get_figwidth() * 200)  # dots per inch
+    pd.testing.assert_frame_equal(pd.read_csv(one["csv"]), METRICS)
+    described = json.loads(one["json"].read_text())
+    assert described["caption"] == "Loss against the update."
+    assert described["provenance"] == {"seed": 1}
 
 
 def test_a_last_bit_of_layout_changes_nothing_in_the_svg(tmp_path):
@@ -326,23 +305,6 @@ def test_a_last_bit_of_layout_changes_nothing_in_the_svg(tmp_path):
     assert len(set(defined)) == len(defined)
     assert used and set(used) <= set(defined)
     assert any(name.startswith("p-bit-") for name in used)
-
-
-def test_a_saved_figure_carries_its_numbers_and_its_caption(tmp_path):
-    chart = figures.loss_curves(METRICS)
-    paths = save(tmp_path, chart=chart)
-    pixels = plt.imread(paths["png"]).shape[1]
-    assert pixels == round(chart.get_figwidth() * 200)  # dots per inch
-    pd.testing.assert_frame_equal(pd.read_csv(paths["csv"]), METRICS)
-    described = json.loads(paths["json"].read_text())
-    assert described["caption"] == "Loss against the update."
-    assert described["provenance"] == {"seed": 1}
-
-
-def test_a_figure_without_a_caption_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="caption: empty"):
-        save(tmp_path, caption=" ")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_curves_of_temperatures_pass_through_the_values_beside_the_runs_own():
@@ -399,7 +361,8 @@ def test_the_loss_of_answers_alone_is_a_curve_and_updates_are_also_told_in_epoch
 
 
 def test_a_limit_far_beyond_the_lengths_does_not_stretch_the_axis():
-    lengths = pd.DataFrame({"kind": ["right", "right", "wrong"], "length": [4, 9, 30]})
+    one, other, *_ = profiles.DATA_FORMATS
+    lengths = pd.DataFrame({"kind": [one, one, other], "length": [4, 9, 30]})
     near = figures.length_histogram(lengths, limit=30).axes[0]
     far = figures.length_histogram(lengths, limit=3000).axes[0]
     assert far.get_xlim()[1] < 60 and "limit 3,000 →" in texts(far)
@@ -411,12 +374,3 @@ def test_a_curve_is_marked_at_its_lowest_point():
     curve = figures.loss_shapes(pd.DataFrame(shape), teacher=0.6).axes[0].lines[-1]
     assert curve.get_markevery() == [1]
     assert list(curve.get_ydata()) == [0.5, 0.0, 0.3]
-
-
-def test_a_real_codex_solution_is_drawn_whole(data_dir):
-    steps = json.loads((data_dir / "codex/per_step_probs_question0.json").read_text())
-    trace = alignment.TeacherTrace.from_token_strings(steps[0][2:])
-    alternatives = figures.top_alternatives(vars(trace))
-    shown = texts(figures.probability_strip(alternatives))
-    assert alternatives.groupby("position")["is_sampled"].sum().eq(1).all()
-    assert "␣answer" in shown and "␣72" in shown

@@ -86,9 +86,8 @@ def right_answers(rows: pd.DataFrame) -> pd.DataFrame:
     keys = ["task", "problem_id", "seed"]
     counts = rows.groupby(keys).size().unstack(fill_value=0)
     if (counts != 1).any(axis=None):
-        found = sorted(set(counts.to_numpy().ravel()))
-        allowed = "Allowed: one, of one system, step and prompt mode"
-        raise ValueError(f"predictions: {found} rows a problem and seed. {allowed}")
+        found = f"{np.unique(counts)} rows a problem and seed"
+        raise ValueError(f"predictions: {found}. Allowed: 1, of one step and mode")
     table = rows.pivot(index=keys[:2], columns="seed", values="is_correct")
     return table.astype(float)
 
