@@ -19,6 +19,8 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from cotspec.figures import style
 from cotspec.figures.style import Chart, Style
 
+DOTTED = {"color": style.GREY, "lw": 0.8, "ls": ":"}  # the line of guessing
+
 
 @style.in_our_look
 def before_and_after(results: pd.DataFrame, groups: Mapping[str, list]) -> Chart:
@@ -114,7 +116,6 @@ def pass_at_k(curves: pd.DataFrame) -> Chart:
     return chart
 
 
-DOTTED = {"color": style.GREY, "lw": 0.8, "ls": ":"}
 MAX_TICKS = 7  # fewer samples, steps or sizes are marked one by one
 
 
