@@ -4,8 +4,6 @@ Enters: tables, or tokens with probabilities. Leaves: an `HTML` object the
 notebook shows; all text is escaped, all style is inline, colours are the figures' own.
 """
 
-from __future__ import annotations
-
 import html
 from collections.abc import Sequence
 

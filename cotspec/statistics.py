@@ -4,8 +4,6 @@ Enters: counts or boolean arrays of right answers. Leaves: intervals and
 estimates as plain numbers; fractions are 0 to 1. Nothing here knows what was scored.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence

@@ -4,8 +4,6 @@ Enters: small tidy frames. Leaves: charts; shares are fractions in the frames an
 percent on the axes.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping
 from pathlib import Path

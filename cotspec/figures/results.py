@@ -4,8 +4,6 @@ Enters: tidy frames of `evaluation` and `report.curves`, and the ledger's condit
 Leaves: charts; accuracies are fractions in the frames and percent on the axes.
 """
 
-from __future__ import annotations
-
 import itertools
 import textwrap
 from collections.abc import Mapping

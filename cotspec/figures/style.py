@@ -6,8 +6,6 @@ series draws, so that a reader who learned one figure can read the next, in colo
 in grey; and PNG, SVG, CSV and caption with the same bytes for the same figure.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import re

@@ -4,8 +4,6 @@ Enters: one trace, spans of tokens, training examples. Leaves: charts, and the s
 frames that they draw.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 import textwrap

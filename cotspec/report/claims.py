@@ -6,8 +6,6 @@ reproduced only if each of them holds on its own, which needs no correction for 
 number.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter

@@ -5,8 +5,6 @@ Enters: predictions of `experiments`. Leaves: small tidy tables with the columns
 95% intervals over both; fractions.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 

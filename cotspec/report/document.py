@@ -5,8 +5,6 @@ that profile proves and what not, and the report as Markdown text and as an HTML
 Same input, same text.
 """
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ Leaves: one `Finding` per claim, the paper's quantity in words and the condition
 its rule asks about, each with a 95% interval over seeds and problems.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Enters: the `experiments.Grid` of notebook 09, its trainings done. Leaves: proba
 of the teacher's candidates, side by side.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ Enters: predictions of `experiments` (one row per cell, step, problem and prompt
 Leaves: rows picked from them, and arrays of right answers in one order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

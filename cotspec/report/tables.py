@@ -5,8 +5,6 @@ Enters: predictions before and after, the choices of notebook 07 and ``published
 tables of text in percent: the paper's layout, with ours below on a scale of their own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
