@@ -359,21 +359,17 @@ def logit_pushes(pushes: pd.DataFrame) -> Chart:
     for axes in panels.flat[len(losses) :]:
         axes.set_visible(False)
     for axes, (name, picked) in zip(panels.flat, losses, strict=False):
-        _draw_pushes(axes, picked["token"].astype(str), picked["push"].to_numpy())
+        place, push = np.arange(len(picked)), picked["push"].to_numpy()
+        up, down = (push > 0, style.BLUE, ""), (push <= 0, style.VERMILLION, "////")
+        for chosen, colour, hatch in (up, down):
+            look = {"color": colour, "hatch": hatch, "edgecolor": "white"}
+            axes.bar(place[chosen], push[chosen], width=0.7, **look)
+        axes.axhline(0, color=style.BLACK, lw=0.7)
+        axes.set_xticks(place, picked["token"].astype(str))
+        axes.tick_params(axis="x", length=0)
         axes.set_title(style.OBJECTIVE_STYLES[name].label)
     chart.supylabel("push on the logit (− gradient)", fontsize=8)
     return chart
-
-
-def _draw_pushes(axes: Axes, tokens: pd.Series, push: np.ndarray) -> None:
-    place = np.arange(len(push))
-    up, down = (push > 0, style.BLUE, ""), (push <= 0, style.VERMILLION, "////")
-    for chosen, colour, hatch in (up, down):
-        look = {"color": colour, "hatch": hatch, "edgecolor": "white"}
-        axes.bar(place[chosen], push[chosen], width=0.7, **look)
-    axes.axhline(0, color=style.BLACK, lw=0.7)
-    axes.set_xticks(place, tokens)
-    axes.tick_params(axis="x", length=0)
 
 
 @style.in_our_look
