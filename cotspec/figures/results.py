@@ -114,6 +114,7 @@ def pass_at_k(curves: pd.DataFrame) -> Chart:
     return chart
 
 
+MAX_MARKERS = 16  # on a curve of more points they would lie on each other
 MAX_TICKS = 7  # fewer samples, steps or sizes are marked one by one
 
 
@@ -210,12 +211,14 @@ def ability_paths(curves: pd.DataFrame, across: str, up: str, chance: float) -> 
 def _draw_curve(axes: Axes, series: pd.DataFrame, name: str, look: Style) -> None:
     x, is_point = series["x"], len(series) == 1
     line = {"c": look.colour, "ls": "none" if is_point else look.line}
-    marker = {"marker": look.marker or None, "clip_on": False}
-    axes.plot(x, series["value"], label=name, **line, **marker)
+    marker = look.marker if len(series) <= MAX_MARKERS else None
+    if look.marker or look.line != "none":  # else a band without a line in it
+        axes.plot(x, series["value"], label=name, marker=marker, clip_on=False, **line)
+        name = None
     if is_point:
         axes.plot([x, x], series[["low", "high"]].T, color=look.colour, lw=0.9)
     else:
-        band = {"color": look.colour, "alpha": 0.18, "lw": 0}
+        band = {"color": look.colour, "alpha": 0.18, "lw": 0, "label": name}
         axes.fill_between(x, series["low"], series["high"], **band)
 
 
@@ -262,10 +265,11 @@ def claim_effects(conditions: pd.DataFrame) -> Chart:
             point = {"marker": look.marker, "c": look.colour, "ms": 5.5}
             axes.plot(100 * one.effect, row, **point, **marker)
         else:
-            text = f"{one.effect:+.3f} [{one.ci_low:+.3f}, {one.ci_high:+.3f}]"
+            text = f"{one.effect:+.2g} [{one.ci_low:+.2g}, {one.ci_high:+.2g}]"
             place = {"va": "center", "fontsize": 6.5, "color": look.colour}
-            axes.text(0, row, f"  {text} {one.unit}", **place)
-        label = f"{one.claim}  {one.condition}"
+            text = f"  {one.status}: {text} {one.unit}"
+            axes.text(0, row, text, **place)
+        label = f"{one.claim}  {one.condition}".strip()
         labels.append(textwrap.shorten(label, 70, placeholder=" …"))
     for status, look in style.STATUS_STYLES.items():
         if status in set(conditions["status"]):
