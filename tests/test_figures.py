@@ -211,6 +211,17 @@ def test_curves_stand_in_their_panels_with_one_legend_and_the_line_of_chance():
     assert chart.axes[0].get_ylim()[0] == 0
     below = figures.curve_panels(PANELS.assign(low=-0.4), ylabel="points")
     assert below.axes[0].get_ylim()[0] < -0.4
+    margin = figures.curve_panels(PANELS.assign(series="within 5 points, as C7 asks"))
+    assert len(margin.legends[0].get_patches()) == 1  # a band, no line
+
+
+@pytest.mark.parametrize(("num_points", "marker"), [(5, "o"), (32, "None")])
+def test_a_curve_of_many_points_has_no_markers(num_points, marker):
+    x = range(num_points)
+    curve = pd.DataFrame({"x": x, "value": 1.0, "low": 0.9, "high": 1.1})
+    curve = curve.assign(panel="training", series="distribution matching")
+    (line,) = figures.curve_panels(curve).axes[0].lines
+    assert line.get_marker() == marker
 
 
 def test_the_bars_of_right_solutions_add_up_and_leave_no_count_out():

@@ -266,9 +266,9 @@ def claim_effects(conditions: pd.DataFrame) -> Chart:
             axes.plot(100 * one.effect, row, **point, **marker)
         else:
             text = f"{one.effect:+.2g} [{one.ci_low:+.2g}, {one.ci_high:+.2g}]"
-            place = {"va": "center", "fontsize": 6.5, "color": look.colour}
-            text = f"  {one.status}: {text} {one.unit}"
-            axes.text(0, row, text, **place)
+            text = f"{one.status}: {text} {one.unit}"
+            place = {"va": "center", "transform": axes.get_yaxis_transform()}
+            axes.text(0.01, row, text, fontsize=6.5, color=look.colour, **place)
         label = f"{one.claim}  {one.condition}".strip()
         labels.append(textwrap.shorten(label, 70, placeholder=" …"))
     for status, look in style.STATUS_STYLES.items():
