@@ -195,7 +195,7 @@ def test_effects_are_drawn_in_points_and_other_units_are_written():
     points = [line for line in chart.axes[0].lines if len(line.get_xdata()) == 1]
     assert [line.get_marker() for line in points] == ["o", "X"]
     assert [float(*line.get_xdata()) for line in points] == pytest.approx([20, -30])
-    assert any("open: +0.012 [+0.010, +0.014] nats" in text for text in texts(chart))
+    assert any("open: +0.012 [+0.01, +0.014] nats" in text for text in texts(chart))
 
 
 def test_curves_stand_in_their_panels_with_one_legend_and_the_line_of_chance():
