@@ -13,7 +13,7 @@ from cotspec import grids, profiles, run, stages
 REPOSITORY = Path(__file__).resolve().parents[1]
 SERIES = stages.load_series(REPOSITORY)
 # Notebooks after which an exercise of another one is looked at.
-THROUGH = {"03": "03,04,05,06", "04": "04,05", "05": "05,06"}
+THROUGH = {"04": "04,05", "05": "05,06"}
 
 
 def printed(pattern):

@@ -67,7 +67,10 @@ def run(tmp_path):
         new_code_cell(drawing, outputs=[chart]),
         new_code_cell(f"wide = '{LONG}'", outputs=shown),
     ]
+    told = {"image/png": {"alt": "Two paths"}}  # of a picture without a caption
+    plain = new_output("display_data", data=dict(chart.data), metadata=told)
     second = [new_markdown_cell("# 1 · Second\n\nText."), parameters]
+    second.append(new_code_cell("Image()", outputs=[plain]))
     for name, cells in (("00_first", first), ("01_second", second)):
         path = folder / "notebooks" / f"{name}.ipynb"
         for target in (path, tmp_path / "notebooks" / path.name):
@@ -119,6 +122,8 @@ def test_pictures_carry_their_caption_as_alt_text_and_below(run):
         page = BeautifulSoup(read(run, name), "html.parser")
         assert page.img["src"].startswith("data:image/png;base64,")
         assert page.img["alt"] == page.figcaption.text == CAPTION
+    page = BeautifulSoup(read(run, "01_second"), "html.parser")
+    assert page.img["alt"] == "Two paths" and page.figcaption is None
 
 
 def test_labels_may_break_solutions_stay_folded_and_only_used_parameters_show(run):
