@@ -339,7 +339,7 @@ def _draw_panel(axes: Axes, look: Style, lines: list, left: float, top: float) -
 
 
 _LOSSES_A_ROW = 3
-_HIGHEST = 2.0  # nats; above it a curve leaves the chart
+_HIGHEST = 1.2  # nats; above it a curve leaves the chart
 
 
 @style.in_our_look
