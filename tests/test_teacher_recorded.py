@@ -103,12 +103,11 @@ def odd_last(name: str, value: object) -> str:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("t.jsonl", LINES[:-20], "line 6: JSONDecodeError"),
+        ("t.jsonl", LINES[:-20], "line 6 "),
         ("t.jsonl", LINES.replace("finish_reason", "x"), r"\('finish_reason'\)"),
-        ("t.jsonl", odd_last("completion", None), "completion"),
         ("t.jsonl", odd_last("sample_id", "x"), "'x' with type str"),
-        ("t.jsonl", odd_last("token_bytes", [1]), "line 6: .*'int'"),
-        ("t.jsonl", odd_last("topk_bytes", None), "line 6: .*'NoneType'"),
+        ("t.jsonl", odd_last("token_bytes", [1]), "'int'"),
+        ("t.jsonl", odd_last("topk_bytes", None), "'NoneType'"),
         ("t.pkl", "", "Parquet or .jsonl"),
         ("nowhere.parquet", None, "teacher.path: .*nowhere.* does not exist"),
     ],

@@ -12,10 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_teacher_store import problems
 
-from cotspec import artifacts, teacher
+from cotspec import teacher
 from cotspec.profiles import TeacherConfig
-from cotspec.teacher import release
-from cotspec.teacher.release import import_release, load_restricted, read_solution
+from cotspec.teacher.release import as_completion, load_restricted, read_solution
 
 
 def step(token: str, probability: float, *others: tuple[str, float]) -> list:
@@ -39,15 +38,10 @@ class Harmful:
         return os.system, ("touch harmed",)
 
 
-def write_release(folder, questions, num_solutions=1) -> None:
-    count = len(dict.fromkeys(questions))
-    files = {
-        "codex_questions": questions,
-        "codex_answers": [f"Answer: …\n#### {i},000\n" for i in range(count)],
-        "codex_per_step_probs": [[SOLUTION] * num_solutions for _ in range(count)],
-    }
-    for name, content in files.items():
-        (folder / f"{name}.pkl").write_bytes(pickle.dumps(content))
+def write_release(folder, questions, solutions=(SOLUTION,)) -> None:
+    steps = [list(solutions) for _ in dict.fromkeys(questions)]
+    (folder / "codex_questions.pkl").write_bytes(pickle.dumps(questions))
+    (folder / "codex_per_step_probs.pkl").write_bytes(pickle.dumps(steps))
 
 
 CODE = [Harmful(), {"a": [Harmful()]}, print, np.float64(1), {1, 2}.__class__]
@@ -98,7 +92,7 @@ def little_memory():
 @pytest.fixture(scope="module")
 def release_bytes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("release")
-    write_release(folder, ["Question 0: a?\n", "Question 1: b?\n"], 2)
+    write_release(folder, ["Question 0: a?\n", "Question 1: b?\n"], [SOLUTION] * 2)
     path = folder / "codex_per_step_probs.pkl"
     return path, path.read_bytes()
 
@@ -143,7 +137,14 @@ def test_half_a_character_keeps_the_space_before_it():
 
 @pytest.mark.parametrize("probability", [2.0, float("nan"), -0.1])
 def test_a_solution_with_an_impossible_probability_is_left_out(probability):
-    assert read_solution([[("a", 0.5), ("a", probability)]]) is None
+    assert as_completion([[("a", 0.5), ("a", probability)]], 5) is None
+    assert as_completion([[("a", probability), ("a", 0.5)]], 5) is None
+
+
+def draw(folder, questions, num_samples=1):
+    config = TeacherConfig(backend="release", path=str(folder))
+    options = {"num_samples": num_samples, "temperature": 0.5, "seed": 0}
+    return teacher.sample(problems(questions), teacher.load_backend(config), **options)
 
 
 QUESTIONS = ["Question 0: a?\n", "Question 1: b?\n"]
@@ -152,53 +153,38 @@ QUESTIONS = ["Question 0: a?\n", "Question 1: b?\n"]
 @pytest.mark.parametrize(
     ("file", "content"),
     [
-        ("per_step_probs", [[[3]]] * 2),
-        ("per_step_probs", [[[[("a",)]]]] * 2),
+        ("per_step_probs", [[SOLUTION]]),
         ("per_step_probs", {0: [], 1: []}),
-        ("answers", ["Answer: #### 1"]),
-        ("answers", [5, 5]),
         ("questions", [["a"], ["b"]]),
         ("questions", Harmful()),
-        ("answers", None),
+        ("questions", None),
     ],
 )
-def test_files_that_do_not_fit_are_named_and_nothing_is_written(
-    tmp_path, file, content
-):
+def test_files_that_do_not_fit_are_named(tmp_path, file, content):
     write_release(tmp_path, QUESTIONS)
     path = tmp_path / f"codex_{file}.pkl"
     path.write_bytes(pickle.dumps(content)) if content else path.unlink()
     with pytest.raises(ValueError, match=f"{tmp_path}: not in the authors' form"):
-        import_release(tmp_path, tmp_path / "traces.parquet")
-    assert len(list(tmp_path.iterdir())) == 3 - (content is None)
+        draw(tmp_path, ["a?"])
 
 
-def test_a_question_listed_twice_shifts_nothing(tmp_path):
-    questions = [*QUESTIONS, QUESTIONS[-1], "Question 2: c?\n"]
-    write_release(tmp_path, questions, num_solutions=3)
-    import_release(tmp_path, tmp_path / "traces.parquet")
-    rows = release.read_traces(tmp_path / "traces.parquet")
-    names = zip(rows["question"], rows["answer"], rows["sample_id"], strict=True)
-    assert list(names) == [
-        (question, answer, sample_id)
-        for question, answer in (("a?", "0,000"), ("b?", "1,000"), ("c?", "2,000"))
-        for sample_id in range(3)
-    ]
+@pytest.mark.parametrize("steps", [[3], [[("a",)]], 3, [[]]])
+def test_malformed_steps_cost_their_solution_alone(tmp_path, steps):
+    write_release(tmp_path, QUESTIONS, [steps, SOLUTION])
+    assert draw(tmp_path, ["a?"], num_samples=2)["sample_id"][:] == [1]
 
 
-def test_the_release_is_a_backend_that_follows_its_files(tmp_path, monkeypatch):
-    folder = tmp_path / "release"
-    folder.mkdir()
-    monkeypatch.setattr(release.constants, "HF_HOME", str(tmp_path))
-    config = TeacherConfig(backend="release", path=str(folder))
-    options = {"num_samples": 1, "temperature": 0.5, "seed": 0}
-    for asked in ("b?", "b?", "c?"):  # imported, found, imported again
-        write_release(folder, [QUESTIONS[0], f"Question 1: {asked}\n"])
-        before = artifacts.checksum(folder)
-        backend = teacher.load_backend(config)
-        [row] = teacher.sample(problems([asked]), backend, **options)
-        assert (row["completion"], row["problem_id"]) == ("2.", "p/0")
-        assert artifacts.checksum(folder) == before  # else it would seem changed
+def test_a_question_listed_twice_shifts_nothing_and_a_changed_file_is_read(tmp_path):
+    write_release(tmp_path, [*QUESTIONS, QUESTIONS[-1], "Question 2: c?\n"])
+    (tmp_path / "codex_per_step_probs.pkl").write_bytes(
+        pickle.dumps([[[*SOLUTION[:2], step(name, 0.5)]] for name in "abc"])
+    )
+    rows = draw(tmp_path, ["c?", "a?", "b?"])
+    assert rows["completion"][:] == ["c", "a", "b"]
+    assert rows["problem_id"][:] == ["p/0", "p/1", "p/2"]
+    before = {row["completion"] for row in rows}
+    write_release(tmp_path, QUESTIONS)
+    assert draw(tmp_path, ["b?"])["completion"][0] == "2." not in before
 
 
 def test_real_codex_solutions_join_to_their_text(data_dir):

@@ -79,8 +79,7 @@ class SampleStore:
         self._file.seek(self.offsets[key])
         try:
             record = with_bytes(json.loads(self._file.readline()))
-            del record["key"]
-            return Completion(**record)
+            return Completion(**{n: record[n] for n in record if n != "key"})
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             place = f"{self.path}: the sample at byte {self.offsets[key]}"
             raise ValueError(f"{place} is damaged ({error}); delete its line") from None
@@ -100,18 +99,15 @@ class SampleStore:
 def encode_line(key: str, completion: Completion) -> bytes:
     """Return one JSON line; bytes are written as Latin-1 text, which loses none."""
     record = {"key": key} | vars(completion)
-    text = json.dumps(
-        record, separators=(",", ":"), default=lambda piece: piece.decode("latin-1")
-    )
-    return text.encode() + b"\n"
+    spelled = {"separators": (",", ":"), "default": lambda b: b.decode("latin-1")}
+    return json.dumps(record, **spelled).encode() + b"\n"
 
 
 def with_bytes(record: dict) -> dict:
     """Turn a JSON record's Latin-1 texts back into bytes."""
-    record["token_bytes"] = [b.encode("latin-1") for b in record["token_bytes"]]
-    record["topk_bytes"] = [
-        [b.encode("latin-1") for b in step] for step in record["topk_bytes"]
-    ]
+    tokens, tops = record["token_bytes"], record["topk_bytes"]
+    record["token_bytes"] = [b.encode("latin-1") for b in tokens]
+    record["topk_bytes"] = [[b.encode("latin-1") for b in step] for step in tops]
     return record
 
 
@@ -125,22 +121,22 @@ def write_traces(
     identity : str
         Names what they were made from; `kept_traces` asks for it.
     """
-    known = FEATURES.arrow_schema.metadata | {IDENTITY: identity.encode()}
-    schema = FEATURES.arrow_schema.with_metadata(known)
-    path = folder / TRACES
-    with artifacts.replacing(path) as part, pa.ipc.new_file(part, schema) as writer:
-        for table in as_tables(rows):
-            writer.write_table(table.cast(schema))
+    known = {"schema": FEATURES.arrow_schema, "metadata": {IDENTITY: identity}}
+    with artifacts.replacing(folder / TRACES) as part:
+        with pa.ipc.new_file(part, **known) as writer:
+            for table in as_tables(rows):
+                writer.write_table(table)
     return kept_traces(folder, identity=identity)
 
 
 def kept_traces(folder: Path, *, identity: str) -> Dataset | None:
     """Map the folder's traces if they are those that `identity` names."""
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(folder / TRACES))).read_all()
+        file = pa.ipc.open_file(pa.memory_map(str(folder / TRACES)))
+        table = file.read_all()
     except (FileNotFoundError, pa.ArrowInvalid):  # damaged: written anew from samples
         return None
-    if table.schema.metadata.get(IDENTITY) != identity.encode():
+    if (file.metadata or {}).get(IDENTITY) != identity.encode():
         return None
     # In-memory for `datasets`: what filter() makes of it shall not settle beside the
     # samples. Its pages are the file's, so that it takes no memory.

@@ -2,8 +2,7 @@
 
 Enters: samples. Leaves: `Request` (a prompt), `Completion` (a solution and its tokens),
 `Backend`, the protocol that every source of solutions follows, and traces: a `Dataset`
-with the columns of `FEATURES`. On disk they have the types of `STORED`: a probability
-has 11 significant bits, and so it has in every table, stored or not.
+with the columns of `FEATURES`. A probability has 11 significant bits in every table.
 """
 
 from __future__ import annotations
@@ -23,30 +22,26 @@ WRITTEN = "the training set's own solutions (no probabilities)"  # a teacher's n
 PROBLEM_COLUMNS = ("problem_id", "task", "question", "answer")
 ROWS_AT_ONCE = 1_000  # in memory, while a table is written
 
-FEATURES = Features(
-    {name: Value("string") for name in PROBLEM_COLUMNS}
-    | {
-        "sample_id": Value("int32"),
-        "completion": Value("string"),
-        "token_ids": List(Value("int32")),
-        "token_bytes": List(Value("binary")),
-        "token_logprobs": List(Value("float32")),
-        "topk_ids": List(List(Value("int32"))),
-        "topk_bytes": List(List(Value("binary"))),
-        "topk_logprobs": List(List(Value("float32"))),
-        "finish_reason": Value("string"),
-    }
-)
-_HALF = {
-    "token_logprobs": pa.list_(pa.float16()),
-    "topk_logprobs": pa.list_(pa.list_(pa.float16())),
-}
-STORED = pa.schema(
-    [
-        pa.field(one.name, _HALF.get(one.name, one.type), nullable=False)
-        for one in FEATURES.arrow_schema
-    ]
-)
+
+def _features(probability: str) -> Features:
+    numbers = List(Value(probability))
+    return Features(
+        {name: Value("string") for name in PROBLEM_COLUMNS}
+        | {
+            "sample_id": Value("int32"),
+            "completion": Value("string"),
+            "token_ids": List(Value("int32")),
+            "token_bytes": List(Value("binary")),
+            "token_logprobs": numbers,
+            "topk_ids": List(List(Value("int32"))),
+            "topk_bytes": List(List(Value("binary"))),
+            "topk_logprobs": List(numbers),
+            "finish_reason": Value("string"),
+        }
+    )
+
+
+FEATURES = _features("float32")
 
 
 @dataclass(frozen=True)
@@ -190,17 +185,18 @@ def as_row(
 
 
 def as_tables(rows: Iterable[Mapping[str, object]]) -> Iterator[pa.Table]:
-    """Yield traces with the types of `STORED`, some rows at once: with flat memory."""
+    """Yield traces with the types of `FEATURES`, some at once: with flat memory."""
+    half, whole = _features("float16").arrow_schema, FEATURES.arrow_schema
     rows = iter(rows)
     while batch := list(islice(rows, ROWS_AT_ONCE)):
         columns = {name: [row[name] for row in batch] for name in FEATURES}
-        yield pa.table(columns, schema=FEATURES.arrow_schema).cast(STORED)
+        yield pa.table(columns, schema=whole).cast(half).cast(whole)
 
 
 def as_dataset(rows: Iterable[Mapping[str, object]]) -> Dataset:
     """Return traces, one row per sample, with the columns and types of `FEATURES`."""
-    table = pa.concat_tables([STORED.empty_table(), *as_tables(rows)])
-    return Dataset(table.cast(FEATURES.arrow_schema))
+    empty = FEATURES.arrow_schema.empty_table()
+    return Dataset(pa.concat_tables([empty, *as_tables(rows)]))
 
 
 def valid_length(text: bytes, end: int) -> int:
