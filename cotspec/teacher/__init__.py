@@ -9,7 +9,6 @@ traces with the columns of `traces.FEATURES`, the same for all.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -50,9 +49,9 @@ def load_backend(config: TeacherConfig) -> Backend:
 
         return huggingface.load(config)
     if config.backend == "openai":
-        from cotspec.teacher.openai import OpenAIBackend
+        from cotspec.teacher import openai
 
-        return OpenAIBackend(config)
+        return openai.OpenAIBackend(config)
     from cotspec.teacher import release
 
     return release.load(config)
@@ -151,25 +150,20 @@ def build_requests(
     ValueError
         If two problems share a ``problem_id``.
     """
-    ids, questions = problems["problem_id"][:], problems["question"][:]
-    repeated = [problem_id for problem_id, count in Counter(ids).items() if count > 1]
-    if repeated:
-        raise ValueError(f"problem_id: {repeated[0]!r} occurs more than once")
-    solutions = [""] * len(ids)
-    if "rationale" in problems.column_names:
-        written = zip(problems["rationale"][:], problems["answer"][:], strict=True)
-        solutions = [r and prompts.solution(r, answer) for r, answer in written]
-    return [
-        Request(i, question, prompts.teacher_prompt(question, demonstrations), solution)
-        for i, question, solution in zip(ids, questions, solutions, strict=True)
-    ]
+    requests = {}
+    for row in problems:
+        problem_id, question = row["problem_id"], row["question"]
+        if problem_id in requests:
+            raise ValueError(f"problem_id: {problem_id!r} occurs more than once")
+        written = row.get("rationale") or ""
+        written = written and prompts.solution(written, row["answer"])
+        prompt = prompts.teacher_prompt(question, demonstrations)
+        requests[problem_id] = Request(problem_id, question, prompt, written)
+    return list(requests.values())
 
 
 def sample_study(
-    problems: Dataset,
-    backend: Backend,
-    config: TeacherConfig,
-    **options: object,
+    problems: Dataset, backend: Backend, config: TeacherConfig, **options: object
 ) -> Dataset:
     """Sample `study_questions` questions, spread over all, at each temperature.
 
@@ -191,8 +185,7 @@ def sample_study(
     chosen = problems.select(np.arange(count) * len(problems) // count)
     parts = []
     for temperature in temperatures:
-        drawn = {"num_samples": config.study_samples, "temperature": temperature}
-        traces = sample(chosen, backend, **drawn, **options)
-        marked = filter_traces(traces, FilterConfig())
+        options |= {"num_samples": config.study_samples, "temperature": temperature}
+        marked = filter_traces(sample(chosen, backend, **options), FilterConfig())
         parts.append(marked.add_column("temperature", [temperature] * len(marked)))
     return concatenate_datasets(parts)

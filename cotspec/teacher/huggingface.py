@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -98,10 +99,9 @@ class HuggingFaceBackend:
                 if due and is_shared:
                     length = common_prefix_length(prompts.values())
                     prefix = decoding.compute_prefix(model, prompts[group[0]][:length])
-                shared = prefix, length
-                write = functools.partial(
-                    self._write, requests, options, prompts, shared
-                )
+                suffixes = {i: ids[length:] for i, ids in prompts.items()}
+                begun = suffixes, {"prefix": prefix, "prefix_length": length}
+                write = functools.partial(self._write, requests, options, *begun)
                 for batch, done in zip(due, threads.map(write, due), strict=True):
                     samples = zip(batch, done, strict=True)
                     yield [(i, s, c) for (i, s), c in samples if s in missing[i]]
@@ -125,21 +125,15 @@ class HuggingFaceBackend:
         self,
         requests: Sequence[Request],
         options: SamplingOptions,
-        prompts: Mapping[int, Sequence[int]],
-        shared: tuple[decoding.Prefix | None, int],
+        suffixes: Mapping[int, Sequence[int]],
+        shared: Mapping[str, object],
         batch: Sequence[tuple[int, int]],
     ) -> list[Completion]:
         """Sample one solution per (request, sample id) of the batch."""
-        prefix, length = shared
-        asked = sorted({i for i, _ in batch})
-        suffixes = [prompts[i][length:] for i in asked]
-        running = decoding.CausalBatch(
-            self.teacher.model,
-            suffixes,
-            owners=[asked.index(i) for i, _ in batch],
-            prefix=prefix,
-            prefix_length=length,
-        )
+        model, asked = self.teacher.model, sorted({i for i, _ in batch})
+        owners = [asked.index(i) for i, _ in batch]
+        read = [suffixes[i] for i in asked]
+        running = decoding.CausalBatch(model, read, owners=owners, **shared)
         seeds = [sample_seed(options.seed, requests[i].problem_id, s) for i, s in batch]
         shape = (len(seeds), self.max_new_tokens, self.top_k)  # (R, steps, k)
         drawn, top_logprobs = torch.zeros(shape[:2]), torch.zeros(shape)
@@ -153,15 +147,10 @@ class HuggingFaceBackend:
             top_ids[rows, step] = top.indices.int().cpu()
             top_logprobs[rows, step] = top.values.cpu()
 
-        uniforms = decoding.draw_uniforms(seeds, self.max_new_tokens)
-        rows = decoding.write_rows(
-            running,
-            uniforms.to(self.teacher.model.device),
-            temperature=options.temperature,
-            vocabulary=self.vocabulary,
-            end_tokens=end_ids(self.teacher),
-            record=record,
-        )
+        known = {"temperature": options.temperature, "vocabulary": self.vocabulary}
+        known |= {"end_tokens": end_ids(self.teacher), "record": record}
+        uniforms = decoding.draw_uniforms(seeds, self.max_new_tokens).to(model.device)
+        rows = decoding.write_rows(running, uniforms, **known)
         kept = zip(rows, drawn, top_ids, top_logprobs, strict=True)
         return [self._completion(*one) for one in kept]
 
@@ -190,10 +179,9 @@ def group_by_context(requests: Sequence[Request]) -> list[list[int]]:
     A question that is among the demonstrations is asked without that one; it must not
     shorten the prefix that the others share.
     """
-    groups: dict[str, list[int]] = {}
+    groups = defaultdict(list)
     for index, request in enumerate(requests):
-        context = request.prompt.rpartition(request.question)[0]
-        groups.setdefault(context, []).append(index)
+        groups[request.prompt.rpartition(request.question)[0]].append(index)
     return list(groups.values())
 
 

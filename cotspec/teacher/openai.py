@@ -107,21 +107,21 @@ class OpenAIBackend:
         ServerError
             A server that fails the probe, refuses a request, or keeps failing.
         """
-        total, size = options.num_samples, self.config.samples_per_request
+        most, size = self.config.max_in_flight, self.config.samples_per_request
         # One request asks for so many samples; the borders do not depend on `missing`.
-        chunks = [range(s, min(s + size, total)) for s in range(0, total, size)]
+        ids = range(options.num_samples)
+        chunks = [ids[start : start + size] for start in ids[::size]]
         jobs = (
             (index, requests[index], chunk, wanted.intersection(chunk))
             for index, wanted in missing.items()
             for chunk in chunks
             if not wanted.isdisjoint(chunk)
         )
-        most = self.config.max_in_flight
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        limits = httpx.Limits(max_connections=most)
+        known = {"headers": {"Authorization": f"Bearer {self.key}"}} if self.key else {}
+        known["limits"] = httpx.Limits(max_connections=most)
         # This machine is never reached by a proxy: requests to it hold the key.
         near = [str(httpx.URL(scheme="all", host=host)) for host in _NEAR]
-        known = {"headers": headers, "limits": limits, "mounts": dict.fromkeys(near)}
+        known["mounts"] = dict.fromkeys(near)
         self.options = options
         self.http = httpx.AsyncClient(timeout=self.timeout, **known)
         with (
@@ -151,33 +151,26 @@ class OpenAIBackend:
                 found |= await self._request(request, range(s, s + 1))
         return [(index, s, found[s]) for s in sorted(wanted & found.keys())]
 
-    async def _request(
-        self, request: Request, sample_ids: range
-    ) -> dict[int, Completion]:
+    async def _request(self, request: Request, ids: range) -> dict[int, Completion]:
         """Return what came of the samples; nothing if each reply was malformed."""
-        seed = sample_seed(self.options.seed, request.problem_id, sample_ids[0])
+        seed = sample_seed(self.options.seed, request.problem_id, ids[0])
         body = self._body(request.prompt, self.options.temperature, seed)
         try:
-            found = await self.post(body | {"n": len(sample_ids)})
+            found = await self.post(body | {"n": len(ids)})
         except InvalidReply as error:
             logger.warning("%s", error)
             return {}
-        return {sample_ids[i]: done for i, done in found.items()}
+        return {ids[i]: done for i, done in found.items()}
 
     def _body(self, prompt: str, temperature: float, seed: int) -> dict[str, object]:
         """Return the JSON body of one request."""
-        asked = {"prompt": prompt, "logprobs": self.top_k}
+        body = {"model": self.model, "n": 1, "temperature": temperature}
+        body |= {"seed": seed % 2**31, "max_tokens": self.max_new_tokens}
+        body["stop"] = list(STOP_STRINGS)
         if self.config.api == "chat":
-            asked = {"messages": [{"role": "user", "content": prompt}]}
-            asked |= {"logprobs": True, "top_logprobs": self.top_k}
-        return {
-            "model": self.model,
-            "n": 1,
-            "temperature": temperature,
-            "max_tokens": self.max_new_tokens,
-            "seed": seed % 2**31,
-            "stop": list(STOP_STRINGS),
-        } | asked
+            body |= {"messages": [{"role": "user", "content": prompt}]}
+            return body | {"logprobs": True, "top_logprobs": self.top_k}
+        return body | {"prompt": prompt, "logprobs": self.top_k}
 
     async def post(
         self, body: dict, *, retried: tuple = (*_TRANSIENT, InvalidReply)
@@ -203,18 +196,17 @@ class OpenAIBackend:
                 said = f"{url}: {self.cleaned(error)}. {_STORED}"
                 raise ServerError(said) from None
             except retried as error:
-                if tried < self.max_retries:
-                    asked = getattr(error, "after", 0.0)
-                    if asked > 5:
-                        logger.warning("waiting %.0f s, as asked by the server", asked)
-                    # Some of it at random: clients shall not march in step.
-                    own = self.backoff * (2**tried + random.uniform(0, 0.5))
-                    await asyncio.sleep(max(min(own, MAX_DELAY), asked))
-                elif isinstance(error, InvalidReply):
-                    raise
-                else:
+                if tried == self.max_retries:
+                    if isinstance(error, InvalidReply):
+                        raise
                     said = f"{url}: {self.cleaned(error)}, {tried + 1} times. {_STORED}"
                     raise ServerError(said) from None
+                asked = getattr(error, "after", 0.0)
+                if asked > 5:
+                    logger.warning("waiting %.0f s, as asked by the server", asked)
+                # Some of it at random: clients shall not march in step.
+                own = self.backoff * (2**tried + random.uniform(0, 0.5))
+                await asyncio.sleep(max(min(own, MAX_DELAY), asked))
 
     def cleaned(self, error: Exception) -> str:
         """Return the beginning of an error's words, without the key."""

@@ -47,38 +47,25 @@ def summarize_solutions(traces: Dataset) -> pd.DataFrame:
 
 def _summarize(batch: pa.Table) -> pd.DataFrame:
     pieces, logprobs, tops = (batch[name].combine_chunks() for name in _LISTS)
+    owner = pc.list_parent_indices(logprobs).to_numpy()  # of each token
+    lengths = np.bincount(owner, minlength=len(batch))
     steps = tops.flatten()  # one list of alternatives per token
-    lengths, owner = _lengths(logprobs), _owners(logprobs)
-    mass = np.bincount(_owners(steps), np.exp(_values(steps)), len(steps))
+    named, own = (
+        lists.flatten().to_numpy().astype(float) for lists in (steps, logprobs)
+    )
+    mass = np.bincount(pc.list_parent_indices(steps), np.exp(named), len(steps))
     most = np.zeros(len(batch))
     np.maximum.at(most, owner, mass)
     tokens = np.where(lengths, lengths, np.nan)
-    total = np.bincount(owner, _values(logprobs), len(batch))
     is_text = pc.equal(pc.binary_join(pieces, b""), batch["completion"].cast("binary"))
-    return pd.DataFrame(
-        {
-            "task": batch["task"].to_pandas(),
-            "finish_reason": batch["finish_reason"].to_pandas(),
-            "tokens": lengths,
-            "probability_per_token": np.exp(total / tokens),
-            "top_five_mass": np.bincount(owner, mass, len(batch)) / tokens,
-            "most_mass": most,
-            "is_whole": is_text.to_numpy(),
-        }
+    columns = {name: batch[name].to_pandas() for name in ("task", "finish_reason")}
+    columns |= {"tokens": lengths}
+    columns["probability_per_token"] = np.exp(
+        np.bincount(owner, own, len(batch)) / tokens
     )
-
-
-def _values(lists: pa.ListArray) -> np.ndarray:
-    return lists.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
-
-
-def _lengths(lists: pa.ListArray) -> np.ndarray:
-    return pc.list_value_length(lists).to_numpy(zero_copy_only=False)
-
-
-def _owners(lists: pa.ListArray) -> np.ndarray:
-    """Return the list that each value belongs to."""
-    return np.repeat(np.arange(len(lists)), _lengths(lists))
+    columns |= {"top_five_mass": np.bincount(owner, mass, len(batch)) / tokens}
+    columns |= {"most_mass": most, "is_whole": is_text.to_numpy()}
+    return pd.DataFrame(columns)
 
 
 def vote_curves(marked: Dataset) -> pd.DataFrame:
@@ -316,11 +303,10 @@ def shares_by_steps(classified: pd.DataFrame) -> pd.DataFrame:
     steps = classified["num_steps"].clip(upper=MOST_STEPS)
     steps = steps.map("{:.0f}".format).replace(names)
     rows = []
-    for label in sorted(set(steps), key=lambda text: (text == "?", text)):
-        picked = classified[steps == label]
+    for label, picked in classified.groupby(steps):
+        num_questions = picked["problem_id"].nunique()
         for kind in KINDS:
             count = int((picked["kind"] == kind).sum())
-            share = count / len(picked)
-            rows.append((label, kind, count, share, picked["problem_id"].nunique()))
+            rows.append((label, kind, count, count / len(picked), num_questions))
     names = ["steps", "kind", "count", "share", "num_questions"]
     return pd.DataFrame(rows, columns=names)
