@@ -13,7 +13,7 @@ from tokenizers import pre_tokenizers as splitters
 from transformers import PreTrainedTokenizerFast
 
 from cotspec.alignment import SOFT_RULES, Rule, TeacherTrace, align, align_all
-from cotspec.alignment.matching import edit_distance, equal_partners
+from cotspec.alignment.matching import equal_partners
 from cotspec.alignment.student import vocabulary_bytes
 
 SENTENCES = [
@@ -224,15 +224,6 @@ def naive_partners(left, right):
     return partners
 
 
-words = st.text("ab▁é", max_size=6)
-
-
-@PROPERTY
-@given(words, words)
-def test_edit_distances_are_the_textbook_ones(a, b):
-    assert edit_distance(a, b) == naive_edit_distance(a, b)
-
-
 def test_warping_equals_the_naive_program_on_thousands_of_random_pairs():
     rng = np.random.default_rng(0)
     syllables = ["a", "b", "ab", "ba", "aab", "", "c", "▁é"]
@@ -308,13 +299,9 @@ LAST_TOKENS = {
         [MAY, {"\n": 0.4, ".": 0.6}, {"May": 0.7, "April": 0.2}],
         {"▁May": 0.7, "▁April": 0.2},
     ),
-    "a candidate within a word gets no mark": (
-        [MAY, {".": 0.5, "in": 0.3}],
-        {".": 0.5, "in": 0.3},
-    ),
-    "a candidate with a space gets one": (
-        [MAY, {"s": 0.6, " in": 0.3}],
-        {"s": 0.6, "▁in": 0.3},
+    "a candidate gets a mark for its space, within a word none": (
+        [MAY, {"s": 0.5, " in": 0.3, "in": 0.1}],
+        {"s": 0.5, "▁in": 0.3, "in": 0.1},
     ),
     "colliding candidates add": (
         [{"May": 0.4, " May": 0.3, " babysits": 0.1, " babys": 0.1}],
@@ -579,16 +566,6 @@ def test_rules_and_chains_equal_a_token_by_token_oracle(rationales, gpt2, t5):
     assert compared > 5000
 
 
-def test_offsets_hardly_miss_what_the_paper_softens_in_gsm8k(rationales, gpt2, t5):
-    traces = gpt2_traces(rationales[:60], gpt2)
-    ours = align_all(traces, t5).targets
-    papers = align_all(traces, t5, method="dtw").targets
-    soft_ours = np.concatenate([is_soft(t) for t in ours])
-    soft_papers = np.concatenate([is_soft(t) for t in papers])
-    assert 0.6 < soft_papers.mean() < 0.75 < 0.9 < soft_ours.mean()
-    assert not (soft_papers & ~soft_ours).any()
-
-
 # Bad input ----------------------------------------------------------------------------
 
 
@@ -676,21 +653,9 @@ def test_partial_characters_of_token_strings_are_bytes():
 # Token bytes --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "If 3 cats, 12 legs.\nThe answer is 12.",
-        "naïve café – 5 € 🙂\n\n  x",
-        "\t{}\\",
-        "".join(map(chr, range(1, 256))),
-    ],
-)
-def test_byte_level_tokens_join_to_the_text(gpt2, text):
+def test_byte_level_tokens_join_to_the_text_and_special_ones_are_their_own(gpt2):
+    text = "".join(map(chr, range(1, 256))) + "naïve – 5 € 🙂\n\n  x<|endoftext|>"
     assert b"".join(spelled(gpt2, gpt2(text)["input_ids"])) == text.encode()
-
-
-def test_special_tokens_stand_for_their_own_text(gpt2):
-    assert spelled(gpt2, [gpt2.eos_token_id]) == [gpt2.eos_token.encode()]
 
 
 def test_sentencepiece_tokens_join_to_the_text_behind_one_space(t5):

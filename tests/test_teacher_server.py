@@ -31,15 +31,6 @@ def backend(url: str, **options) -> OpenAIBackend:
     return OpenAIBackend(TeacherConfig(backend="openai", base_urls=(url,), **options))
 
 
-def python_with(module: str, variable: str) -> str:
-    """An interpreter that can import `module`; the test is skipped without one."""
-    python = os.environ.get(variable, sys.executable)
-    found = subprocess.run([python, "-c", f"import {module}"], capture_output=True)
-    if found.returncode:
-        pytest.skip(f"{python} cannot import {module}; set {variable}")
-    return python
-
-
 @contextmanager
 def serving(command: list[str], seconds: float = 120):
     """Start a server on a free port of 127.0.0.1, wait for it, stop it."""
@@ -66,7 +57,10 @@ def serving(command: list[str], seconds: float = 120):
 
 @pytest.fixture(scope="module")
 def llama_cpp():
-    python = python_with("llama_cpp.server.app", "COTSPEC_LLAMA_PYTHON")
+    python = os.environ.get("COTSPEC_LLAMA_PYTHON", sys.executable)
+    tried = [python, "-c", "import llama_cpp.server.app"]
+    if subprocess.run(tried, capture_output=True).returncode:
+        pytest.skip(f"{python} cannot import it; set COTSPEC_LLAMA_PYTHON")
     folder, file = models.smollm2_gguf()
     options = ["--model", os.path.join(folder, file), "--logits_all", "true"]
     options += ["--n_ctx", "1024", "--verbose", "false"]

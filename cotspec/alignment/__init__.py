@@ -138,9 +138,8 @@ def align(
     done = align_all([trace], student_tokenizer, method=method, num_proc=1)
     reason = done.reasons[0]
     if reason:
-        raise ValueError(
-            f"trace: {DROP_REASONS[reason]} ({reason}); text {trace.text[:60]!r}"
-        )
+        said = f"{DROP_REASONS[reason]} ({reason})"
+        raise ValueError(f"trace: {said}; text {trace.text[:60]!r}")
     return done.targets[0]
 
 

@@ -101,22 +101,17 @@ class TeacherTrace:
         ----------
         steps : sequence of [(token, probability), ...]
             Layout of the authors' ``codex_per_step_probs``. The OpenAI API's
-            ``bytes:\\xc3`` spelling of partial characters is understood;
-            ``<|endoftext|>`` spells nothing.
+            ``bytes:\\xc3`` spelling of partial characters is understood.
         """
-        names, logprobs = [], []
-        for step in steps:
-            spelled = [b"" if t == "<|endoftext|>" else token_bytes(t) for t, _ in step]
-            names.append(spelled)
-            logprobs.append([math.log(p) if p else -math.inf for _, p in step])
-        tokens = [row[0] for row in names]
-        row = {
-            "completion": b"".join(tokens).decode("utf-8", "surrogateescape"),
-            "token_bytes": tokens,
-            "token_logprobs": [row[0] for row in logprobs],
-            "topk_bytes": [row[1:] for row in names],
-            "topk_logprobs": [row[1:] for row in logprobs],
-        }
+        names = [[token_bytes(token) for token, _ in step] for step in steps]
+        probs = [[math.log(p) if p else -math.inf for _, p in step] for step in steps]
+        row = {"token_bytes": [step[0] for step in names]}
+        row["completion"] = b"".join(row["token_bytes"]).decode(
+            errors="surrogateescape"
+        )
+        row |= {"topk_bytes": [step[1:] for step in names]}
+        row |= {"token_logprobs": [step[0] for step in probs]}
+        row |= {"topk_logprobs": [step[1:] for step in probs]}
         return cls.from_row(row)
 
 

@@ -108,9 +108,9 @@ class StudentTokenizer:
         vocabulary = tokenizer.get_vocab()
         self._byte_ids = {i for t, i in vocabulary.items() if _BYTE_TOKEN.fullmatch(t)}
         # Of two tokens that spell the same the one that is no byte token counts.
-        text_ids = sorted(set(vocabulary.values()) - self._special, reverse=True)
-        self._ids = {self.spelled[i]: i for i in text_ids if i in self._byte_ids}
-        self._ids |= {self.spelled[i]: i for i in text_ids if i not in self._byte_ids}
+        text_ids = set(vocabulary.values()) - self._special
+        text_ids = sorted(text_ids, key=lambda i: (i not in self._byte_ids, -i))
+        self._ids = {self.spelled[i]: i for i in text_ids}
         self.bare_mark = None if self._is_byte_level else self._ids.get(b" ")
         self.marks_words = self._begins_with_space(self._whole, "a")
         self._folds_spaces = not self._begins_with_space(self._inside, " a")

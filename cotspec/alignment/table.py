@@ -54,15 +54,13 @@ def targets_table(kept: Dataset, result: Alignment) -> Dataset:
     is_kept = np.array([target is not None for target in result.targets], bool)
     found = [target for target in result.targets if target is not None]
     if not found:
-        raise ValueError(
-            f"0 of {len(kept)} solutions could be aligned: {result.drops()}"
-        )
+        said = f"0 of {len(kept)} solutions could be aligned"
+        raise ValueError(f"{said}: {result.drops()}")
     # Arrow arrays from end to end: Python lists would take ten times the memory.
     ends = np.cumsum([0, *(len(target.student_ids) for target in found)])
     k = max(target.topk_ids.shape[1] for target in found)
-    columns = {
-        name: np.array(kept[name][:])[is_kept] for name in ("problem_id", "sample_id")
-    }
+    names = ("problem_id", "sample_id")
+    columns = {name: np.array(kept[name][:])[is_kept] for name in names}
     for name, fill in (("topk_ids", -1), ("topk_probs", 0)):
         # Some traces have fewer alternatives: one k for the table.
         rows = np.concatenate([_padded(getattr(t, name), k, fill) for t in found])
@@ -151,14 +149,11 @@ def describe(
         names = tokenizer.convert_ids_to_tokens([int(i) for i in ids if i >= 0])
         return ", ".join(f"{n} {p:.2f}" for n, p in zip(names, probs, strict=False))
 
-    return pd.DataFrame(
-        {
-            "token": tokenizer.convert_ids_to_tokens(targets.student_ids.tolist()),
-            "rule": [Rule(rule).name.lower() for rule in targets.rule],
-            "candidates": list(map(read, targets.topk_ids, targets.topk_probs)),
-            "tail": targets.tail_mass,
-        }
-    )
+    tokens = tokenizer.convert_ids_to_tokens(targets.student_ids.tolist())
+    rules = [Rule(rule).name.lower() for rule in targets.rule]
+    slots = list(map(read, targets.topk_ids, targets.topk_probs))
+    columns = {"token": tokens, "rule": rules, "candidates": slots}
+    return pd.DataFrame(columns | {"tail": targets.tail_mass})
 
 
 def token_spans(
@@ -180,8 +175,6 @@ def token_spans(
     read = describe(align(trace, tokenizer, method=method), tokenizer)
     options = {"add_special_tokens": False, "return_offsets_mapping": True}
     spans = tokenizer(trace.text, **options)["offset_mapping"]
-    for token, (start, end), rule in zip(
-        read["token"], spans, read["rule"], strict=True
-    ):
-        rows.append(("student", token, start, end, rule))
+    student = zip(read["token"], spans, read["rule"], strict=True)
+    rows += [("student", token, *span, rule) for token, span, rule in student]
     return pd.DataFrame(rows, columns=["side", "token", "start", "end", "rule"])

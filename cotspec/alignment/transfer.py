@@ -37,7 +37,6 @@ def targets_of(
             slots = candidates(*given, at_word=is_word[match.step], mark=mark)
         label = slots.pop(token.id)
         best = sorted(slots, key=slots.__getitem__, reverse=True)[: k - 1]
-        best = [student_id for student_id in best if slots[student_id] > 0]
         unused = k - 1 - len(best)
         ids += [token.id, *best, *[-1] * unused]
         probs += [label, *map(slots.__getitem__, best), *[0.0] * unused]
@@ -85,8 +84,8 @@ def candidates(
     slots = {label: math.exp(max(match.logprob, -1e3)) / scale}
     excluded = 0.0
     for name, probability in zip(names, top, strict=True):
-        if name == sampled:
-            continue  # counted at the label
+        if name == sampled or not probability:
+            continue  # counted at the label; an empty slot
         first, second = student.first_two(name, at_word)
         if first is None:
             continue  # the student cannot write it: the tail
