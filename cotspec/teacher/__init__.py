@@ -19,19 +19,10 @@ from tqdm import tqdm
 
 from cotspec import artifacts, prompts
 from cotspec.profiles import FilterConfig, TeacherConfig
+from cotspec.teacher import traces
 from cotspec.teacher.filtering import filter_traces
 from cotspec.teacher.store import SampleStore, kept_traces, write_traces
-from cotspec.teacher.traces import (
-    FEATURES,
-    PROBLEM_COLUMNS,
-    Backend,
-    Completion,
-    Request,
-    SamplingOptions,
-    as_dataset,
-    as_row,
-    sample_keys,
-)
+from cotspec.teacher.traces import Backend, Completion, Request, SamplingOptions
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +86,7 @@ def sample(
     keys = {
         (i, sample_id): key
         for i, request in enumerate(requests)
-        for sample_id, key in enumerate(sample_keys(backend, request, options))
+        for sample_id, key in enumerate(traces.sample_keys(backend, request, options))
     }
     identity = _identity(problems, keys.values())
     if store and (kept := kept_traces(Path(store), identity=identity)) is not None:
@@ -104,17 +95,19 @@ def sample(
     with SampleStore(store) if store else nullcontext({}) as samples:
         _draw(backend, requests, options, keys, samples)
         there = {place: key for place, key in keys.items() if key in samples}
-        rows = (as_row(problems[i], s, samples[key]) for (i, s), key in there.items())
+        rows = (
+            traces.as_row(problems[i], s, samples[k]) for (i, s), k in there.items()
+        )
         if not store:
-            return as_dataset(rows)
+            return traces.as_dataset(rows)
         identity = _identity(problems, there.values())
         return write_traces(rows, Path(store), identity=identity)
 
 
 def _identity(problems: Dataset, keys: Iterable[str]) -> str:
     """Return a SHA-256 of all that a file of traces is made from."""
-    columns = [problems[name][:] for name in PROBLEM_COLUMNS]
-    return artifacts.digest_of([str(FEATURES), columns, list(keys)])
+    columns = [problems[name][:] for name in traces.PROBLEM_COLUMNS]
+    return artifacts.digest_of([str(traces.FEATURES), columns, list(keys)])
 
 
 def _draw(
@@ -131,8 +124,7 @@ def _draw(
             missing[i].add(sample_id)
     wanted = sum(map(len, missing.values()))
     with tqdm(total=len(keys), initial=len(keys) - wanted, unit="solution") as bar:
-        batches = backend.complete(requests, options, missing) if wanted else ()
-        for batch in batches:
+        for batch in backend.complete(requests, options, missing) if wanted else ():
             samples.update((keys[i, sample_id], done) for i, sample_id, done in batch)
             bar.update(len(batch))
     if lacking := sum(key not in samples for key in keys.values()):

@@ -19,14 +19,7 @@ from cotspec.profiles import FilterConfig
 KEPT = ""
 VERDICT = {"predicted_answer": "string", "is_correct": "bool", "drop_reason": "string"}
 # In the order in which they are tested: a solution is counted under its first reason.
-DROP_REASONS = (
-    "truncated",
-    "no_answer",
-    "wrong",
-    "unaligned",
-    "duplicate",
-    "over_cap",
-)
+DROP_REASONS = ("truncated", "no_answer", "wrong", "unaligned", "duplicate", "over_cap")
 _WORD = re.compile(r"[a-z]+|\d+(?:[.,]\d+)*|[-+*/=%$]")
 
 

@@ -21,16 +21,8 @@ import torch
 from cotspec import decoding, models
 from cotspec.models import Teacher
 from cotspec.profiles import TeacherConfig
-from cotspec.teacher.traces import (
-    Completion,
-    Missing,
-    Request,
-    Sample,
-    SamplingOptions,
-    cut_tokens,
-    sample_seed,
-    valid_length,
-)
+from cotspec.teacher import traces
+from cotspec.teacher.traces import Completion, Missing, Request, Sample, SamplingOptions
 
 
 def load(config: TeacherConfig) -> HuggingFaceBackend:
@@ -134,7 +126,8 @@ class HuggingFaceBackend:
         owners = [asked.index(i) for i, _ in batch]
         read = [suffixes[i] for i in asked]
         running = decoding.CausalBatch(model, read, owners=owners, **shared)
-        seeds = [sample_seed(options.seed, requests[i].problem_id, s) for i, s in batch]
+        named = [(requests[i].problem_id, sample_id) for i, sample_id in batch]
+        seeds = [traces.sample_seed(options.seed, *name) for name in named]
         shape = (len(seeds), self.max_new_tokens, self.top_k)  # (R, steps, k)
         drawn, top_logprobs = torch.zeros(shape[:2]), torch.zeros(shape)
         top_ids = torch.zeros(shape, dtype=torch.int32)
@@ -156,8 +149,8 @@ class HuggingFaceBackend:
 
     def _completion(self, row: decoding.Row, logprobs, top_ids, top_logprobs):
         """Return a row's solution, cut to whole UTF-8 characters."""
-        end = valid_length(bytes(row.text), row.cut)
-        pieces = cut_tokens([self.vocabulary[i] for i in row.tokens], end)
+        end = traces.valid_length(bytes(row.text), row.cut)
+        pieces = traces.cut_tokens([self.vocabulary[i] for i in row.tokens], end)
         length = len(pieces)
         is_whole = sum(map(len, pieces)) == row.cut
         names = top_ids[:length].tolist()

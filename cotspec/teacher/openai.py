@@ -25,17 +25,8 @@ from anyio.from_thread import start_blocking_portal
 from cotspec.alignment.records import token_bytes
 from cotspec.profiles import TeacherConfig
 from cotspec.prompts import STOP_STRINGS, find_end
-from cotspec.teacher.traces import (
-    Completion,
-    Missing,
-    Request,
-    Sample,
-    SamplingOptions,
-    Step,
-    cut_tokens,
-    ranked,
-    sample_seed,
-)
+from cotspec.teacher import traces
+from cotspec.teacher.traces import Completion, Missing, Request, Sample, SamplingOptions
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +144,7 @@ class OpenAIBackend:
 
     async def _request(self, request: Request, ids: range) -> dict[int, Completion]:
         """Return what came of the samples; nothing if each reply was malformed."""
-        seed = sample_seed(self.options.seed, request.problem_id, ids[0])
+        seed = traces.sample_seed(self.options.seed, request.problem_id, ids[0])
         body = self._body(request.prompt, self.options.temperature, seed)
         try:
             found = await self.post(body | {"n": len(ids)})
@@ -309,7 +300,7 @@ def read_choice(choice: Mapping, *, top_k: int) -> Completion:
     pieces = [piece for piece, *_ in steps]
     if b"".join(pieces).startswith(encoded):
         encoded = encoded[:end]
-        pieces = cut_tokens(pieces, len(encoded))
+        pieces = traces.cut_tokens(pieces, len(encoded))
         steps = [
             (piece, *rest) for piece, (_, *rest) in zip(pieces, steps, strict=False)
         ]
@@ -328,7 +319,7 @@ def _as_entries(logprobs: Mapping) -> list[dict]:
     return entries
 
 
-def _read_entry(entry: Mapping, top_k: int) -> Step:
+def _read_entry(entry: Mapping, top_k: int) -> traces.Step:
     """Return a token, its log-probability, and its alternatives, the best first."""
     if not entry.get("top_logprobs"):
         raise InvalidReply("no top_logprobs")
@@ -338,7 +329,7 @@ def _read_entry(entry: Mapping, top_k: int) -> Step:
     named = entry["top_logprobs"]
     tops = [(_entry_bytes(one), _number(one["logprob"])) for one in named]
     # An impossible one leaves its slot to the tail.
-    best = ranked((piece, value) for piece, value in tops if value is not None)
+    best = traces.ranked((piece, value) for piece, value in tops if value is not None)
     return _entry_bytes(entry), logprob, best[:top_k]
 
 

@@ -27,18 +27,9 @@ from cotspec import artifacts
 from cotspec.alignment.records import token_bytes
 from cotspec.profiles import TeacherConfig
 from cotspec.tasks import sources
+from cotspec.teacher import traces
 from cotspec.teacher.store import with_bytes
-from cotspec.teacher.traces import (
-    FEATURES,
-    WRITTEN,
-    Completion,
-    Missing,
-    Request,
-    Sample,
-    SamplingOptions,
-    as_dataset,
-    ranked,
-)
+from cotspec.teacher.traces import Completion, Missing, Request, Sample, SamplingOptions
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +105,7 @@ def read_solution(steps: Sequence[Sequence[tuple[str, float]]]) -> Completion:
         end -= 1
     read = []
     for (token, probability), *top in steps[start:end]:
-        others = ranked((token_bytes(t), math.log(p)) for t, p in top if p)
+        others = traces.ranked((token_bytes(t), math.log(p)) for t, p in top if p)
         read.append((token_bytes(token), math.log(probability or HALF_UNIT), others))
     # What is not UTF-8 will count as unaligned.
     text = b"".join(piece for piece, *_ in read).decode(errors="replace")
@@ -132,11 +123,11 @@ def read_traces(path: Path) -> Dataset:
     """
     try:
         if path.suffix == ".jsonl":
-            return as_dataset(map(with_bytes, sources.read_file(path)))
+            return traces.as_dataset(map(with_bytes, sources.read_file(path)))
         table = Dataset.from_parquet(str(path), keep_in_memory=False)
-        return table.select_columns(list(FEATURES)).cast(FEATURES)
+        return table.select_columns(list(traces.FEATURES)).cast(traces.FEATURES)
     except Exception as error:  # damaged bytes may raise any
-        needed = "Needed: Parquet or .jsonl with " + ", ".join(FEATURES)
+        needed = "Needed: Parquet or .jsonl with " + ", ".join(traces.FEATURES)
         raise ValueError(f"{path}: no traces ({error!r}). {needed}") from None
 
 
@@ -175,12 +166,10 @@ def load(config: TeacherConfig) -> RecordedBackend:
     ValueError
         ``teacher.path`` does not exist.
     """
-    limits = (config.max_new_tokens, config.top_k)
-    if config.backend == "dataset":
-        return RecordedBackend(None, *limits)
-    if not config.path or not Path(config.path).exists():
+    path = None if config.backend == "dataset" else Path(str(config.path))
+    if path and not path.exists():
         raise ValueError(f"teacher.path: {config.path!r} does not exist")
-    return RecordedBackend(Path(config.path), *limits)
+    return RecordedBackend(path, config.max_new_tokens, config.top_k)
 
 
 @dataclass(frozen=True)
@@ -200,7 +189,7 @@ class RecordedBackend:
     def model(self) -> str:
         """The file's name and contents."""
         if self.path is None:
-            return WRITTEN
+            return traces.WRITTEN
         return f"recorded {self.path.name} {artifacts.identity(self.path)}"
 
     def complete(
@@ -229,11 +218,11 @@ def _written(request: Request) -> dict[int, Completion]:
 
 def _recorded(path: Path, top_k: int) -> Callable[[Request], dict[int, Completion]]:
     """Find a question's solutions, whatever its id and white space."""
-    traces = None if path.is_dir() else read_traces(path)
-    if traces is None:
+    table = None if path.is_dir() else read_traces(path)
+    if table is None:
         solutions = list(read_release(path))
     else:
-        columns = traces["question"], traces["sample_id"], range(len(traces))
+        columns = table["question"], table["sample_id"], range(len(table))
         solutions = list(zip(*columns, strict=True))
     places: dict[str, dict[int, object]] = {}  # steps, or a row of the traces
     for question, sample_id, place in solutions:
@@ -243,7 +232,7 @@ def _recorded(path: Path, top_k: int) -> Callable[[Request], dict[int, Completio
 
     def find(request: Request) -> dict[int, Completion]:
         found = places.get(_fold(request.question), {})
-        rows = {s: traces[p] if traces else p for s, p in found.items()}
+        rows = {s: table[p] if table else p for s, p in found.items()}
         read = {s: as_completion(row, top_k) for s, row in rows.items()}
         return {s: done for s, done in read.items() if done}
 

@@ -99,16 +99,12 @@ class Completion:
         cls, text: str, steps: Sequence[Step], finish_reason: str
     ) -> Completion:
         """Return a solution whose tokens, and alternatives, are known by their text."""
-        tops = [top for *_, top in steps]
+        own = [piece for piece, *_ in steps], [logprob for _, logprob, _ in steps]
+        ids = [[NO_ID] * len(top) for *_, top in steps]
+        names = [[piece for piece, _ in top] for *_, top in steps]
+        logprobs = [[logprob for _, logprob in top] for *_, top in steps]
         return cls(
-            text,
-            [NO_ID] * len(steps),
-            [piece for piece, *_ in steps],
-            [logprob for _, logprob, _ in steps],
-            [[NO_ID] * len(top) for top in tops],
-            [[piece for piece, _ in top] for top in tops],
-            [[logprob for _, logprob in top] for top in tops],
-            finish_reason,
+            text, [NO_ID] * len(steps), *own, ids, names, logprobs, finish_reason
         )
 
 
