@@ -29,11 +29,9 @@ def test_each_reason_and_what_was_predicted():
         ("a", "The answer is 12", {"finish_reason": "abort"}),
         ("a", "The answer is 12.", {"token_bytes": [b"The answer is 12!"]}),
     )
-    assert result["drop_reason"][:] == ["", "wrong", "no_answer"] + [
-        "truncated",
-        "truncated",
-        "unaligned",
-    ]
+    reasons = ["", "wrong", "no_answer", *["truncated"] * 2, "unaligned"]
+    assert result["drop_reason"][:] == reasons
+    assert filtering.kept(result)["sample_id"][:] == [0]
     assert result["predicted_answer"][:] == ["12", "25/2", None, "12", "12", "12"]
     assert result["is_correct"][:] == [True, False, False, True, True, True]
 
@@ -48,6 +46,7 @@ TWINS = (
     ("a", "He buys 7 and 5 so 12. The answer is 12."),
     ("a", "She buys 7 and 5 so 12. The answer is 12."),
 )
+NEAR = {"drop_duplicates": True, "duplicate_similarity": 0.7}
 CAPPED = (
     ("a", "The answer is 3."),
     ("a", "7 + 5. The answer is 12."),
@@ -65,11 +64,7 @@ CAPPED = (
         (ONE_DUPLICATE, {"drop_duplicates": True}, ["", "duplicate", "", ""]),
         # Near-duplicates share most word trigrams.
         (TWINS, {"drop_duplicates": True}, ["", ""]),
-        (
-            TWINS,
-            {"drop_duplicates": True, "duplicate_similarity": 0.7},
-            ["", "duplicate"],
-        ),
+        (TWINS, NEAR, ["", "duplicate"]),
         # The cap counts kept solutions only.
         (CAPPED, {"max_solutions_per_question": 1}, ["wrong", "", "over_cap", ""]),
     ],
@@ -77,11 +72,6 @@ CAPPED = (
 def test_redundant_solutions(solutions, config, reasons):
     result = marked(*solutions, config=FilterConfig(**config))
     assert result["drop_reason"][:] == reasons
-
-
-def test_kept_rows_are_those_without_a_reason():
-    result = marked(("a", "The answer is 3."), ("a", "The answer is 12."))
-    assert filtering.kept(result)["sample_id"][:] == [1]
 
 
 def test_the_funnel_counts_every_solution_once():
@@ -94,12 +84,10 @@ def test_the_funnel_counts_every_solution_once():
     table = filtering.funnel(result).set_index("stage")
     reasons = dict.fromkeys(filtering.DROP_REASONS, 0) | {"truncated": 1, "wrong": 2}
     counts = {"sampled": 4} | reasons | {"kept": 1}
-    assert table["num_solutions"].to_dict() == counts
-    assert list(table.index) == list(counts)
+    assert list(table["num_solutions"].items()) == list(counts.items())
     assert table.loc["wrong", "fraction"] == 0.5
     questions = table.loc[["sampled", "wrong", "kept"], "num_questions"]
     assert questions.tolist() == [2, 2, 1]
-    assert table["num_solutions"].drop("sampled").sum() == 4
 
 
 def test_generic_tasks_are_scored_by_their_own_rules():

@@ -4,12 +4,12 @@ import collections
 import json
 import os
 import pickle
+import random
 
 import numpy as np
 import psutil
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from test_malformed import damaged, outcome
 from test_teacher_store import problems
 
 from cotspec import teacher
@@ -21,6 +21,7 @@ def step(token: str, probability: float, *others: tuple[str, float]) -> list:
     return [(token, probability), *others, (token, probability)]
 
 
+QUESTIONS = ["Question 0: a?\n", "Question 1: b?\n"]
 SOLUTION = [
     step(" step", 1.0),
     step("\n", 0.98),
@@ -89,34 +90,14 @@ def little_memory():
     resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-@pytest.fixture(scope="module")
-def release_bytes(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("release")
-    write_release(folder, ["Question 0: a?\n", "Question 1: b?\n"], [SOLUTION] * 2)
-    path = folder / "codex_per_step_probs.pkl"
-    return path, path.read_bytes()
-
-
-@settings(
-    max_examples=300,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(
-    changes=st.dictionaries(
-        st.integers(0, 10_000), st.integers(0, 255), min_size=1, max_size=4
-    )
-)
-def test_changed_bytes_load_or_name_the_file(little_memory, release_bytes, changes):
-    path, content = release_bytes
-    damaged = bytearray(content)
-    for place, byte in changes.items():
-        damaged[place % len(damaged)] = byte
-    path.write_bytes(damaged)
-    try:
-        load_restricted(path)
-    except ValueError as error:
-        assert str(path) in str(error) and "Allowed: lists" in str(error)
+def test_changed_bytes_load_or_name_the_file(little_memory, tmp_path):
+    write_release(tmp_path, QUESTIONS, [SOLUTION] * 2)
+    path, rng = tmp_path / "codex_per_step_probs.pkl", random.Random(0)
+    content = path.read_bytes()
+    for _ in range(300):
+        path.write_bytes(damaged(content, rng))
+        said = outcome(load_restricted, path)
+        assert said == "read" or (str(path) in said and "Allowed: lists" in said)
 
 
 def test_the_prompts_and_the_stop_strings_tokens_are_trimmed():
@@ -145,9 +126,6 @@ def draw(folder, questions, num_samples=1):
     config = TeacherConfig(backend="release", path=str(folder))
     options = {"num_samples": num_samples, "temperature": 0.5, "seed": 0}
     return teacher.sample(problems(questions), teacher.load_backend(config), **options)
-
-
-QUESTIONS = ["Question 0: a?\n", "Question 1: b?\n"]
 
 
 @pytest.mark.parametrize(

@@ -61,8 +61,7 @@ def llama_cpp():
     tried = [python, "-c", "import llama_cpp.server.app"]
     if subprocess.run(tried, capture_output=True).returncode:
         pytest.skip(f"{python} cannot import it; set COTSPEC_LLAMA_PYTHON")
-    folder, file = models.smollm2_gguf()
-    options = ["--model", os.path.join(folder, file), "--logits_all", "true"]
+    options = ["--model", os.path.join(*models.smollm2_gguf()), "--logits_all", "true"]
     options += ["--n_ctx", "1024", "--verbose", "false"]
     with serving([python, "-m", "llama_cpp.server", *options]) as url:
         yield url
@@ -71,14 +70,10 @@ def llama_cpp():
 @pytest.mark.parametrize("api", ["completions", "chat"])
 def test_llama_cpp_gives_tokens_that_join_with_their_top_five(llama_cpp, api):
     limits = {"max_in_flight": 2, "max_new_tokens": 24}
-    traces = teacher.sample(
-        PROBLEMS,
-        backend(llama_cpp, model="smollm2", api=api, **limits),
-        num_samples=2,
-        temperature=0.5,
-        seed=0,
-        demonstrations=DEMONSTRATIONS,
-    )
+    source = backend(llama_cpp, model="smollm2", api=api, **limits)
+    options = {"num_samples": 2, "temperature": 0.5, "seed": 0}
+    options["demonstrations"] = DEMONSTRATIONS
+    traces = teacher.sample(PROBLEMS, source, **options)
     print(traces[0]["completion"], traces[0]["topk_bytes"][0])
     assert len(traces) == 4
     for row in traces:

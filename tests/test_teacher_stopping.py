@@ -17,10 +17,7 @@ from cotspec.teacher.traces import cut_tokens, valid_length
         (b"The answer is approx. 18 eggs. So", b"The answer is approx. 18 eggs."),
         (b"The answer is 18 U.S. dollars. So", b"The answer is 18 U.S. dollars."),
         (b"The answer is B. So", b"The answer is B."),
-        (
-            b"See what the answer is. The answer is 18.\n",
-            b"See what the answer is. The answer is 18.",
-        ),
+        (b"The answer is. The answer is 18.\n", b"The answer is. The answer is 18."),
         ("The answer is –3. So".encode(), "The answer is –3.".encode()),
         (b"The answer is (B).\n", b"The answer is (B)."),
         (b"No idea.\n\nQ: More", b"No idea."),

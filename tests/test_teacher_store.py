@@ -125,15 +125,12 @@ def test_a_key_is_the_hash_of_all_that_names_a_sample():
     assert KEYS[3] == expected and len(set(KEYS)) == len(KEYS) == 4
 
 
-@pytest.mark.parametrize(
-    ("changed", "name"),
-    [
-        *[(TEACHER, name) for name in ("model", "max_new_tokens", "top_k")],
-        *[(REQUEST, name) for name in ("problem_id", "prompt")],
-        *[(OPTIONS, name) for name in ("temperature", "seed")],
-        (OPTIONS, "num_samples"),
-    ],
-)
+KEYED = [(TEACHER, name) for name in ("model", "max_new_tokens", "top_k")]
+KEYED += [(REQUEST, name) for name in ("problem_id", "prompt")]
+KEYED += [(OPTIONS, name) for name in ("temperature", "seed", "num_samples")]
+
+
+@pytest.mark.parametrize(("changed", "name"), KEYED)
 def test_the_key_changes_with_everything_but_the_number_of_samples(changed, name):
     other = copy.copy(changed)
     vars(other)[name] = 40
@@ -142,17 +139,11 @@ def test_the_key_changes_with_everything_but_the_number_of_samples(changed, name
     assert keys[:4] == KEYS if name == "num_samples" else not {*keys} & {*KEYS}
 
 
-@pytest.mark.parametrize(
-    "between",
-    [
-        b"\n",
-        b'{"key":"torn"\n',
-        b"\0\0\n",
-        b'{"key":"torn",\0\0}\n',
-        b"garbage\n",
-        b'{"key": 1}\n',
-    ],
-)
+DAMAGED = [b"\n", b"garbage\n", b'{"key": 1}\n', b"\0\0\n"]
+DAMAGED += [b'{"key":"torn"\n', b'{"key":"torn",\0\0}\n']
+
+
+@pytest.mark.parametrize("between", DAMAGED)
 def test_a_damaged_line_costs_no_other_sample(tmp_path, between, caplog):
     first, last = (stores.encode_line(key, completion("a")) for key in "kl")
     content = b"\xef\xbb\xbf" + first.replace(b"\n", b"\r\n") + between + last

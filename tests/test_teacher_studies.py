@@ -43,19 +43,13 @@ def test_solutions_are_counted_token_by_token(monkeypatch, at_once):
 def marked(questions, **columns):
     """Rows of ``problem_id: (gold, [predicted, …])``."""
     rows = [
-        {
-            "problem_id": problem_id,
-            "answer": gold,
-            "predicted_answer": predicted,
-            "is_correct": predicted == gold,
-        }
+        (problem_id, gold, predicted, predicted == gold)
         for problem_id, (gold, votes) in questions.items()
         for predicted in votes
     ]
-    made = Dataset.from_list(rows)
-    for name, values in columns.items():
-        made = made.add_column(name, values)
-    return made
+    names = ("problem_id", "answer", "predicted_answer", "is_correct")
+    made = dict(zip(names, zip(*rows, strict=True), strict=True))
+    return Dataset.from_dict(made | columns)
 
 
 @pytest.mark.parametrize(
