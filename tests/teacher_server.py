@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import random
+import subprocess
 import sys
 import threading
 import time
@@ -163,6 +164,18 @@ def running(*args, **kwargs):
             yield server
         finally:
             server.shutdown()
+
+
+@contextmanager
+def process(fault_rate: float):
+    """Serve in a process of its own; yield its URL and its log, filled at the end."""
+    command = [sys.executable, __file__, "--fault-rate", str(fault_rate)]
+    pipes, log = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}, {}
+    with subprocess.Popen(command, **pipes, text=True) as server:
+        try:
+            yield f"http://127.0.0.1:{int(server.stdout.readline())}/v1", log
+        finally:
+            log |= json.loads(server.communicate("", timeout=30)[0].splitlines()[-1])
 
 
 def main() -> None:

@@ -76,10 +76,8 @@ def assert_as_computed(source: Teacher, prompt: str, row: dict) -> None:
     expected = plain_logprobs(source, prompt, row["token_ids"])
     chosen = expected[range(len(expected)), row["token_ids"]]
     within = {"atol": 1e-3, "rtol": 2**-11}  # half a unit of float16
-    for name, value in (
-        ("token_logprobs", chosen),
-        ("topk_logprobs", expected.topk(5).values),
-    ):
+    found = {"token_logprobs": chosen, "topk_logprobs": expected.topk(5).values}
+    for name, value in found.items():
         torch.testing.assert_close(torch.tensor(row[name]), value, **within)
 
 
@@ -141,10 +139,8 @@ def test_joined_bytes_are_the_completion(traces):
     assert max(map(len, traces["completion"])) > 10
     for row in traces:
         assert b"".join(row["token_bytes"]) == row["completion"].encode()
-        lengths = {
-            len(row[c]) for c in traces.column_names if c.startswith(("token_", "topk"))
-        }
-        assert len(lengths) == 1
+        lists = [c for c in traces.column_names if c.startswith(("token_", "topk"))]
+        assert len({len(row[name]) for name in lists}) == 1
     expected = [(f"p/{i}", s) for i in range(4) for s in range(3)]
     assert list(zip(traces["problem_id"], traces["sample_id"], strict=True)) == expected
 
@@ -260,9 +256,8 @@ def test_auto_loads_the_model_in_that_precision_and_names_it(
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     llama.model.save_pretrained(tmp_path)
     llama.tokenizer.save_pretrained(tmp_path)
-    config = TeacherConfig(
-        backend="huggingface", model=str(tmp_path), precision="auto", max_new_tokens=8
-    )
+    options = {"model": str(tmp_path), "max_new_tokens": 8}
+    config = TeacherConfig(backend="huggingface", precision="auto", **options)
     backend = teacher.load_backend(config)
     assert backend.teacher.model.dtype == torch.bfloat16
     name, precision = backend.model.split(" ")
@@ -287,12 +282,8 @@ def test_bfloat16_samples_have_logprobs_near_those_of_a_forward_pass(llama):
 
 # --- the study of temperatures --------------------------------------------------------
 
-CONFIG = TeacherConfig(
-    backend="huggingface",
-    study_temperatures=(0.0, 1.0),
-    study_questions=2,
-    study_samples=3,
-)
+STUDY = {"study_temperatures": (0.0, 1.0), "study_questions": 2, "study_samples": 3}
+CONFIG = TeacherConfig(backend="huggingface", **STUDY)
 
 
 def test_a_study_spreads_its_questions_and_samples_at_each_temperature(llama, tmp_path):
@@ -305,9 +296,8 @@ def test_a_study_spreads_its_questions_and_samples_at_each_temperature(llama, tm
     different = table[table["measure"] == "different texts"].set_index("temperature")
     assert different["value"].tolist() == [pytest.approx(1 / 3), 1.0]
     # A second call samples nothing.
-    broken = dataclasses.replace(
-        backend, teacher=dataclasses.replace(llama, model=None)
-    )
+    broken = dataclasses.replace(llama, model=None)
+    broken = dataclasses.replace(backend, teacher=broken)
     again = teacher.sample_study(PROBLEMS, broken, CONFIG, **options)
     assert again.to_dict() == study.to_dict()
 

@@ -1,16 +1,13 @@
 """kill -9 at twenty random moments: the same traces after the next run."""
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import teacher_server
 import torch
 from datasets import Dataset
 from test_teacher_huggingface import DEMONSTRATIONS, tiny_teacher
@@ -22,7 +19,6 @@ from cotspec.teacher.huggingface import HuggingFaceBackend
 from cotspec.teacher.openai import OpenAIBackend
 
 NUM_KILLS = 20
-SERVER = Path(__file__).with_name("teacher_server.py")
 
 pytestmark = [
     pytest.mark.slow,
@@ -61,15 +57,10 @@ def kill_and_resume(backend, num_problems: int, num_samples: int, folder: Path) 
     """Kill one run per folder, resume it, compare keys and compacted bytes."""
 
     def sample_into(store: Path) -> Dataset:
-        return teacher.sample(
-            problems(f"{i} cats?" for i in range(num_problems)),
-            backend,
-            num_samples=num_samples,
-            temperature=1.0,
-            seed=3,
-            demonstrations=DEMONSTRATIONS,
-            store=store,
-        )
+        options = {"num_samples": num_samples, "temperature": 1.0, "seed": 3}
+        options |= {"demonstrations": DEMONSTRATIONS, "store": store}
+        asked = problems(f"{i} cats?" for i in range(num_problems))
+        return teacher.sample(asked, backend, **options)
 
     started, rng, num_cut = time.monotonic(), random.Random(0), 0
     expected = sample_into(folder / "plain").to_dict()
@@ -87,21 +78,9 @@ def test_a_local_model(tmp_path):
     kill_and_resume(backend, 8, 4, tmp_path)
 
 
-@contextmanager
-def server_process(fault_rate: float):
-    command = [sys.executable, str(SERVER), "--fault-rate", str(fault_rate)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes, text=True) as server:
-        try:
-            yield f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
-        finally:
-            log, _ = server.communicate("", timeout=30)
-            print(json.loads(log.splitlines()[-1]))
-
-
 def test_a_server_with_faults(tmp_path):
     options = {"samples_per_request": 1, "max_in_flight": 4, "model": "fake"}
-    with server_process(0.1) as url:
+    with teacher_server.process(0.1) as (url, _):
         config = TeacherConfig(backend="openai", base_urls=(url,), **options)
         backend = OpenAIBackend(config)
         backend.timeout, backend.backoff = 0.5, 0.01

@@ -105,14 +105,12 @@ class TeacherTrace:
         """
         names = [[token_bytes(token) for token, _ in step] for step in steps]
         probs = [[math.log(p) if p else -math.inf for _, p in step] for step in steps]
-        row = {"token_bytes": [step[0] for step in names]}
-        row["completion"] = b"".join(row["token_bytes"]).decode(
-            errors="surrogateescape"
-        )
-        row |= {"topk_bytes": [step[1:] for step in names]}
+        tokens = [step[0] for step in names]
+        text = b"".join(tokens).decode(errors="surrogateescape")
+        row = {"completion": text, "token_bytes": tokens}
         row |= {"token_logprobs": [step[0] for step in probs]}
-        row |= {"topk_logprobs": [step[1:] for step in probs]}
-        return cls.from_row(row)
+        row |= {"topk_bytes": [step[1:] for step in names]}
+        return cls.from_row(row | {"topk_logprobs": [step[1:] for step in probs]})
 
 
 def token_bytes(token: str) -> bytes:

@@ -128,10 +128,8 @@ class StudentTokenizer:
             return list(map(Token, encoding.ids, [0, *ends], ends))
         lengths = [1] * len(text) if text.isascii() else map(len, map(str.encode, text))
         byte = list(accumulate(lengths, initial=0))
-        spans = [
-            [i, byte[start], byte[end]]
-            for i, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
-        ]
+        read = zip(encoding.ids, encoding.offsets, strict=True)
+        spans = [[i, byte[start], byte[end]] for i, (start, end) in read]
         if not self._byte_ids.isdisjoint(encoding.ids):
             self._place_bytes(spans)
         raw, end_before = text.encode(), 0

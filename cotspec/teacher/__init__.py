@@ -94,13 +94,11 @@ def sample(
         return kept
     with SampleStore(store) if store else nullcontext({}) as samples:
         _draw(backend, requests, options, keys, samples)
-        there = {place: key for place, key in keys.items() if key in samples}
-        rows = (
-            traces.as_row(problems[i], s, samples[k]) for (i, s), k in there.items()
-        )
+        done = {place: key for place, key in keys.items() if key in samples}
+        rows = (traces.as_row(problems[i], s, samples[k]) for (i, s), k in done.items())
         if not store:
             return traces.as_dataset(rows)
-        identity = _identity(problems, there.values())
+        identity = _identity(problems, done.values())
         return write_traces(rows, Path(store), identity=identity)
 
 

@@ -83,11 +83,11 @@ def _redundancy(
     completion: str, solutions: list[frozenset], config: FilterConfig
 ) -> str:
     """Compare a right solution with the question's earlier ones; add it if it stays."""
-    shingles = word_shingles(completion)
-    if config.drop_duplicates and any(
-        similarity(shingles, other) >= config.duplicate_similarity
-        for other in solutions
-    ):
+    shingles = word_shingles(completion) if config.drop_duplicates else frozenset()
+    # The Jaccard index, 0 to 1 (Broder 1997).
+    likeness = (len(shingles & s) / max(1, len(shingles | s)) for s in solutions)
+    least = config.duplicate_similarity
+    if config.drop_duplicates and any(like >= least for like in likeness):
         return "duplicate"
     cap = config.max_solutions_per_question
     if cap is not None and len(solutions) >= cap:
@@ -104,11 +104,6 @@ def word_shingles(text: str, size: int = 3) -> frozenset[tuple[str, ...]]:
     words = _WORD.findall(text.lower())
     runs = (tuple(words[i : i + size]) for i in range(max(1, len(words) - size + 1)))
     return frozenset(runs)
-
-
-def similarity(first: frozenset, second: frozenset) -> float:
-    """Return the Jaccard index, 0 to 1 (Broder 1997)."""
-    return len(first & second) / max(1, len(first | second))
 
 
 def funnel(marked: Dataset) -> pd.DataFrame:

@@ -11,7 +11,7 @@ import functools
 import math
 import os
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -84,14 +84,18 @@ class HuggingFaceBackend:
         num_threads = models.batches_at_once(model)
         with attention(model), ThreadPoolExecutor(num_threads) as threads:
             for group in group_by_context(requests):
-                prompts = {i: token_ids[i] for i in group}
-                planned = plan_batches(prompts, options.num_samples, self.batch_size)
+                prompts = [token_ids[i] for i in group]
+                # Questions of similar length together.
+                order = sorted(group, key=lambda i: (len(token_ids[i]), i))
+                rows = [(i, s) for i in order for s in range(options.num_samples)]
+                starts = range(0, len(rows), self.batch_size)
+                planned = [rows[start : start + self.batch_size] for start in starts]
                 due = [b for b in planned if any(s in missing[i] for i, s in b)]
                 length, prefix = 0, None
                 if due and is_shared:
-                    length = common_prefix_length(prompts.values())
-                    prefix = decoding.compute_prefix(model, prompts[group[0]][:length])
-                suffixes = {i: ids[length:] for i, ids in prompts.items()}
+                    length = common_prefix_length(prompts)
+                    prefix = decoding.compute_prefix(model, prompts[0][:length])
+                suffixes = {i: token_ids[i][length:] for i in group}
                 begun = suffixes, {"prefix": prefix, "prefix_length": length}
                 write = functools.partial(self._write, requests, options, *begun)
                 for batch, done in zip(due, threads.map(write, due), strict=True):
@@ -178,22 +182,13 @@ def group_by_context(requests: Sequence[Request]) -> list[list[int]]:
     return list(groups.values())
 
 
-def common_prefix_length(token_ids: Collection[list[int]]) -> int:
+def common_prefix_length(token_ids: Sequence[list[int]]) -> int:
     """Return how many first tokens all prompts share; one stays out of it in each.
 
     It is found in the tokens, not the text: a tokenizer may merge across the border.
     """
-    shared = os.path.commonprefix(list(token_ids))
+    shared = os.path.commonprefix(token_ids)
     return min(len(shared), min(map(len, token_ids)) - 1)
-
-
-def plan_batches(
-    prompts: Mapping[int, Sequence[int]], num_samples: int, batch_size: int
-) -> list[list[tuple[int, int]]]:
-    """Split all (request, sample id) into batches of questions of similar length."""
-    order = sorted(prompts, key=lambda i: (len(prompts[i]), i))
-    rows = [(i, sample_id) for i in order for sample_id in range(num_samples)]
-    return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
 
 
 def end_ids(teacher: Teacher) -> frozenset[int]:

@@ -17,7 +17,7 @@ import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent import futures
-from itertools import cycle, islice
+from itertools import cycle, islice, product
 
 import httpx
 from anyio.from_thread import start_blocking_portal
@@ -100,14 +100,13 @@ class OpenAIBackend:
         """
         most, size = self.config.max_in_flight, self.config.samples_per_request
         # One request asks for so many samples; the borders do not depend on `missing`.
-        ids = range(options.num_samples)
-        chunks = [ids[start : start + size] for start in ids[::size]]
-        jobs = (
-            (index, requests[index], chunk, wanted.intersection(chunk))
-            for index, wanted in missing.items()
-            for chunk in chunks
-            if not wanted.isdisjoint(chunk)
+        every = range(options.num_samples)
+        chunks = [every[start : start + size] for start in every[::size]]
+        due = (
+            (i, ids, missing[i].intersection(ids))
+            for i, ids in product(missing, chunks)
         )
+        jobs = ((i, requests[i], ids, wanted) for i, ids, wanted in due if wanted)
         known = {"headers": {"Authorization": f"Bearer {self.key}"}} if self.key else {}
         known["limits"] = httpx.Limits(max_connections=most)
         # This machine is never reached by a proxy: requests to it hold the key.
@@ -301,9 +300,8 @@ def read_choice(choice: Mapping, *, top_k: int) -> Completion:
     if b"".join(pieces).startswith(encoded):
         encoded = encoded[:end]
         pieces = traces.cut_tokens(pieces, len(encoded))
-        steps = [
-            (piece, *rest) for piece, (_, *rest) in zip(pieces, steps, strict=False)
-        ]
+        rest = [known for _, *known in steps]
+        steps = [(piece, *known) for piece, known in zip(pieces, rest, strict=False)]
     return Completion.without_ids(encoded.decode(), steps, reason)
 
 

@@ -50,22 +50,18 @@ def _summarize(batch: pa.Table) -> pd.DataFrame:
     owner = pc.list_parent_indices(logprobs).to_numpy()  # of each token
     lengths = np.bincount(owner, minlength=len(batch))
     steps = tops.flatten()  # one list of alternatives per token
-    named, own = (
-        lists.flatten().to_numpy().astype(float) for lists in (steps, logprobs)
-    )
-    mass = np.bincount(pc.list_parent_indices(steps), np.exp(named), len(steps))
+    named = np.exp(steps.flatten().to_numpy().astype(float))
+    mass = np.bincount(pc.list_parent_indices(steps), named, len(steps))
     most = np.zeros(len(batch))
     np.maximum.at(most, owner, mass)
     tokens = np.where(lengths, lengths, np.nan)
     is_text = pc.equal(pc.binary_join(pieces, b""), batch["completion"].cast("binary"))
     columns = {name: batch[name].to_pandas() for name in ("task", "finish_reason")}
-    columns |= {"tokens": lengths}
-    columns["probability_per_token"] = np.exp(
-        np.bincount(owner, own, len(batch)) / tokens
-    )
-    columns |= {"top_five_mass": np.bincount(owner, mass, len(batch)) / tokens}
-    columns |= {"most_mass": most, "is_whole": is_text.to_numpy()}
-    return pd.DataFrame(columns)
+    own = logprobs.flatten().to_numpy().astype(float)
+    mean, top = (np.bincount(owner, v, len(batch)) / tokens for v in (own, mass))
+    columns |= {"tokens": lengths, "probability_per_token": np.exp(mean)}
+    columns |= {"top_five_mass": top, "most_mass": most}
+    return pd.DataFrame(columns | {"is_whole": is_text.to_numpy()})
 
 
 def vote_curves(marked: Dataset) -> pd.DataFrame:
@@ -88,9 +84,8 @@ def vote_curves(marked: Dataset) -> pd.DataFrame:
     questions = votes_by_question(marked)
     rows = []
     for k in range(1, min(len(votes) for votes, _ in questions) + 1):
-        passed = [
-            statistics.pass_at_k(len(v), v.count(gold), k) for v, gold in questions
-        ]
+        counts = [(len(votes), votes.count(gold)) for votes, gold in questions]
+        passed = [statistics.pass_at_k(*count, k) for count in counts]
         won = [statistics.majority_at_k(v, gold, k) for v, gold in questions]
         rows += [("pass@k", k, *_mean(passed)), ("majority@k", k, *_mean(won))]
     return pd.DataFrame(rows, columns=["series", "k", "accuracy", "ci_low", "ci_high"])
@@ -107,11 +102,10 @@ def votes_by_question(marked: Dataset) -> list[tuple[list[str | None], str]]:
 
     A sample without an answer is None.
     """
-    columns = ["problem_id", "answer", "predicted_answer", "is_correct"]
+    names = ("problem_id", "answer", "predicted_answer", "is_correct")
+    rows = zip(*(marked[name] for name in names), strict=True)
     questions: dict[str, tuple[list[str | None], str]] = {}
-    for problem_id, answer, predicted, is_correct in zip(
-        *(marked[name] for name in columns), strict=True
-    ):
+    for problem_id, answer, predicted, is_correct in rows:
         if problem_id not in questions:
             questions[problem_id] = [], str(parse_number(answer))
         votes, gold = questions[problem_id]

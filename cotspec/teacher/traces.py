@@ -100,12 +100,11 @@ class Completion:
     ) -> Completion:
         """Return a solution whose tokens, and alternatives, are known by their text."""
         own = [piece for piece, *_ in steps], [logprob for _, logprob, _ in steps]
+        no_ids = [NO_ID] * len(steps)
         ids = [[NO_ID] * len(top) for *_, top in steps]
         names = [[piece for piece, _ in top] for *_, top in steps]
         logprobs = [[logprob for _, logprob in top] for *_, top in steps]
-        return cls(
-            text, [NO_ID] * len(steps), *own, ids, names, logprobs, finish_reason
-        )
+        return cls(text, no_ids, *own, ids, names, logprobs, finish_reason)
 
 
 # A token, its log-probability, and its alternatives with theirs.

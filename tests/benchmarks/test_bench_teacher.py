@@ -4,16 +4,13 @@ Times are of whatever else the machine does; the ratio of the two decoders is ta
 within one run. As configured here it all takes minutes.
 """
 
-import json
 import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+import teacher_server
 import torch
 from test_teacher_store import problems
 from transformers import StoppingCriteria, StoppingCriteriaList
@@ -31,7 +28,6 @@ NUM_QUESTIONS = int(os.environ.get("COTSPEC_BENCH_QUESTIONS", "8"))
 NUM_PLAIN = int(os.environ.get("COTSPEC_BENCH_PLAIN_QUESTIONS", "2"))
 MAX_NEW_TOKENS = 128
 NUM_REQUESTS = int(os.environ.get("COTSPEC_BENCH_REQUESTS", "10000"))
-SERVER = Path(__file__).parents[1] / "teacher_server.py"
 
 
 class AnswerEnds(StoppingCriteria):
@@ -63,9 +59,8 @@ def test_bench_local_model_against_generate(benchmark, data_dir):
     smollm2 = models.load_teacher(TeacherConfig(backend="huggingface", model="smollm2"))
     questions = tasks.load("gsm8k", "test", num=NUM_QUESTIONS)
     demonstrations = tasks.demonstrations("gsm8k")
-    backend = HuggingFaceBackend(
-        smollm2, NUM_SAMPLES * NUM_QUESTIONS, max_new_tokens=MAX_NEW_TOKENS
-    )
+    num_rows = NUM_SAMPLES * NUM_QUESTIONS
+    backend = HuggingFaceBackend(smollm2, num_rows, max_new_tokens=MAX_NEW_TOKENS)
     generate(smollm2, "Q: 1 + 1?")  # warm up
     marks = [(time.monotonic(), time.process_time())]
     for request in teacher.build_requests(questions, demonstrations)[:NUM_PLAIN]:
@@ -90,9 +85,8 @@ def test_bench_ten_thousand_requests_with_faults(benchmark, tmp_path):
     twenty parts of the run the median counts: what else the machine does for a while
     slows a few of them.
     """
-    requests = teacher.build_requests(
-        problems(f"{i}?" for i in range(NUM_REQUESTS // 10))
-    )
+    asked = problems(f"{i}?" for i in range(NUM_REQUESTS // 10))
+    requests = teacher.build_requests(asked)
     options = teacher.SamplingOptions(10, 0.5, 0)
     missing = {i: set(range(10)) for i in range(len(requests))}
     marks = []  # samples, processor seconds, MiB
@@ -106,16 +100,12 @@ def test_bench_ten_thousand_requests_with_faults(benchmark, tmp_path):
                     marks.append((len(store.offsets), time.process_time(), memory))
             return list(store.offsets)
 
-    command = [sys.executable, str(SERVER), "--fault-rate", "0.1"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes, text=True) as server:
-        url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
-        facts = {"backend": "openai", "base_urls": (url,), "model": "fake"}
-        config = TeacherConfig(**facts, samples_per_request=1, max_new_tokens=64)
+    limits = {"model": "fake", "samples_per_request": 1, "max_new_tokens": 64}
+    with teacher_server.process(0.1) as (url, log):
+        config = TeacherConfig(backend="openai", base_urls=(url,), **limits)
         backend = OpenAIBackend(config)
         backend.timeout, backend.backoff = 1.0, 0.01
         store = benchmark.pedantic(run, (backend,), rounds=1)
-        log = json.loads(server.communicate("", timeout=30)[0].splitlines()[-1])
     faults = sum(count for name, count in log.items() if name != "requests")
     count, seconds, memory = np.diff(marks, axis=0).T
     count *= log["requests"] / NUM_REQUESTS  # one for each sample, and the repeated
