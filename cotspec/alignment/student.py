@@ -97,10 +97,10 @@ class StudentTokenizer:
             raise ValueError(f"student_tokenizer: {given}. Allowed: a fast tokenizer")
         raw = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
         special = {entry["id"] for entry in raw["added_tokens"] if entry["special"]}
-        self._whole = Tokenizer.from_str(json.dumps(raw))
-        for part in ("normalizer", "pre_tokenizer"):
-            raw[part] = _without_prefix(raw[part])
-        self._inside = Tokenizer.from_str(json.dumps(raw))
+        whole = json.dumps(raw)
+        self._whole = Tokenizer.from_str(whole)
+        inside = json.loads(whole, object_hook=_without_prefix)
+        self._inside = Tokenizer.from_str(json.dumps(inside))
         self._is_byte_level = "ByteLevel" in json.dumps(raw["pre_tokenizer"])
         self._special = special | set(tokenizer.all_special_ids)
         self.control_ids = self._special - {tokenizer.unk_token_id}
@@ -184,15 +184,10 @@ _WITHOUT_PREFIX = {
 }
 
 
-def _without_prefix(node):
+def _without_prefix(node: dict) -> dict:
     """A part of a tokenizer's description, changed to read from within a word."""
-    if isinstance(node, list):
-        return [_without_prefix(child) for child in node]
-    if not isinstance(node, dict):
-        return node
     if node.get("type") == "Prepend":
         return {"type": "Sequence", "normalizers": []}
-    node = {name: _without_prefix(child) for name, child in node.items()}
     return node | _WITHOUT_PREFIX.get(node.get("type"), {})
 
 

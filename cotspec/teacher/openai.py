@@ -132,25 +132,25 @@ class OpenAIBackend:
                     yield future.result()
 
     async def ask(
-        self, index: int, request: Request, sample_ids: range, wanted: set[int]
+        self, index: int, request: Request, chunk: range, wanted: set[int]
     ) -> list[Sample]:
-        """Ask for consecutive samples; ask singly for those that did not come."""
-        found = await self._request(request, sample_ids)
-        if len(sample_ids) > 1:
-            for s in sorted(wanted - found.keys()):
-                found |= await self._request(request, range(s, s + 1))
-        return [(index, s, found[s]) for s in sorted(wanted & found.keys())]
+        """Ask for consecutive samples; ask singly for those that did not come.
 
-    async def _request(self, request: Request, ids: range) -> dict[int, Completion]:
-        """Return what came of the samples; nothing if each reply was malformed."""
-        seed = traces.sample_seed(self.options.seed, request.problem_id, ids[0])
-        body = self._body(request.prompt, self.options.temperature, seed)
-        try:
-            found = await self.post(body | {"n": len(ids)})
-        except InvalidReply as error:
-            logger.warning("%s", error)
-            return {}
-        return {ids[i]: done for i, done in found.items()}
+        What is malformed each time is left out.
+        """
+        found: dict[int, Completion] = {}
+        singly = [(s,) for s in chunk] if len(chunk) > 1 else []
+        for ids in (chunk, *singly):
+            if found.keys() >= wanted.intersection(ids):
+                continue
+            seed = traces.sample_seed(self.options.seed, request.problem_id, ids[0])
+            body = self._body(request.prompt, self.options.temperature, seed)
+            try:
+                came = await self.post(body | {"n": len(ids)})
+                found |= {ids[i]: done for i, done in came.items()}
+            except InvalidReply as error:
+                logger.warning("%s", error)
+        return [(index, s, found[s]) for s in sorted(wanted & found.keys())]
 
     def _body(self, prompt: str, temperature: float, seed: int) -> dict[str, object]:
         """Return the JSON body of one request."""

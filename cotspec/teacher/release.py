@@ -128,7 +128,7 @@ def read_traces(path: Path) -> Dataset:
         return table.select_columns(list(traces.FEATURES)).cast(traces.FEATURES)
     except Exception as error:  # damaged bytes may raise any
         needed = "Needed: Parquet or .jsonl with " + ", ".join(traces.FEATURES)
-        raise ValueError(f"{path}: no traces ({error!r}). {needed}") from None
+        raise ValueError(f"{path}: no traces ({error}). {needed}") from None
 
 
 def as_completion(solution: Mapping | list, top_k: int) -> Completion | None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Protocol
 
 import pyarrow as pa
@@ -67,8 +67,7 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         if self.num_samples < 1 or not self.temperature >= 0:
-            allowed = "Allowed: num_samples from 1, temperature from 0"
-            raise ValueError(f"{self}. {allowed}")
+            raise ValueError(f"{self}. Allowed: num_samples from 1, temperature from 0")
 
 
 @dataclass(frozen=True)
@@ -209,10 +208,5 @@ def cut_tokens(pieces: Sequence[bytes], length: int) -> list[bytes]:
     Such a token (``".\\n\\n"`` after the answer) keeps its log-probability: that of a
     sentence that ends here and goes on as sampled.
     """
-    kept = []
-    for piece in pieces:
-        if length <= 0:
-            break
-        kept.append(piece[:length])
-        length -= len(piece)
-    return kept
+    spans = zip(pieces, accumulate(map(len, pieces), initial=0), strict=False)
+    return [piece[: length - start] for piece, start in spans if start < length]
