@@ -97,10 +97,10 @@ class StudentTokenizer:
             raise ValueError(f"student_tokenizer: {given}. Allowed: a fast tokenizer")
         raw = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
         special = {entry["id"] for entry in raw["added_tokens"] if entry["special"]}
-        whole = json.dumps(raw)
-        self._whole = Tokenizer.from_str(whole)
-        inside = json.loads(whole, object_hook=_without_prefix)
-        self._inside = Tokenizer.from_str(json.dumps(inside))
+        self._whole = Tokenizer.from_str(json.dumps(raw))
+        for part in ("normalizer", "pre_tokenizer"):
+            raw[part] = json.loads(json.dumps(raw[part]), object_hook=_without_prefix)
+        self._inside = Tokenizer.from_str(json.dumps(raw))
         self._is_byte_level = "ByteLevel" in json.dumps(raw["pre_tokenizer"])
         self._special = special | set(tokenizer.all_special_ids)
         self.control_ids = self._special - {tokenizer.unk_token_id}
