@@ -234,13 +234,19 @@ class Grid:
             return
         job.do(functools.partial(_export, work_dir=work_dir))
 
-    def trained(self, cell: Cell) -> models.Student:
-        """Return a finished training's student, with its last checkpoint's weights."""
+    def trained(self, cell: Cell, step: int | None = None) -> models.Student:
+        """Return a training's student after `step` updates, by default after all."""
         student = models.load_student(cell.student, seed=cell.seed)
-        checkpoints = training.list_checkpoints(self._folder(cell))
-        if not checkpoints:
-            raise ValueError(f"cell {cell}: not trained. Allowed: one that was run")
-        return training.load_checkpoint(student, checkpoints[-1][1])
+        saved = dict(training.list_checkpoints(self._folder(cell)))
+        step = max(saved, default=None) if step is None else step
+        if step == 0:
+            return student
+        if step not in saved:
+            raise ValueError(
+                f"cell {cell}, step {step}: not trained. Allowed: one that was run, "
+                f"and its checkpoints {[0, *saved]}"
+            )
+        return training.load_checkpoint(student, saved[step])
 
     def loss_logs(self, cells: Sequence[Cell], temperature: float) -> pd.DataFrame:
         """Return the loss of finished trainings above its floor, update by update.

@@ -237,7 +237,7 @@ def test_the_store_keeps_weights_and_no_optimiser_state(predictions, store):
     assert not list(store.rglob("training"))
 
 
-def test_trained_is_the_last_checkpoint_and_says_where_there_is_none(
+def test_trained_is_the_last_or_the_asked_checkpoint_and_says_where_there_is_none(
     cells, predictions, store
 ):
     student = grid_of(store).trained(cells[1])
@@ -247,6 +247,10 @@ def test_trained_is_the_last_checkpoint_and_says_where_there_is_none(
     for name, tensor in student.model.state_dict().items():
         assert torch.equal(tensor, weights[name]), name
     assert not student.model.training
+    start = grid_of(store).trained(cells[1], 0)
+    assert models.student_digest(start) == models.student_digest(base)
+    with pytest.raises(ValueError, match=r"step 99: not trained.* checkpoints \[0, "):
+        grid_of(store).trained(cells[1], 99)
     with pytest.raises(ValueError, match="seed 9.*not trained. Allowed: one that was"):
         grid_of(store).trained(dataclasses.replace(cells[1], seed=9))
 
