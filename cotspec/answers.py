@@ -7,8 +7,6 @@ evaluation use the same functions. Two further scores, `reference_score` and
 can be put side by side.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
 import unicodedata

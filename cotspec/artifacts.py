@@ -11,8 +11,6 @@ Layout of a run::
     runs/<profile>/figures/  report/  notebooks/  html/
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import importlib.metadata

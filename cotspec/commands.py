@@ -6,8 +6,6 @@ artifacts of its run. Leaves: the training, where notebook 05 takes it up; or
 ``runs/<profile>/evaluation/<checkpoint>/`` with every prediction and the accuracies.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

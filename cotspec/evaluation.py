@@ -9,8 +9,6 @@ for many rows than for few. The same inputs give the same bytes
 however many processes share them.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections import Counter, defaultdict

@@ -4,8 +4,6 @@ Enters: sections of a profile. Leaves: lists of `Cell`. Nothing is computed here
 that several grids name is one cell, trained once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal

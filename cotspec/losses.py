@@ -20,8 +20,6 @@ Nothing of size ``(B, T, V)`` is made but the gradient of the logits: the studen
 log-probabilities are computed for the candidates and the rest, a few rows at a time.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -5,8 +5,6 @@ is a hub name, a local folder, or one of the built-in names documented in `load_
 and `load_teacher`.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import hashlib

@@ -6,8 +6,6 @@ Enters: executed notebooks, figures with their captions and the report of a run.
 Leaves: ``runs/<profile>/html``, a folder that needs no network and nothing beside it.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import math

@@ -6,8 +6,6 @@ Package functions take one section (``profile.training``), never the whole profi
 that a stage depends only on the numbers it uses.
 """
 
-from __future__ import annotations
-
 import ast
 import difflib
 import re

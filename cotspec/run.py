@@ -6,8 +6,6 @@ artifacts with success markers, an HTML page of the series and the report under
 work the preflight says everything that is missing, each with its remedy.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import os

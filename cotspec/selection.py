@@ -4,8 +4,6 @@ Enters: a `DataConfig`, the tasks. Leaves: one table of problems with their role
 ``split`` column) and one of demonstrations, both drawn with a seed.
 """
 
-from __future__ import annotations
-
 from random import Random
 
 from datasets import Dataset, concatenate_datasets

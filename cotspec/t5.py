@@ -3,8 +3,6 @@
 Enters: a `T5Config`. Leaves: a model shaped like the published T5 v1.1 and FlanT5.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -14,8 +14,6 @@ micro-batch. The number of processes changes neither: an update averages over al
 tokens of its micro-batches, whichever process computes them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import itertools

@@ -3,8 +3,6 @@
 A line counts if it holds a token of code: comments, docstrings and blank lines do not.
 """
 
-from __future__ import annotations
-
 import ast
 import io
 import sys

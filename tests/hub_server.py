@@ -7,8 +7,6 @@ revision is the same files, and `Hub.asked` has what was asked for; what
 the paper's sets as their repositories hold them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import sys

@@ -5,8 +5,6 @@ input closes or after `LIFETIME` seconds, whichever is first. A reply depends on
 seed and choice index alone; a fault is drawn at random per request.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

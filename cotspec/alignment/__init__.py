@@ -27,8 +27,6 @@ Modules: `matching` has the two methods, `transfer` gives probabilities, `studen
 the student's tokenizer, `records` and `table` are what enters and leaves.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections import Counter

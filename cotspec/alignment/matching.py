@@ -7,8 +7,6 @@ which the one-to-one pairs of equal tokens count (Fu et al. 2023, section 3, equ
 1 to 3).
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections import Counter

@@ -5,8 +5,6 @@ Leaves: the bytes of every token, a text's tokens with their places in it, and t
 with which a piece of text begins.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import re

@@ -4,8 +4,6 @@ Enters: kept traces and the student's tokenizer. Leaves: one row of targets per 
 counts by rule, and the token spans that notebook 04 draws.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -4,8 +4,6 @@ Enters: a text's student tokens, their matches and the teacher's trace. Leaves:
 `AlignedTargets`. `cotspec.alignment.align` states the rules in words.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Sequence

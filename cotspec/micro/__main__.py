@@ -4,8 +4,6 @@ build  train the shipped models into --out; resumes
 pack   write the models in --out into the package
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

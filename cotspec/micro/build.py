@@ -7,8 +7,6 @@ the models read is an endless stream of batches that depends on the seed alone, 
 epochs, checkpoints and batches of `cotspec.training` but its step.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

@@ -5,8 +5,6 @@ what the answer follows from. Every rationale ends before the answer sentence, l
 math ones. `cotspec.micro.world` draws from `FAMILIES` what belongs to a split.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from random import Random

@@ -5,8 +5,6 @@ under ``weights/`` whose SHA-256 is checked against ``weights/manifest.json``.
 ``python -m cotspec.micro build`` and ``pack`` make that folder again.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path

@@ -6,8 +6,6 @@ appended, sentinels last. Numbers up to 99 are single pieces of both. They were 
 from an early version of the world's sentences; the shipped models know these only.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast

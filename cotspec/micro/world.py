@@ -5,8 +5,6 @@ rationale, answer and the program they follow from. The split is a hash of the q
 so that no two splits share one. The math word problems are told here.
 """
 
-from __future__ import annotations
-
 import hashlib
 from bisect import bisect
 from dataclasses import dataclass

@@ -11,8 +11,6 @@ revisions. Numbers of problems are checked against the published ones. BBH's pro
 the rows of GSM8K that are held out come with the package.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections import Counter, defaultdict

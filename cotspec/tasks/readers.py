@@ -5,8 +5,6 @@ its id; the worked problems its prompts show, and of BBH also the sentence a pro
 begins with.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import zlib

@@ -6,8 +6,6 @@ the network is out of reach. With ``HF_HUB_OFFLINE=1`` nothing is fetched: only 
 the hub's cache can be read.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -6,8 +6,6 @@ files (`release`) or the solutions that the problems come with (`dataset`). Leav
 traces with the columns of `traces.FEATURES`, the same for all.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext

@@ -4,8 +4,6 @@ Enters: traces. Leaves: the same rows with ``predicted_answer``, ``is_correct`` 
 ``drop_reason`` (empty for a kept solution), and the tables that count them.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping

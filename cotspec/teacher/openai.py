@@ -7,8 +7,6 @@ each time is left out, anything else stops the run. No error, log line or ``repr
 the key.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

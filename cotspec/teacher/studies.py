@@ -4,8 +4,6 @@ Enters: sampled or filtered solutions. Leaves: small tables that notebooks 01, 0
 draw. What students learn from depends on none of it.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
