@@ -6,6 +6,8 @@ Package functions take one section (``profile.training``), never the whole profi
 that a stage depends only on the numbers it uses.
 """
 
+from __future__ import annotations  # `resolve` reads what kind a field is as text
+
 import ast
 import difflib
 import re
