@@ -41,7 +41,7 @@ def write_pages(run: Path, series: list[stages.Notebook]) -> Path:
     from jinja2 import Environment, FileSystemLoader
     from pygments.formatters import HtmlFormatter
 
-    from cotspec.report import CLAIMS
+    from cotspec.report.claims import CLAIMS
 
     report, judged = (run / "report" / file for file in ("REPORT.md", "claims.csv"))
     done = [nb for nb in series if (run / "notebooks" / nb.path.name).exists()]

@@ -33,7 +33,8 @@ from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 from pydantic import BaseModel, Field
 
-from cotspec import artifacts, figures, profiles
+from cotspec import artifacts, profiles
+from cotspec.figures import style
 
 logger = logging.getLogger(__name__)
 
@@ -461,7 +462,7 @@ class Stage:
         facts = {"stage": self.notebook.name, "key": self._key, "seed": self.seed}
         facts["profile"] = self.profile.name
         options = {"data": data, "caption": caption, "provenance": facts}
-        made = figures.save_figure(chart, self.run / "figures", _plain(name), **options)
+        made = style.save_figure(chart, self.run / "figures", _plain(name), **options)
         for path in made.values():
             self._keep(f"figure {path.name}", path)
         return chart

@@ -13,8 +13,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cotspec import alignment, figures, profiles
-from cotspec.figures import style
+from cotspec import alignment, profiles
+from cotspec.figures import pipeline, results, style, tokens
 from cotspec.teacher.studies import KINDS
 
 TRACE = {
@@ -23,7 +23,7 @@ TRACE = {
     "topk_bytes": [[b"If", b"Nat"], [b" $5", b" 5"], [b".", b".\n"], [b"\xe2\x82"]],
     "topk_logprobs": [*np.log([[0.1, 0.5], [0.75, 0.2], [0.05, 0.9]]).tolist(), [0.0]],
 }
-ALTERNATIVES = figures.top_alternatives(TRACE)
+ALTERNATIVES = tokens.top_alternatives(TRACE)
 SPAN = "side token start end rule".split()
 RESULTS = pd.DataFrame(
     {
@@ -59,25 +59,28 @@ PATHS = {"across": "generic, CoT", "up": MATH, "chance": 0.2}
 
 # By the figure that holds what is drawn: the function and its options.
 CHARTS = {
-    "00_pipeline": (figures.pipeline_map, {}),
-    "01_probability_strip": (figures.probability_strip, {}),
-    "01_temperature": (figures.temperature_study, {"used": 0.5}),
-    "02_failures": (figures.failures_by_steps, {}),
-    "02_pass_at_k": (figures.pass_at_k, {}),
-    "02_right_per_question": (figures.right_per_question, {}),
-    "03_four_formats": (figures.four_formats, {}),
-    "03_input_lengths": (figures.length_histogram, {"limit": 30}),
-    "04_rule_shares": (figures.rule_shares, {}),
-    "04_token_alignment": (figures.token_alignment, {}),
-    "05_loss_curves": (figures.loss_curves, {}),
-    "05_six_tokens_push": (figures.logit_pushes, {}),
-    "05_six_tokens_shapes": (figures.loss_shapes, {"teacher": 0.6}),
-    "06_accuracy": (figures.before_and_after, {"groups": {"math": ["micro/math"]}}),
-    "07_paths": (figures.ability_paths, PATHS),
-    "11_claims": (figures.claim_effects, {}),
-    "figure1c": (figures.token_alignment, {}),
-    "figure2": (figures.curve_panels, {"is_log": True}),
-    "figure3a": (figures.curve_panels, {"chance": 0.2}),
+    "00_pipeline": (pipeline.pipeline_map, {}),
+    "01_probability_strip": (tokens.probability_strip, {}),
+    "01_temperature": (pipeline.temperature_study, {"used": 0.5}),
+    "02_failures": (pipeline.failures_by_steps, {}),
+    "02_pass_at_k": (results.pass_at_k, {}),
+    "02_right_per_question": (pipeline.right_per_question, {}),
+    "03_four_formats": (tokens.four_formats, {}),
+    "03_input_lengths": (pipeline.length_histogram, {"limit": 30}),
+    "04_rule_shares": (pipeline.rule_shares, {}),
+    "04_token_alignment": (tokens.token_alignment, {}),
+    "05_loss_curves": (pipeline.loss_curves, {}),
+    "05_six_tokens_push": (tokens.logit_pushes, {}),
+    "05_six_tokens_shapes": (tokens.loss_shapes, {"teacher": 0.6}),
+    "06_accuracy": (
+        results.before_and_after,
+        {"groups": {"math": ["micro/math"]}},
+    ),
+    "07_paths": (results.ability_paths, PATHS),
+    "11_claims": (results.claim_effects, {}),
+    "figure1c": (tokens.token_alignment, {}),
+    "figure2": (results.curve_panels, {"is_log": True}),
+    "figure3a": (results.curve_panels, {"chance": 0.2}),
 }
 
 
@@ -87,9 +90,9 @@ def texts(chart):
 
 def save(folder, *, name="05_loss", caption="Loss against\n the update.", chart=None):
     """Save a chart of METRICS with its seed."""
-    chart = chart or figures.loss_curves(METRICS)
+    chart = chart or pipeline.loss_curves(METRICS)
     facts = {"data": METRICS, "caption": caption, "provenance": {"seed": 1}}
-    return figures.save_figure(chart, folder, name, **facts)
+    return style.save_figure(chart, folder, name, **facts)
 
 
 @pytest.mark.parametrize("name", CHARTS)
@@ -125,7 +128,7 @@ def test_alternatives_are_ranked_and_drawn_with_spaces_and_dollars_shown():
     assert first["alternative"].tolist() == ["Nat", "If"]
     assert first["is_sampled"].tolist() == [False, True]
     assert np.allclose(first["probability"], [0.5, 0.1])
-    shown = texts(figures.probability_strip(ALTERNATIVES))
+    shown = texts(tokens.probability_strip(ALTERNATIVES))
     assert {"␣$5", ".↵", "\\xe2\\x82"} <= set(shown)  # half a character: its bytes
 
 
@@ -144,21 +147,19 @@ FOLDED = spans(
 
 
 @pytest.mark.parametrize(
-    ("tokens", "pairs", "num_lines"),
+    ("rows", "pairs", "num_lines"),
     [(SLASH, None, 3), (SLASH, [(0, 0), (2, 1)], 2), (FOLDED, None, 1)],
 )
-def test_tokens_are_joined_where_they_share_letters_or_as_given(
-    tokens, pairs, num_lines
-):
-    (axes,) = figures.token_alignment(tokens, pairs=pairs).axes
+def test_tokens_are_joined_where_they_share_letters_or_as_given(rows, pairs, num_lines):
+    (axes,) = tokens.token_alignment(rows, pairs=pairs).axes
     assert len(axes.lines) == num_lines
 
 
 def test_a_long_alignment_wraps_where_no_token_and_no_given_pair_is_cut():
-    tokens = [("teacher", "ab", 2 * i, 2 * i + 2, "") for i in range(100)]
+    rows = [("teacher", "ab", 2 * i, 2 * i + 2, "") for i in range(100)]
     halves = range(0, 200, 4)
-    tokens += [("student", "abab", i, i + 4, "starts_together") for i in halves]
-    (axes,) = figures.token_alignment(spans(*tokens)).axes
+    rows += [("student", "abab", i, i + 4, "starts_together") for i in halves]
+    (axes,) = tokens.token_alignment(spans(*rows)).axes
     assert len(axes.lines) == 100  # no pair was torn apart
     right = max(p.get_x() + p.get_width() for p in axes.patches)
     assert right <= style.FULL_WIDTH
@@ -166,21 +167,21 @@ def test_a_long_alignment_wraps_where_no_token_and_no_given_pair_is_cut():
     long = [("teacher", *place, "") for place in places]
     long += [("student", *place, "not_one_to_one") for place in places]
     across = [(i, min(i + 1, 39)) for i in range(0, 40, 2)]
-    (axes,) = figures.token_alignment(spans(*long), pairs=across).axes
+    (axes,) = tokens.token_alignment(spans(*long), pairs=across).axes
     assert len(axes.lines) == 20
     assert all(max(line.get_xdata()) <= style.FULL_WIDTH for line in axes.lines)
 
 
 def test_each_cell_of_a_cost_matrix_holds_its_distance():
     matrix = pd.DataFrame([[0, 4], [3, 2]], index=["a", "b"], columns=["a", "s"])
-    assert texts(figures.cost_matrix(matrix, [(0, 0), (1, 1)]))[:4] == list("0432")
+    assert texts(tokens.cost_matrix(matrix, [(0, 0), (1, 1)]))[:4] == list("0432")
 
 
 @pytest.mark.parametrize("share", [0.0005, 0.0])
 def test_a_kind_that_no_bar_shows_is_not_in_the_legend(share):
     shares = FAILURES.assign(share=share)
     shares.loc[shares["kind"] == "right", "share"] = 1 - share
-    chart = figures.failures_by_steps(shares)
+    chart = pipeline.failures_by_steps(shares)
     assert [text.get_text() for text in chart.legends[0].get_texts()] == ["right"]
 
 
@@ -191,7 +192,7 @@ def test_effects_are_drawn_in_points_and_other_units_are_written():
         ("C3", "falls", -0.3, -0.4, -0.2, "points", "opposite"),
         ("C7", "a long condition " * 9, 0.012, 0.01, 0.014, "nats", "open"),
     ]
-    chart = figures.claim_effects(pd.DataFrame(rows, columns=columns))
+    chart = results.claim_effects(pd.DataFrame(rows, columns=columns))
     points = [line for line in chart.axes[0].lines if len(line.get_xdata()) == 1]
     assert [line.get_marker() for line in points] == ["o", "X"]
     assert [float(*line.get_xdata()) for line in points] == pytest.approx([20, -30])
@@ -199,7 +200,7 @@ def test_effects_are_drawn_in_points_and_other_units_are_written():
 
 
 def test_curves_stand_in_their_panels_with_one_legend_and_the_line_of_chance():
-    chart = figures.curve_panels(PANELS, chance=0.2)
+    chart = results.curve_panels(PANELS, chance=0.2)
     titles = [axes.get_title("left") for axes in chart.axes]
     assert titles == list(PANELS["panel"].unique())
     (legend,) = chart.legends
@@ -209,9 +210,9 @@ def test_curves_stand_in_their_panels_with_one_legend_and_the_line_of_chance():
     curve = PANELS[(PANELS["panel"] == titles[0]) & (PANELS["series"] == MATH)]
     assert line.get_ydata() == pytest.approx(curve["value"])
     assert chart.axes[0].get_ylim()[0] == 0
-    below = figures.curve_panels(PANELS.assign(low=-0.4), ylabel="points")
+    below = results.curve_panels(PANELS.assign(low=-0.4), ylabel="points")
     assert below.axes[0].get_ylim()[0] < -0.4
-    margin = figures.curve_panels(PANELS.assign(series="within 5 points, as C7 asks"))
+    margin = results.curve_panels(PANELS.assign(series="within 5 points, as C7 asks"))
     assert len(margin.legends[0].get_patches()) == 1  # a band, no line
 
 
@@ -220,14 +221,14 @@ def test_a_curve_of_many_points_has_no_markers(num_points, marker):
     x = range(num_points)
     curve = pd.DataFrame({"x": x, "value": 1.0, "low": 0.9, "high": 1.1})
     curve = curve.assign(panel="training", series="distribution matching")
-    (line,) = figures.curve_panels(curve).axes[0].lines
+    (line,) = results.curve_panels(curve).axes[0].lines
     assert line.get_marker() == marker
 
 
 def test_the_bars_of_right_solutions_add_up_and_leave_no_count_out():
     counts = [(0, "1", 10), (2, "1", 30), (2, "2", 4)]
     counts = pd.DataFrame(counts, columns="right steps questions".split())
-    chart = figures.right_per_question(counts)
+    chart = pipeline.right_per_question(counts)
     (axes,) = chart.axes
     one, two = (container.datavalues.tolist() for container in axes.containers)
     assert (one, two) == ([10, 0, 30], [0, 0, 4])
@@ -238,16 +239,16 @@ def test_example_parts_join_to_the_inputs_and_targets_and_long_ones_are_cut():
     one = {"inputs": "Q: 1+1?\nA: The answer is 2.\n\nQ: 2+2?\nA:"}
     one |= {"data_format": "zero_shot_answer_only"}
     one |= {"targets": "It costs $2 and $2. The answer is 4."}
-    parts = figures.example_parts([one])
+    parts = tokens.example_parts([one])
     names = ["demonstrations", "question", "rationale", "answer"]
     assert parts["part"].tolist() == names
     assert parts["text"].tolist()[2:] == ["It costs $2 and $2. ", "The answer is 4."]
     assert "".join(parts["text"][:2]) == one["inputs"] + "\n"
     long = parts.assign(text=parts["text"].str.replace("1+1?", "word " * 300))
-    assert any("more lines" in text for text in texts(figures.four_formats(long)))
+    assert any("more lines" in text for text in texts(tokens.four_formats(long)))
 
 
-def results(after=0.3, gain_low=0.1, gain_high=0.3):
+def outcomes(after=0.3, gain_low=0.1, gain_high=0.3):
     accuracy = RESULTS["accuracy"].where(RESULTS["step"] == 0, after)
     ends = {"ci_low": accuracy - 0.04, "ci_high": accuracy + 0.04}
     ends |= {"gain_low": gain_low, "gain_high": gain_high}
@@ -255,7 +256,7 @@ def results(after=0.3, gain_low=0.1, gain_high=0.3):
 
 
 def drawn_changes(rows):
-    axes = figures.before_and_after(rows, GROUPS).axes
+    axes = results.before_and_after(rows, GROUPS).axes
     return [[line for line in one.lines if len(line.get_xdata()) == 2] for one in axes]
 
 
@@ -264,7 +265,7 @@ def drawn_changes(rows):
 )
 def test_a_line_joins_before_and_after_and_says_whether_the_change_is_clear(after, way):
     gain = after - 0.1
-    _, answers, *_ = drawn_changes(results(after, gain - 0.05, gain + 0.05))
+    _, answers, *_ = drawn_changes(outcomes(after, gain - 0.05, gain + 0.05))
     joined, before, at_end = (
         [round(x, 2) for x in line.get_xdata()] for line in answers
     )
@@ -275,11 +276,11 @@ def test_a_line_joins_before_and_after_and_says_whether_the_change_is_clear(afte
 
 
 def test_reasoning_is_left_and_bare_answers_right_and_guessing_a_line():
-    reasoned = results().assign(prompt_mode="in_context_chain_of_thought")
-    for rows, is_left in ((results(), False), (reasoned, True)):
+    reasoned = outcomes().assign(prompt_mode="in_context_chain_of_thought")
+    for rows, is_left in ((outcomes(), False), (reasoned, True)):
         drawn = [bool(lines) for lines in drawn_changes(rows)]
         assert drawn == [is_left, not is_left] * 2
-    chart = figures.before_and_after(results(), GROUPS)
+    chart = results.before_and_after(outcomes(), GROUPS)
     *_, generic = (axes.collections for axes in chart.axes)
     assert generic[0].get_segments()[0][:, 0].tolist() == [0.5, 0.5]
 
@@ -288,7 +289,7 @@ def test_a_saved_figure_is_four_files_with_the_same_bytes_every_time(tmp_path):
     with pytest.raises(ValueError, match="caption: empty"):
         save(tmp_path, caption=" ")
     assert list(tmp_path.iterdir()) == []
-    chart = figures.loss_curves(METRICS)
+    chart = pipeline.loss_curves(METRICS)
     one, two = (save(tmp_path / name, chart=chart) for name in ("one", "two"))
     names = [f"05_loss.{suffix}" for suffix in ("csv", "json", "png", "svg")]
     for suffix, path in one.items():
@@ -319,7 +320,7 @@ def test_a_last_bit_of_layout_changes_nothing_in_the_svg(tmp_path):
 
 
 def test_curves_of_temperatures_pass_through_the_values_beside_the_runs_own():
-    chart = figures.temperature_study(STUDY, used=0.5)
+    chart = pipeline.temperature_study(STUDY, used=0.5)
     accuracy, diversity = chart.axes
     assert [len(axes.containers) for axes in (accuracy, diversity)] == [3, 2]
     line, _, (bars,) = accuracy.containers[0].lines
@@ -331,7 +332,7 @@ def test_curves_of_temperatures_pass_through_the_values_beside_the_runs_own():
 
 
 def test_parts_of_a_bar_add_up_to_the_whole_and_its_label_says_of_how_many():
-    chart = figures.failures_by_steps(FAILURES)
+    chart = pipeline.failures_by_steps(FAILURES)
     widths = [bar.get_width() for bar in chart.axes[0].patches if bar.get_y() < 0]
     first = FAILURES[FAILURES["steps"] == FAILURES["steps"].iloc[0]]
     assert sum(widths) == pytest.approx(1, abs=1e-5)
@@ -341,7 +342,7 @@ def test_parts_of_a_bar_add_up_to_the_whole_and_its_label_says_of_how_many():
 
 def test_a_loss_has_a_panel_with_a_bar_per_token():
     pushes = committed("05_six_tokens_push")
-    panels = [axes for axes in figures.logit_pushes(pushes).axes if axes.get_visible()]
+    panels = [axes for axes in tokens.logit_pushes(pushes).axes if axes.get_visible()]
     losses = pushes.groupby("loss", sort=False)["push"]
     for axes, (name, bars) in zip(panels, losses, strict=True):
         assert axes.get_title(loc="left") == style.OBJECTIVE_STYLES[name].label
@@ -350,12 +351,12 @@ def test_a_loss_has_a_panel_with_a_bar_per_token():
 
 
 def test_the_map_joins_every_box_to_those_below_it_and_leads_a_line_past_one():
-    axes = figures.pipeline_map(figures.SERIES).axes[0]
+    axes = pipeline.pipeline_map(pipeline.SERIES).axes[0]
     arrows = [t.xy for t in axes.texts if getattr(t, "arrow_patch", None)]
     # 00, 01, 02 to one or two; 03 and 04 by one line to 05; 05 to two; two to 11.
     assert len(arrows) == 1 + 1 + 2 + 1 + 2 + 2 + 1
     boxes = [(p.get_x(), p.get_x() + p.get_width(), p.get_y()) for p in axes.patches]
-    assert len(boxes) == len(figures.SERIES) - 1  # the line past 05 is none
+    assert len(boxes) == len(pipeline.SERIES) - 1  # the line past 05 is none
     for left, right, top in boxes[1:]:
         assert any(left < x < right and y == pytest.approx(top) for x, y in arrows)
     assert {"training questions", "answers"} <= set(texts(axes))
@@ -363,7 +364,7 @@ def test_the_map_joins_every_box_to_those_below_it_and_leads_a_line_past_one():
 
 def test_the_loss_of_answers_alone_is_a_curve_and_updates_are_also_told_in_epochs():
     alone = METRICS.assign(batch=["with reasoning", "answers alone", "with reasoning"])
-    left, right = figures.loss_curves(alone).axes
+    left, right = pipeline.loss_curves(alone).axes
     assert [list(line.get_xdata()) for line in left.lines] == [[1, 3], [2]]
     assert [list(line.get_xdata()) for line in right.lines] == [[1, 2, 3]]
     [above] = left.child_axes
@@ -374,14 +375,14 @@ def test_the_loss_of_answers_alone_is_a_curve_and_updates_are_also_told_in_epoch
 def test_a_limit_far_beyond_the_lengths_does_not_stretch_the_axis():
     one, other, *_ = profiles.DATA_FORMATS
     lengths = pd.DataFrame({"kind": [one, one, other], "length": [4, 9, 30]})
-    near = figures.length_histogram(lengths, limit=30).axes[0]
-    far = figures.length_histogram(lengths, limit=3000).axes[0]
+    near = pipeline.length_histogram(lengths, limit=30).axes[0]
+    far = pipeline.length_histogram(lengths, limit=3000).axes[0]
     assert far.get_xlim()[1] < 60 and "limit 3,000 →" in texts(far)
     assert "limit 30" in texts(near.figure)
 
 
 def test_a_curve_is_marked_at_its_lowest_point():
     shape = {"loss": "bucket", "probability": [0.2, 0.6, 0.9], "nats": [0.5, 0.0, 0.3]}
-    curve = figures.loss_shapes(pd.DataFrame(shape), teacher=0.6).axes[0].lines[-1]
+    curve = tokens.loss_shapes(pd.DataFrame(shape), teacher=0.6).axes[0].lines[-1]
     assert curve.get_markevery() == [1]
     assert list(curve.get_ydata()) == [0.5, 0.0, 0.3]

@@ -16,7 +16,9 @@ from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from test_stages import PARAMETERS
 
-from cotspec import artifacts, figures, pages, report, stages
+from cotspec import artifacts, pages, stages
+from cotspec.figures import style
+from cotspec.report.claims import CLAIMS
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 REPOSITORY = Path(__file__).parents[1]
@@ -41,7 +43,7 @@ def saved_chart(folder):
     """Save a figure; return the output of the cell that shows it."""
     chart, data = Figure(figsize=(6.9, 2)), pd.DataFrame({"x": [1, 2]})
     chart.subplots().plot([1, 2])
-    paths = figures.save_figure(chart, folder, "00_chart", data=data, caption=CAPTION)
+    paths = style.save_figure(chart, folder, "00_chart", data=data, caption=CAPTION)
     picture = base64.b64encode(paths["png"].read_bytes()).decode()
     return new_output("display_data", data={"image/png": picture})
 
@@ -168,12 +170,12 @@ def test_index_begins_with_the_verdicts_once_there_are_some(run):
     )
     (run / "report/claims.csv").write_text(claims)
     for folder in (run, run.parents[1]):
-        made = f"{report.CLAIMS[0].notebook}.ipynb"
+        made = f"{CLAIMS[0].notebook}.ipynb"
         shutil.copy(run / "notebooks/01_second.ipynb", folder / "notebooks" / made)
     pages.write_pages(run, stages.load_series(run.parents[1]))
     index = read(run, "index")
     said = "C1</a>, a &lt; b, at every size: <b>undecided</b></li>"
-    assert f'<li><a href="{report.CLAIMS[0].notebook}.html">{said}' in index
+    assert f'<li><a href="{CLAIMS[0].notebook}.html">{said}' in index
     assert "<li>C7, c: <b>opposite</b></li>" in index
 
 

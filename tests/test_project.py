@@ -131,7 +131,7 @@ def test_readme_and_first_page_have_the_accuracies_of_the_committed_figures():
         assert f"| {before[base]:.1f} | {after[base]:.1f} |" in page, task
     data = profiles.PROFILES["micro"].data
     problems = selection.select_problems(data, seed=0).to_pandas()
-    chance = 100 * report.chance_level(problems, data)
+    chance = 100 * report.findings.chance_level(problems, data)
     assert f"most frequent answer would score {chance:.1f}" in page
 
 

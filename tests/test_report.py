@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cotspec import profiles, report
+from cotspec import profiles
 from cotspec.profiles import NUM_BASES, DataConfig
-from cotspec.report import claims, document, findings
+from cotspec.report import claims, curves, document, findings, pairing, tables
 from cotspec.report.pairing import MATH_MODE, ZERO_SHOT_MODE, pair
 
 DATA = DataConfig(
@@ -100,8 +100,8 @@ def run():
         "sizes": sizes,
         "loss_logs": logs,
     }
-    tables = {name: pd.concat(part, ignore_index=True) for name, part in made.items()}
-    return report.Measured(**tables, problems=PROBLEMS, data=DATA)
+    frames = {name: pd.concat(part, ignore_index=True) for name, part in made.items()}
+    return findings.Measured(**frames, problems=PROBLEMS, data=DATA)
 
 
 def changed(run, **frames):
@@ -115,23 +115,23 @@ def lift_of(run, sizes):
 
 @pytest.fixture(scope="module")
 def found(run):
-    return report.find(run)
+    return findings.find(run)
 
 
 def test_a_world_in_which_the_paper_is_right_reproduces_every_claim(found):
-    ledger = report.claims_table(found, scale="here")
+    ledger = claims.claims_table(found, scale="here")
     assert list(ledger["claim"]) == [f"C{i}" for i in range(1, 9)]
-    shown = report.conditions_table(found).to_string()
+    shown = claims.conditions_table(found).to_string()
     assert set(ledger["verdict"]) == {"reproduced"}, shown
     smallest = [one.smallest for one in found["C2"].conditions]
     assert smallest == pytest.approx([0.05, 0.05, 0.014])  # the paper's largest
-    withheld = report.claims_table(found, scale="here", withheld="machinery only")
+    withheld = claims.claims_table(found, scale="here", withheld="machinery only")
     assert set(withheld["verdict"]) == {"not testable here"}
     assert withheld["ours"].str.contains("machinery only").all()
     # A rise of 10 points is one, though the claim's direction is down.
     numbers = ["condition", "effect", "ci_low", "ci_high", "unit"]
     ledger.loc[0, numbers] = "x: falls", -0.1, -0.2, -0.05, "points"
-    weakest = report.ledger_columns(ledger)["under test: the weakest condition"]
+    weakest = document.ledger_columns(ledger)["under test: the weakest condition"]
     assert weakest[0] == "x should fall: +10.0 [+5.0, +20.0] points"
 
 
@@ -191,7 +191,7 @@ def test_one_size_that_does_not_rise_or_too_few_seeds_leave_c1_not_reproduced(ru
 
 
 def test_c3_is_measured_against_chance(run):
-    assert report.chance_level(PROBLEMS, DATA) == pytest.approx(0.6)
+    assert findings.chance_level(PROBLEMS, DATA) == pytest.approx(0.6)
     found = findings.generic_price(changed(run, sizes=generic_change(0.6, 0.2, 0.2)))
     assert found.verdict == "not testable here" and "chance" in found.reason
     found = findings.generic_price(changed(run, sizes=generic_change(0.9, 0.75, 0.3)))
@@ -256,7 +256,7 @@ def test_the_former_rule_knew_no_undecided_and_had_intervals_twice_as_wide(
 
 
 def test_power_no_effect_is_seldom_reproduced_and_a_large_one_mostly(found):
-    power = report.power_table(found, seed=0, count=400).set_index(["claim", "world"])
+    power = claims.power_table(found, seed=0, count=400).set_index(["claim", "world"])
     assert (power.sum(axis=1).round(6) == 1).all()
     nothing, small, paper = (
         power.xs(world, level="world")["reproduced"]
@@ -269,13 +269,13 @@ def test_power_no_effect_is_seldom_reproduced_and_a_large_one_mostly(found):
 
 def test_several_notebooks_answers_count_once_and_must_agree():
     rows = pd.concat(change(0.2, 0.4))
-    assert len(report.own_trainings(rows, rows)) == len(rows)
+    assert len(findings.own_trainings(rows, rows)) == len(rows)
     other = rows.assign(is_correct=~rows["is_correct"])
     with pytest.raises(ValueError, match="answers differ between notebooks"):
-        report.own_trainings(rows, other)
-    report.require_one_setting({"07": rows})
+        findings.own_trainings(rows, other)
+    pairing.require_one_setting({"07": rows})
     with pytest.raises(ValueError, match="07: s; 10: t"):
-        report.require_one_setting({"07": rows, "10": rows.assign(settings="t")})
+        pairing.require_one_setting({"07": rows, "10": rows.assign(settings="t")})
 
 
 def test_systems_that_answered_other_problems_are_not_paired():
@@ -289,20 +289,20 @@ def test_systems_that_answered_other_problems_are_not_paired():
 # --- Tables ----------------------------------------------------------------------
 
 
-GROUPS = report.task_groups(DATA)
+GROUPS = tables.task_groups(DATA)
 
 
 @pytest.fixture(scope="module")
 def main(run):
-    return report.main_table(report.own_trainings(run.sizes), GROUPS)
+    return tables.main_table(findings.own_trainings(run.sizes), GROUPS)
 
 
-PUBLISHED = report.load_published()
+PUBLISHED = tables.load_published()
 
 
 def test_table_1_has_every_row_of_the_paper_and_ours_apart(main):
     assert len(PUBLISHED) == 260 and PUBLISHED["source"].ne("").all()
-    table = report.table1(PUBLISHED, main, GROUPS)
+    table = tables.table1(PUBLISHED, main, GROUPS)
     paper = table[table["where"] == "paper"].set_index(["model", "size"])
     assert len(paper) == 11
     assert paper.loc[("FlanT5", "3B"), "GSM8K"] == "13.5 → 22.4"
@@ -317,11 +317,11 @@ def test_table_1_has_every_row_of_the_paper_and_ours_apart(main):
 
 
 def test_tables_2_and_3_have_the_papers_numbers_and_ours(run, main):
-    two = report.table2(PUBLISHED, main, "gsm8k")
+    two = tables.table2(PUBLISHED, main, "gsm8k")
     assert two.iloc[0].tolist()[1:] == ["3B", "13.5 → 23.8", "0.73 → 20.6"]
     assert "here (test)" in set(two["where"])
-    choices = report.abilities_of_choices(run.abilities, DATA)
-    three = report.table3(PUBLISHED, choices)
+    choices = curves.abilities_of_choices(run.abilities, DATA)
+    three = tables.table3(PUBLISHED, choices)
     row = three[(three["model"] == "FlanT5 3B") & (three["chosen by"] == "M-A-S dev")]
     assert row.iloc[0, 3:5].tolist() == [21.2, 35.0]
     ours = three[three["where"] == "here"].set_index("chosen by")
@@ -338,16 +338,16 @@ def test_the_main_table_pairs_and_averages(main):
 
 
 def test_the_report_says_the_verdicts_the_rules_and_is_the_same_each_time(main, found):
-    tables = {"Table 2": report.table2(PUBLISHED, main, "gsm8k")}
-    arguments = {"groups": GROUPS, "paper_tables": tables, "facts": {"seeds": 5}}
-    arguments["conditions"] = report.conditions_table(found)
-    arguments["power"] = report.power_table(found, seed=0, count=100)
-    ledger = report.claims_table(found, scale="micro-world")
-    text = report.report_text("micro", main, ledger, **arguments)
-    assert text == report.report_text("micro", main, ledger, **arguments)
-    assert all(claim.rule in text for claim in report.CLAIMS)
+    shown = {"Table 2": tables.table2(PUBLISHED, main, "gsm8k")}
+    arguments = {"groups": GROUPS, "paper_tables": shown, "facts": {"seeds": 5}}
+    arguments["conditions"] = claims.conditions_table(found)
+    arguments["power"] = claims.power_table(found, seed=0, count=100)
+    ledger = claims.claims_table(found, scale="micro-world")
+    text = document.report_text("micro", main, ledger, **arguments)
+    assert text == document.report_text("micro", main, ledger, **arguments)
+    assert all(claim.rule in text for claim in claims.CLAIMS)
     assert "8 reproduced" in text and "## Table 2" in text and "nan" not in text
-    page = report.report_page(text, title="x")
+    page = document.report_page(text, title="x")
     assert "<table>" in page and "http" not in page.split("</style>")[0]
 
 
@@ -360,7 +360,7 @@ def test_the_report_says_what_was_run_not_what_it_is_called():
     )
     whole = document._was_run(main.assign(size=76_961_152))
     assert whole.endswith("6 to 30 problems a set.")
-    for scale in map(report.scale_of, profiles.PROFILES):
+    for scale in map(document.scale_of, profiles.PROFILES):
         assert scale.proves.endswith(".") and scale.cannot.endswith(".")
 
 
@@ -368,11 +368,11 @@ def test_the_report_says_what_was_run_not_what_it_is_called():
 
 
 def test_curves_are_means_with_intervals_that_hold_them(run):
-    sizes = report.size_curves(run.sizes, DATA, teacher=(1e7, 0.6))
-    for curves in (report.ability_curves(run.abilities, DATA), sizes):
-        assert (curves["low"] <= curves["value"]).all()
-        assert (curves["value"] <= curves["high"]).all()
-        assert report.what_was_seen(curves)
+    sizes = curves.size_curves(run.sizes, DATA, teacher=(1e7, 0.6))
+    for drawn in (curves.ability_curves(run.abilities, DATA), sizes):
+        assert (drawn["low"] <= drawn["value"]).all()
+        assert (drawn["value"] <= drawn["high"]).all()
+        assert curves.what_was_seen(drawn)
     after = sizes[(sizes["panel"].str[0] == "C") & (sizes["series"] == "after")]
     assert after["value"].tolist() == pytest.approx([0.4, 0.55, 0.7])
 
@@ -381,7 +381,7 @@ def test_the_choice_is_the_best_checkpoint_the_earliest_of_equals():
     rows = [answers(0.5, split="validation", step=step) for step in (0, 3, 6)]
     rows += [answers(0.9, split="validation", step=0, task="multiarith")]
     rows += [answers(0.5, split="validation", step=6, task="multiarith")]
-    chosen = report.chosen_checkpoints(pd.concat(rows), DATA)
+    chosen = curves.chosen_checkpoints(pd.concat(rows), DATA)
     steps = chosen.groupby("chosen_by")["step"].unique()
     assert steps["in-distribution"].tolist() == [3]  # the start is no candidate
     assert steps["out of distribution"].tolist() == [6]

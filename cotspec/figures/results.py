@@ -250,8 +250,8 @@ def claim_effects(conditions: pd.DataFrame) -> Chart:
     Parameters
     ----------
     conditions : DataFrame
-        From `report.conditions_table`; those in another unit than points (losses,
-        shares) are named and not drawn.
+        From `report.claims.conditions_table`; those in another unit than points
+        (losses, shares) are named and not drawn.
     """
     chart, axes = style.new_chart(0.2 * len(conditions) + 0.9)
     axes.axvline(0, color=style.GREY, lw=0.8, zorder=0)

@@ -5,37 +5,4 @@ Leaves: findings and verdicts (`findings`, `claims`), tables (`tables`), what th
 paper's figures draw (`curves`), and the report's text and page (`document`).
 """
 
-from cotspec.report.claims import (
-    CLAIMS,
-    RULES_DATE,
-    claims_table,
-    conditions_table,
-    power_table,
-    rules_table,
-)
-from cotspec.report.curves import (
-    abilities_of_choices,
-    ability_curves,
-    chosen_checkpoints,
-    format_curves,
-    size_curves,
-    what_was_seen,
-)
-from cotspec.report.document import (
-    ledger_columns,
-    report_page,
-    report_text,
-    scale_of,
-)
-from cotspec.report.findings import Measured, chance_level, find, own_trainings
-from cotspec.report.pairing import require_one_setting
-from cotspec.report.tables import (
-    form_rows,
-    load_published,
-    main_table,
-    summary_rows,
-    table1,
-    table2,
-    table3,
-    task_groups,
-)
+from cotspec.report import claims, curves, document, findings, pairing, tables

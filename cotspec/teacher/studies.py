@@ -5,7 +5,7 @@ draw. What students learn from depends on none of it.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
 import numpy as np
@@ -85,14 +85,9 @@ def vote_curves(marked: Dataset) -> pd.DataFrame:
         counts = [(len(votes), votes.count(gold)) for votes, gold in questions]
         passed = [statistics.pass_at_k(*count, k) for count in counts]
         won = [statistics.majority_at_k(v, gold, k) for v, gold in questions]
-        rows += [("pass@k", k, *_mean(passed)), ("majority@k", k, *_mean(won))]
+        for series, values in (("pass@k", passed), ("majority@k", won)):
+            rows.append((series, k, *statistics.mean_interval(values)[:3]))
     return pd.DataFrame(rows, columns=["series", "k", "accuracy", "ci_low", "ci_high"])
-
-
-def _mean(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean of one value a question, and both ends of its interval."""
-    found = statistics.mean_interval(values)
-    return found.estimate, found.ci_low, found.ci_high
 
 
 def votes_by_question(marked: Dataset) -> list[tuple[list[str | None], str]]:
@@ -145,7 +140,8 @@ def compare_temperatures(study: Dataset) -> pd.DataFrame:
             ("diversity", "different answers"): [len(set(x)) / len(x) for x in answers],
         }
         for name, values in measures.items():
-            rows.append((float(temperature), *name, *_mean(values)))
+            ends = statistics.mean_interval(values)[:3]
+            rows.append((float(temperature), *name, *ends))
     names = ["temperature", "group", "measure", "value", "ci_low", "ci_high"]
     return pd.DataFrame(rows, columns=names)
 
