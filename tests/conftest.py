@@ -25,6 +25,17 @@ def data_dir() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """As a grid's workers have, else floats differ; a forked child has no others."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def t5(data_dir):
     """T5's real tokenizer."""

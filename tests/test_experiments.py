@@ -29,6 +29,7 @@ from cotspec.profiles import (
 )
 from cotspec.report import next_tokens
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TASK = "micro/math"
 MODE = "zero_shot_chain_of_thought"
 SETTINGS = {
@@ -55,15 +56,6 @@ MEASUREMENTS = [
     Measurement("test", (TASK,), (MODE,), steps="first_and_last"),
 ]
 CELL_FIELDS = {"model": "m", "start": "instruction_tuned", "seed": 0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """As the workers have: only then are floats the same in both ways of running."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

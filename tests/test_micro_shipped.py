@@ -104,8 +104,8 @@ def num_right(student):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_the_smallest_student_built_again_is_as_good_as_the_shipped_one(tmp_path):
-    torch.set_num_threads(1)
     folder = build.make("small-instruction_tuned-0", tmp_path)
     again = models.load_student(StudentConfig(str(folder)))
     as_shipped = models.load_student(StudentConfig("micro-small"))

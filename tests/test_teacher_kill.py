@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import teacher_server
-import torch
 from datasets import Dataset
 from test_teacher_huggingface import DEMONSTRATIONS, tiny_teacher
 from test_teacher_store import problems
@@ -22,17 +21,9 @@ NUM_KILLS = 20
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """A forked child has none of its parent's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def killed_after(seconds: float, work) -> bool:
