@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 from accelerate import Accelerator
@@ -161,7 +162,9 @@ def _questions(
     items = [(question, own) for question in problems["question"]]
     limits = {"max_input_tokens": config.max_input_tokens, "description": description}
     fitted = prompts.fit_prompts(items, mode, student.tokenizer, **limits)
-    encoded = iter(prompt_ids(student, [prompt.text for prompt in fitted if prompt]))
+    texts = [prompt.text for prompt in fitted if prompt]
+    # They stay in memory: a list takes nine times as much.
+    encoded = (np.array(ids, np.int32) for ids in prompt_ids(student, texts))
     # Seeds by the place in the task: samples do not depend on other tasks.
     return [
         _Question(task, mode, problem, prompt, next(encoded) if prompt else (), seed)

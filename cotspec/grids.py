@@ -31,7 +31,7 @@ class Cell:
     model, start : str
         As in `profiles.StudentConfig`.
     seed : int
-        Of batches and dropout, and of random weights.
+        Of batches and dropout; of the micro-world's bases it chooses one.
     data_formats : tuple of str
         Which training examples are used; kept in the order of `DATA_FORMATS`.
     loss : LossConfig

@@ -438,9 +438,9 @@ def _main(arguments: argparse.Namespace, given: list[str]) -> int:
     os.environ.pop("JUPYTER_PATH", None)  # its python3 kernel would be taken instead
     is_own = not arguments.set and arguments.seed is None
     if arguments.publish and not (is_own and arguments.profile in COMMITTED):
-        said = f"--publish: with {' '.join(given)}. Allowed: profile"
         known = ", ".join(COMMITTED)
-        raise ValueError(f"{said} {known} (committed results), no --set and --seed")
+        said = f"--publish: --profile {arguments.profile}. Allowed: {known}"
+        raise ValueError(f"{said} (their results are committed), no --set and --seed")
     overrides = overrides_of(arguments.profile, arguments.set, here)
     asked = arguments.profile, arguments.seed, overrides
     series = stages.load_series(artifacts.repository_root())

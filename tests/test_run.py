@@ -190,7 +190,7 @@ def refused(capsys, *arguments):
         (["--seed", "-1"], "SEED: -1. Allowed: whole"),
         (["--seed", "9" * 20], "SEED: 99999"),
         (["--set", "training.max_steps=a", "--set", "loss.tail=b"], "loss.tail"),
-        (["--publish"], "--publish. Allowed: profile micro, smollm2 ("),
+        (["--publish"], "smoke. Allowed: micro, smollm2 ("),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence(series, capsys, arguments, words):
