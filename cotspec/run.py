@@ -264,6 +264,7 @@ def preflight(stale: Sequence[stages.Notebook]) -> None:
         *_data(used, is_online),
         *_models(used, is_online),
         *_teacher(used),
+        *_formats(stale, used["formats.data_formats"]),
     ]
     if problems:
         said = [f"profile {stale[0].profile.name!r} cannot run yet:", *problems]
@@ -377,6 +378,15 @@ def _teacher(used: Mapping[str, set]) -> Iterator[str]:
             if not path or not is_there(path):
                 said = f"teacher.path: {path!r} is not there. Allowed with {backend}"
                 yield f"{said}: a {kind}, --set teacher.path=/path"
+
+
+def _formats(stale: Sequence[stages.Notebook], made: set) -> Iterator[str]:
+    """Formats that a grid learns from and notebook 03, which is about to run, drops."""
+    learned = {name for _, cell in sizing.trained(stale) for name in cell.data_formats}
+    if learned - made and any("examples" in notebook.writes for notebook in stale):
+        lacking = ", ".join(sorted(learned - made))
+        said = f"formats.data_formats: {', '.join(sorted(made))}. Allowed: {lacking}"
+        yield f"{said}, too, which notebook 08 learns from; or --only without 08"
 
 
 def build_parser() -> argparse.ArgumentParser:
