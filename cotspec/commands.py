@@ -80,9 +80,8 @@ def _evaluate(stage: stages.Stage, checkpoint: str) -> None:
     # Not `stage.read`: every process would hash all checkpoints.
     kept = stages.find_artifacts(stage.notebook.reads, stage.run)["checkpoints"]
     found = training.list_checkpoints(stage.run / kept.path)
-    known = {"last": found[-1], "start": (0, None)} | {
-        str(one[0]): one for one in found
-    }
+    known = {"last": found[-1], "start": (0, None)}
+    known |= {str(one[0]): one for one in found}
     if checkpoint not in known:
         said = f"--checkpoint {checkpoint!r}. Allowed: {', '.join(known)}"
         raise ValueError(said)

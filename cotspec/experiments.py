@@ -209,9 +209,7 @@ class Grid:
         tables = []
         for cell, (_, *found) in jobs.items():
             for job in found:
-                parts = [
-                    read(path).assign(split=u.split) for u, path in job.files.items()
-                ]
+                parts = [read(p).assign(split=u.split) for u, p in job.files.items()]
                 facts = self._described(cell) | {"step": job.step}
                 tables.append(pd.concat(parts).assign(**facts))
         predictions = pd.concat(tables, ignore_index=True)[COLUMNS]

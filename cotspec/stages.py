@@ -128,13 +128,12 @@ def load_notebook(path: Path) -> Notebook:
     title = "".join(cells[0].source).partition("\n")[0].lstrip("# ")
     modules = _source_closure(_imported_files(tree))
     reads, writes, sections = _uses(path.name, [tree, *_handed(tree, modules)])
+    where = f"{path.name}: the parameters cell"
     return Notebook(
         name=path.stem,
         path=path,
         title=title or path.stem,
-        parameters=_literals(
-            f"{path.name}: the parameters cell", "".join(tagged[0].source)
-        ),
+        parameters=_literals(where, "".join(tagged[0].source)),
         code=body,
         code_hash=artifacts.digest_of(done),
         reads=reads,
