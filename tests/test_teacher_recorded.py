@@ -110,6 +110,7 @@ def odd_last(name: str, value: object) -> str:
         ("t.jsonl", odd_last("topk_bytes", None), "'NoneType'"),
         ("t.pkl", "", "Parquet or .jsonl"),
         ("nowhere.parquet", None, "teacher.path: .*nowhere.* does not exist"),
+        ("", None, "teacher.path: '' does not exist"),
     ],
 )
 def test_a_file_without_traces_is_named(tmp_path, name, text, message):
@@ -117,7 +118,7 @@ def test_a_file_without_traces_is_named(tmp_path, name, text, message):
         (tmp_path / name).write_text(text)
         message = f"{name}: no traces .*{message}"
     with pytest.raises(ValueError, match=message):
-        draw(tmp_path / name)
+        draw(name and tmp_path / name)
 
 
 # --- the data's own solutions ---------------------------------------------------------

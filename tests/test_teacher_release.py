@@ -163,6 +163,10 @@ def test_a_question_listed_twice_shifts_nothing_and_a_changed_file_is_read(tmp_p
     before = {row["completion"] for row in rows}
     write_release(tmp_path, QUESTIONS)
     assert draw(tmp_path, ["b?"])["completion"][0] == "2." not in before
+    backend = teacher.load_backend(TeacherConfig(backend="release", path=str(tmp_path)))
+    name = backend.model
+    (tmp_path / "README.md").write_text("Others may lie beside them.")
+    assert backend.model == name
 
 
 def test_real_codex_solutions_join_to_their_text(data_dir):

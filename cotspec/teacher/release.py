@@ -167,7 +167,7 @@ def load(config: TeacherConfig) -> RecordedBackend:
         ``teacher.path`` does not exist.
     """
     path = None if config.backend == "dataset" else Path(str(config.path))
-    if path and not path.exists():
+    if path and not (config.path and path.exists()):
         raise ValueError(f"teacher.path: {config.path!r} does not exist")
     return RecordedBackend(path, config.max_new_tokens, config.top_k)
 
@@ -190,7 +190,10 @@ class RecordedBackend:
         """The file's name and contents."""
         if self.path is None:
             return traces.WRITTEN
-        return f"recorded {self.path.name} {artifacts.identity(self.path)}"
+        # Asked with every question: of a release no other file of the folder is looked
+        # at, which may be a whole repository.
+        files = sorted(self.path.glob("codex_*.pkl")) or [self.path]
+        return " ".join(["recorded", self.path.name, *map(artifacts.identity, files)])
 
     def complete(
         self, requests: Sequence[Request], options: SamplingOptions, missing: Missing

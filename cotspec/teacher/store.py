@@ -121,22 +121,21 @@ def write_traces(
     identity : str
         Names what they were made from; `kept_traces` asks for it.
     """
-    known = {"schema": FEATURES.arrow_schema, "metadata": {IDENTITY: identity}}
-    with artifacts.replacing(folder / TRACES) as part:
-        with pa.ipc.new_file(part, **known) as writer:
-            for table in as_tables(rows):
-                writer.write_table(table)
+    schema = FEATURES.arrow_schema.with_metadata({IDENTITY: identity})
+    path = folder / TRACES
+    with artifacts.replacing(path) as part, pa.ipc.new_file(part, schema) as writer:
+        for table in as_tables(rows):
+            writer.write_table(table)
     return kept_traces(folder, identity=identity)
 
 
 def kept_traces(folder: Path, *, identity: str) -> Dataset | None:
     """Map the folder's traces if they are those that `identity` names."""
     try:
-        file = pa.ipc.open_file(pa.memory_map(str(folder / TRACES)))
-        table = file.read_all()
+        table = pa.ipc.open_file(pa.memory_map(str(folder / TRACES))).read_all()
     except (FileNotFoundError, pa.ArrowInvalid):  # damaged: written anew from samples
         return None
-    if (file.metadata or {}).get(IDENTITY) != identity.encode():
+    if (table.schema.metadata or {}).get(IDENTITY) != identity.encode():
         return None
     # In-memory for `datasets`: what filter() makes of it shall not settle beside the
     # samples. Its pages are the file's, so that it takes no memory.
