@@ -505,8 +505,9 @@ def _word_list(line: str) -> str | None:
 
 
 def _brackets(line: str) -> str | None:
-    match = re.fullmatch(r"([\[\](){}<>\s]+)[^\[\](){}<>]*", line.strip("\"'` "))
-    return " ".join(match[1].replace(" ", "")) if match else None
+    line = "".join(line.split()).strip("\"'`")
+    match = re.fullmatch(r"([\[\](){}<>]+)[^\[\](){}<>]*", line)
+    return " ".join(match[1]) if match else None
 
 
 _PARSERS = {task.removeprefix("bbh/"): _letter for task in BBH_TASKS} | {

@@ -88,11 +88,11 @@ def texts(chart):
     return [text.get_text() for text in chart.findobj(matplotlib.text.Text)]
 
 
-def save(folder, *, name="05_loss", caption="Loss against\n the update.", chart=None):
+def save(folder, *, name="05_loss", chart=None, **changes):
     """Save a chart of METRICS with its seed."""
     chart = chart or pipeline.loss_curves(METRICS)
-    facts = {"data": METRICS, "caption": caption, "provenance": {"seed": 1}}
-    return style.save_figure(chart, folder, name, **facts)
+    facts = {"data": METRICS, "caption": "Loss against\n the update."} | changes
+    return style.save_figure(chart, folder, name, provenance={"seed": 1}, **facts)
 
 
 @pytest.mark.parametrize("name", CHARTS)
@@ -286,8 +286,9 @@ def test_reasoning_is_left_and_bare_answers_right_and_guessing_a_line():
 
 
 def test_a_saved_figure_is_four_files_with_the_same_bytes_every_time(tmp_path):
-    with pytest.raises(ValueError, match="caption: empty"):
-        save(tmp_path, caption=" ")
+    for wrong in ({"caption": " "}, {"data": METRICS.head(0)}):
+        with pytest.raises(ValueError, match="figure '05_loss': empty"):
+            save(tmp_path, **wrong)
     assert list(tmp_path.iterdir()) == []
     chart = pipeline.loss_curves(METRICS)
     one, two = (save(tmp_path / name, chart=chart) for name in ("one", "two"))

@@ -281,6 +281,7 @@ def test_several_notebooks_answers_count_once_and_must_agree():
 def test_systems_that_answered_other_problems_are_not_paired():
     rows = answers(0.1)
     wrong = {"not paired": answers(0.1, n=N + 1), r"\[0 1\] rows a": rows.iloc[1:]}
+    wrong["0 1. rows"] = rows.assign(is_correct=rows["is_correct"].mask(rows.index < 1))
     for said, others in (wrong | {r"\[2\] rows a": pd.concat([rows] * 2)}).items():
         with pytest.raises(ValueError, match=said):
             pair(rows, others)

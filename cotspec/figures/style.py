@@ -184,10 +184,10 @@ def save_figure(
     Raises
     ------
     ValueError
-        An empty caption.
+        An empty caption or frame.
     """
-    if not caption.strip():
-        raise ValueError(f"caption: empty for figure {name!r}; say what it shows")
+    if data.empty or not caption.strip():
+        raise ValueError(f"figure {name!r}: empty data, or an empty caption")
     numbers = data.to_csv(index=False, lineterminator="\n", float_format="%.6g")
     description = {
         "name": name,

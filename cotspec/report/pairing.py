@@ -82,7 +82,7 @@ def right_answers(rows: pd.DataFrame) -> pd.DataFrame:
         Two rows for one problem and seed, or a seed that lacks a problem.
     """
     keys = ["task", "problem_id", "seed"]
-    counts = rows.groupby(keys).size().unstack(fill_value=0)
+    counts = rows.groupby(keys)["is_correct"].count().unstack(fill_value=0)
     if (counts != 1).any(axis=None):
         found = f"{np.unique(counts)} rows a problem and seed"
         raise ValueError(f"predictions: {found}. Allowed: 1, of one step and mode")
