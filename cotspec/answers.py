@@ -389,9 +389,8 @@ def score_bbh(task: str, completion: str, target: str, *, prompt_mode: str) -> S
         Unknown `prompt_mode`, or a `target` that the task's type does not allow.
     """
     if prompt_mode not in GENERIC_PROMPT_MODES:
-        raise ValueError(
-            f"prompt_mode: {prompt_mode!r}. Allowed: {GENERIC_PROMPT_MODES}"
-        )
+        said = f"prompt_mode: {prompt_mode!r}"
+        raise ValueError(f"{said}. Allowed: {GENERIC_PROMPT_MODES}")
     parse = _PARSERS.get(task, _text)
     # Three published targets of letter tasks are the option's text ("Monsters, Inc").
     if parse is _letter and _letter(_plain(target)) is None:

@@ -240,10 +240,8 @@ class Grid:
         if step == 0:
             return student
         if step not in saved:
-            raise ValueError(
-                f"cell {cell}, step {step}: not trained. Allowed: one that was run, "
-                f"and its checkpoints {[0, *saved]}"
-            )
+            said = f"cell {cell}, step {step}: not trained"
+            raise ValueError(f"{said}. Allowed: one that was run, at {[0, *saved]}")
         return training.load_checkpoint(student, saved[step])
 
     def loss_logs(self, cells: Sequence[Cell], temperature: float) -> pd.DataFrame:
@@ -601,8 +599,7 @@ def targets_digest(table: Dataset, method: str) -> str:
     if _FOREIGN_RULES[method].intersection(found):
         raise ValueError(
             f"inputs.aligned[{method!r}]: its targets were made by another method. "
-            f"Allowed: targets by {method!r}. Give this notebook the alignment.method "
-            "that notebook 04 was run with, or run notebook 04 again without it"
+            f"Allowed: by {method!r}. Give this notebook notebook 04's alignment.method"
         )
     return dataset_digest(table)
 

@@ -38,7 +38,6 @@ DATA_FORMATS = typing.get_args(DataFormat)
 GENERIC_PROMPT_MODES = typing.get_args(GenericMode)
 LOSSES = typing.get_args(LossName)
 TAILS = typing.get_args(Tail)
-DIVERGENCES = typing.get_args(Divergence)
 # Independent bases of each shipped size and start: the student of seed s starts from
 # base s mod 5, so that an interval over seeds holds the variance between bases.
 NUM_BASES = 5
@@ -93,20 +92,15 @@ def _plain_url(url: str) -> str:
     return url
 
 
-def _tasks(folder: str, names: str) -> tuple[str, ...]:
-    return tuple(f"{folder}/{name}" for name in names.split())
-
-
 _BBH_PROMPTS = Path(__file__).parent / "tasks/data/bbh-cot-prompts"  # of all 27 tasks
-_BBH_NAMES = sorted(file.stem for file in _BBH_PROMPTS.glob("*.txt"))
-BBH_TASKS = _tasks("bbh", " ".join(_BBH_NAMES))
-MICRO_MATH = _tasks("micro", "math multiarith asdiv svamp")
-MICRO_GENERIC = _tasks(
-    "micro",
+BBH_TASKS = tuple(sorted(f"bbh/{file.stem}" for file in _BBH_PROMPTS.glob("*.txt")))
+MICRO_MATH = ("micro/math", "micro/multiarith", "micro/asdiv", "micro/svamp")
+_FAMILIES = (
     "last_letters word_sorting object_counting boolean_expressions navigate "
     "tracking_shuffled_objects date_understanding web_of_lies "
-    "reasoning_about_colored_objects logical_deduction",
+    "reasoning_about_colored_objects logical_deduction"
 )
+MICRO_GENERIC = tuple(f"micro/{name}" for name in _FAMILIES.split())
 
 
 def _whole_bbh(names: tuple[str, ...]) -> tuple[str, ...]:

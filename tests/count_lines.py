@@ -9,14 +9,7 @@ import sys
 import tokenize
 from pathlib import Path
 
-_NOT_CODE = {
-    tokenize.COMMENT,
-    tokenize.NL,
-    tokenize.NEWLINE,
-    tokenize.INDENT,
-    tokenize.DEDENT,
-    tokenize.ENDMARKER,
-}
+_NOT_CODE = "COMMENT NL NEWLINE INDENT DEDENT ENDMARKER".split()
 _DOCUMENTED = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -29,7 +22,7 @@ def code_lines(path: Path) -> int:
             docstrings.update(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type not in _NOT_CODE:
+        if tokenize.tok_name[token.type] not in _NOT_CODE:
             lines.update(range(token.start[0], token.end[0] + 1))
     return len(lines - docstrings)
 

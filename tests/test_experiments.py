@@ -1,12 +1,12 @@
 """Grids on a tiny T5: what is trained once, kept, resumed, and named when it fails."""
 
-import dataclasses
 import multiprocessing
 import os
 import shutil
 import signal
 import time
 import types
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from test_training import encode, make_aligned, make_examples, tiny_student
+from test_training import CONFIG, encode, make_aligned, make_examples, tiny_student
 
 from cotspec import experiments, grids, models, profiles, training
 from cotspec.alignment import Rule
@@ -25,7 +25,6 @@ from cotspec.profiles import (
     ExperimentsConfig,
     FormatsConfig,
     LossConfig,
-    TrainingConfig,
 )
 from cotspec.report import next_tokens
 
@@ -34,14 +33,7 @@ TASK = "micro/math"
 MODE = "zero_shot_chain_of_thought"
 SETTINGS = {
     "formats": FormatsConfig(),
-    "training": TrainingConfig(
-        learning_rate=1e-2,
-        max_steps=4,
-        warmup_steps=1,
-        batch_tokens=160,
-        precision="float32",
-        num_checkpoints=2,
-    ),
+    "training": replace(CONFIG, max_steps=4, warmup_steps=1, num_checkpoints=2),
     "evaluation": EvaluationConfig(
         num_demonstrations=1,
         max_input_tokens=64,
@@ -125,7 +117,7 @@ def states(cells, store, settings=SETTINGS, measurements=MEASUREMENTS, **inputs)
 
 
 def changed(settings, section, **changes):
-    config = dataclasses.replace(settings[section], **changes)
+    config = replace(settings[section], **changes)
     return settings | {section: config}
 
 
@@ -180,7 +172,7 @@ def test_the_loss_grid_varies_one_thing_at_a_time():
 
 
 def test_a_pinned_revision_stays_with_its_own_model():
-    pinned = [dataclasses.replace(cell, revision="abc") for cell in BASE[:1]]
+    pinned = [replace(cell, revision="abc") for cell in BASE[:1]]
     sizes = ExperimentsConfig(students=("small", "base"))
     found = {(c.model, c.revision) for c in grids.scaling_grid(pinned, sizes)}
     assert found == {("base", "abc"), ("small", None)}
@@ -241,10 +233,10 @@ def test_trained_is_the_last_or_the_asked_checkpoint_and_says_where_there_is_non
     assert not student.model.training
     start = grid_of(store).trained(cells[1], 0)
     assert models.student_digest(start) == models.student_digest(base)
-    with pytest.raises(ValueError, match=r"step 99: not trained.* checkpoints \[0, "):
+    with pytest.raises(ValueError, match=r"step 99: not trained.* at \[0, "):
         grid_of(store).trained(cells[1], 99)
     with pytest.raises(ValueError, match="seed 9.*not trained. Allowed: one that was"):
-        grid_of(store).trained(dataclasses.replace(cells[1], seed=9))
+        grid_of(store).trained(replace(cells[1], seed=9))
 
 
 def test_next_tokens_are_the_teachers_candidates_with_a_students_probabilities(
@@ -276,7 +268,7 @@ def test_next_tokens_are_the_teachers_candidates_with_a_students_probabilities(
 def test_where_no_teacher_has_probabilities_no_next_tokens_are_asked(
     cells, predictions, store, monkeypatch
 ):
-    hard = [dataclasses.replace(cells[0], loss=LossConfig(name="sample_matching"))]
+    hard = [replace(cells[0], loss=LossConfig(name="sample_matching"))]
     table = next_tokens.next_token_probs(grid_of(store), hard, num_updates=1)
     assert table.empty and list(table) == ["the teacher", "sample matching"]
     assert list(table.index.names) == next_tokens.LEVELS
@@ -326,7 +318,7 @@ def test_a_second_run_trains_and_decodes_nothing(
 
 def test_a_tweak_of_one_cell_trains_only_this_cell(cells, predictions, copied):
     before = contents(copied)
-    tweaked = dataclasses.replace(cells[1], loss=LossConfig(tail="paper"))
+    tweaked = replace(cells[1], loss=LossConfig(tail="paper"))
     counts = run([cells[0], tweaked], copied).attrs
     assert counts == {"cells": 2, "trained": 1, "decoded": 2}  # no base
     after = contents(copied)
@@ -339,7 +331,7 @@ def test_what_cannot_change_a_result_computes_nothing(cells, store, predictions)
     assert states(cells, store, settings) == ["finished"] * 2
     for others in ({"models": ("other",)}, {"starts": ("raw",)}):
         other = {"prompt_modes": ("zero_shot_answer_only",)} | others
-        extra = dataclasses.replace(MEASUREMENTS[1], **other)
+        extra = replace(MEASUREMENTS[1], **other)
         measurements = [*MEASUREMENTS, extra]
         assert states(cells, store, measurements=measurements) == ["finished"] * 2
 
@@ -372,7 +364,7 @@ def test_other_data_or_other_weights_are_stale(cells, store, predictions, tmp_pa
     student.model.shared.weight.data[3] += 1
     student.model.save_pretrained(tmp_path / "tiny")
     student.tokenizer.save_pretrained(tmp_path / "tiny")
-    moved = [dataclasses.replace(c, model=str(tmp_path / "tiny")) for c in cells]
+    moved = [replace(c, model=str(tmp_path / "tiny")) for c in cells]
     assert states(moved, store) == ["to train"] * 2
 
 
@@ -535,13 +527,13 @@ def test_what_cells_share_is_encoded_once(model, tmp_path, monkeypatch):
     tokenizer = models.load_student(cell.student).tokenizer
     one_format = {"data_formats": ("zero_shot_answer_only",)}
     for change in ({}, {"seed": 1}, one_format, {"alignment": "dtw"}, {}):
-        one = dataclasses.replace(cell, **change)
+        one = replace(cell, **change)
         found = grid.encoded_of(one, tokenizer)
         assert set(found.data_format) == set(one.data_formats)
         mass = {"offsets": 0.9, "dtw": 0.8}[one.alignment]
         assert found.aligned.topk_probs[0, 0] == pytest.approx(mass)
     assert counted.call_count == 3  # by offsets, by dtw, and by offsets again
-    hard = dataclasses.replace(cell, loss=LossConfig(name="sample_matching"))
+    hard = replace(cell, loss=LossConfig(name="sample_matching"))
     assert grid.encoded_of(hard, tokenizer).aligned is None
 
 

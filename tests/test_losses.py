@@ -1,6 +1,7 @@
 """The losses against formulas written out here, dense torch functions, and TRL."""
 
 import math
+import typing
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotspec import losses
-from cotspec.profiles import DIVERGENCES, TAILS
+from cotspec.profiles import TAILS, Divergence
 
+DIVERGENCES = typing.get_args(Divergence)
 LOG_Q = torch.log(torch.tensor([0.5, 0.2, 0.2, 0.1], dtype=torch.float64))
 
 

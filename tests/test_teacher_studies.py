@@ -78,15 +78,15 @@ def test_accuracy_and_diversity_of_literal_votes():
     texts = ["x 5", "x  5", "y", "z", "w", "v"]
     study = marked(questions, completion=texts, temperature=[0.5] * 6)
     table = studies.compare_temperatures(study)
-    assert table.set_index("measure")["value"].to_dict() == pytest.approx(
-        {
-            "any of 3": 1,
-            "majority of 3": 1 / 2,
-            "one sample": (2 / 3 + 1 / 3) / 2,
-            "different texts": (2 / 3 + 1) / 2,
-            "different answers": 2 / 3,
-        }
-    )
+    expected = {
+        "any of 3": 1,
+        "majority of 3": 1 / 2,
+        "one sample": (2 / 3 + 1 / 3) / 2,
+        "different texts": (2 / 3 + 1) / 2,
+        "different answers": 2 / 3,
+    }
+    found = table.set_index("measure")["value"].to_dict()
+    assert found == pytest.approx(expected)
     assert (table["ci_low"] <= table["value"]).all()
 
 

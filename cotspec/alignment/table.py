@@ -15,17 +15,16 @@ from transformers import PreTrainedTokenizerBase
 
 from cotspec.alignment import AlignedTargets, Alignment, Rule, TeacherTrace, align
 
-FEATURES = Features(
-    {
-        "problem_id": Value("string"),
-        "sample_id": Value("int32"),
-        "student_ids": List(Value("int32")),
-        "topk_ids": List(List(Value("int32"))),
-        "topk_probs": List(List(Value("float32"))),
-        "tail_mass": List(Value("float32")),
-        "rule": List(Value("int8")),
-    }
-)
+_TYPES = {
+    "problem_id": Value("string"),
+    "sample_id": Value("int32"),
+    "student_ids": List(Value("int32")),
+    "topk_ids": List(List(Value("int32"))),
+    "topk_probs": List(List(Value("float32"))),
+    "tail_mass": List(Value("float32")),
+    "rule": List(Value("int8")),
+}
+FEATURES = Features(_TYPES)
 
 
 def targets_table(kept: Dataset, result: Alignment) -> Dataset:

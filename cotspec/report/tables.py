@@ -188,16 +188,15 @@ def scorer_rows(table: pd.DataFrame, groups: Groups) -> pd.DataFrame:
     sets = [pooled_name(name, groups[name]) for name in list(groups)[:2]]
     is_shown = table["task"].isin(sets) & (table["prompt_mode"] == MATH_MODE)
     rows = table[is_shown]
-    return pd.DataFrame(
-        {
-            "student": rows["model"],
-            "start": rows["start"].str.replace("_", " "),
-            "set": rows["task"],
-            "ours": _sides(rows),
-            "reference's regex": _sides(rows, "_reference"),
-            "lm-eval, flexible": _sides(rows, "_lm_eval"),
-        }
-    )
+    shown = {
+        "student": rows["model"],
+        "start": rows["start"].str.replace("_", " "),
+        "set": rows["task"],
+        "ours": _sides(rows),
+        "reference's regex": _sides(rows, "_reference"),
+        "lm-eval, flexible": _sides(rows, "_lm_eval"),
+    }
+    return pd.DataFrame(shown)
 
 
 def form_rows(form: pd.DataFrame) -> pd.DataFrame:
@@ -220,19 +219,18 @@ def form_rows(form: pd.DataFrame) -> pd.DataFrame:
 
 def our_rows(table: pd.DataFrame) -> pd.DataFrame:
     """Return the main table as a reader sees it, in percent."""
-    return pd.DataFrame(
-        {
-            "student": table["model"],
-            "start": table["start"].str.replace("_", " "),
-            "set": table["task"],
-            "prompt": table["prompt_mode"].str.replace("_", " "),
-            "n": table["n"].astype(int).map("{:,}".format),
-            "seeds": table["num_seeds"].astype(int),
-            "before, %": _cells(table, "before"),
-            "after, %": _cells(table, "after"),
-            "change, points": _cells(table, "change", signed=True),
-        }
-    )
+    shown = {
+        "student": table["model"],
+        "start": table["start"].str.replace("_", " "),
+        "set": table["task"],
+        "prompt": table["prompt_mode"].str.replace("_", " "),
+        "n": table["n"].astype(int).map("{:,}".format),
+        "seeds": table["num_seeds"].astype(int),
+        "before, %": _cells(table, "before"),
+        "after, %": _cells(table, "after"),
+        "change, points": _cells(table, "change", signed=True),
+    }
+    return pd.DataFrame(shown)
 
 
 def table1(published: pd.DataFrame, main: pd.DataFrame, groups: Groups) -> pd.DataFrame:
