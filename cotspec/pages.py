@@ -84,11 +84,11 @@ def _lesson(run: Path, notebook: stages.Notebook) -> dict[str, object]:
     minutes += texts["code"].rstrip("\n").count("\n") / CODE_LINES_A_MINUTE
     found = _QUESTION.search(texts["markdown"])
     question = re.sub(r"[*`]|\[(.+?)\]\(.+?\)", r"\1", found[1]) if found else ""
+    drawn = (run / "figures" / f"{name}.png" for name in _FIGURE.findall(texts["code"]))
     figure = ""
-    for name in reversed(_FIGURE.findall(texts["code"])):
-        if (main := run / "figures" / f"{name}.png").exists():
-            picture = base64.b64encode(main.read_bytes()).decode()
-            figure = _figure(picture, _caption(main))
+    if main := next((path for path in drawn if path.exists()), None):
+        picture = base64.b64encode(main.read_bytes()).decode()
+        figure = _figure(picture, _caption(main))
     return {
         "name": notebook.name,
         "title": notebook.title,
