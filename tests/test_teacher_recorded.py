@@ -12,7 +12,7 @@ from cotspec import alignment, artifacts, teacher
 from cotspec.alignment.table import targets_table
 from cotspec.micro import tokenizers as micro_tokenizers
 from cotspec.profiles import TeacherConfig
-from cotspec.teacher.release import _LISTS, _TOPS, read_traces
+from cotspec.teacher.release import _LISTS, _TOPS, read_recorded
 from cotspec.teacher.traces import FEATURES, as_dataset, as_row
 
 
@@ -64,7 +64,7 @@ def test_a_line_separator_in_a_text_and_a_byte_order_mark_are_read(tmp_path):
         row["question"] = row["question"].replace("?", "\u2028?\x85")
     lines = "\n".join(as_json_line(row).replace("\\u2028", "\u2028") for row in made)
     (tmp_path / "t.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())
-    assert len(read_traces(tmp_path / "t.jsonl")) == len(made)
+    assert len(list(read_recorded(tmp_path / "t.jsonl"))) == len(made)
 
 
 def test_the_file_is_hashed_once(recorded, monkeypatch):
@@ -87,27 +87,18 @@ def test_what_is_not_recorded_is_left_out_and_counted(recorded, caplog):
     with caplog.at_level(logging.WARNING):
         traces = draw(recorded)
     assert list(traces["sample_id"]) == [0, 0]
-    assert "3 traces repeat a sample_id" in caplog.text
+    assert "2 traces repeat a sample_id" in caplog.text
     assert "2 of 4 solutions are missing" in caplog.text
 
 
 LINES = "".join(map(as_json_line, rows()))
 
 
-def odd_last(name: str, value: object) -> str:
-    """Return the lines with another value in the last one."""
-    *whole, last = LINES.splitlines()
-    return "\n".join([*whole, json.dumps(json.loads(last) | {name: value})])
-
-
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("t.jsonl", LINES[:-20], "line 6 "),
-        ("t.jsonl", LINES.replace("finish_reason", "x"), r"\('finish_reason'\)"),
-        ("t.jsonl", odd_last("sample_id", "x"), "'x' with type str"),
-        ("t.jsonl", odd_last("token_bytes", [1]), "'int'"),
-        ("t.jsonl", odd_last("topk_bytes", None), "'NoneType'"),
+        ("t.jsonl", LINES[:-20], "line 6: "),
+        ("t.jsonl", LINES.replace("finish_reason", "x"), "line 1: 'finish_r"),
         ("t.pkl", "", "Parquet or .jsonl"),
         ("nowhere.parquet", None, "teacher.path: .*nowhere.* does not exist"),
         ("", None, "teacher.path: '' does not exist"),
@@ -119,6 +110,18 @@ def test_a_file_without_traces_is_named(tmp_path, name, text, message):
         message = f"{name}: no traces .*{message}"
     with pytest.raises(ValueError, match=message):
         draw(name and tmp_path / name)
+
+
+ODD = {"sample_id": "x", "question": 3, "finish_reason": [1], "topk_bytes": None}
+ODD |= {"token_bytes": [1], "token_ids": ["x"] * 7, "token_logprobs": ["x"] * 7}
+
+
+@pytest.mark.parametrize(("name", "value"), ODD.items())
+def test_an_odd_row_costs_its_solution_alone(tmp_path, name, value):
+    *whole, last = LINES.splitlines()
+    lines = [*whole[:2], json.dumps(json.loads(last) | {name: value}), whole[-1]]
+    (tmp_path / "t.jsonl").write_text("\n\n".join(lines))
+    assert draw(tmp_path / "t.jsonl")["completion"][:] == ["né 20.", "né 00.", "né 01."]
 
 
 # --- the data's own solutions ---------------------------------------------------------
@@ -183,4 +186,4 @@ def test_a_damaged_parquet_file_is_named(recorded, at):
     content[at : at + 20 or None] = b"\xff" * 20
     recorded.write_bytes(content)
     with pytest.raises(ValueError, match="traces.parquet: no traces"):
-        read_traces(recorded)
+        list(read_recorded(recorded))

@@ -14,7 +14,7 @@ from test_teacher_store import problems
 
 from cotspec import teacher
 from cotspec.profiles import TeacherConfig
-from cotspec.teacher.release import as_completion, load_restricted, read_solution
+from cotspec.teacher.release import as_completion, read_list, read_solution
 
 
 def step(token: str, probability: float, *others: tuple[str, float]) -> list:
@@ -59,7 +59,6 @@ CODE = [Harmful(), {"a": [Harmful()]}, print, np.float64(1), {1, 2}.__class__]
         (b"h\x07.", ""),  # UnpicklingError: a memo that is not there
         (b"", ""),  # EOFError
         (pickle.dumps(["text"] * 9)[:-3], ""),  # torn
-        (b"]r\x00\x00\x00\x10.", "asks for 268,435,456 places in 7 bytes"),
     ],
 )
 def test_a_pickle_with_code_or_damage_is_named(tmp_path, monkeypatch, content, message):
@@ -67,7 +66,7 @@ def test_a_pickle_with_code_or_damage_is_named(tmp_path, monkeypatch, content, m
     path = tmp_path / "bad.pkl"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"bad.pkl: .*{message}.*\. Allowed: lists"):
-        load_restricted(path)
+        list(read_list(path))
     assert not (tmp_path / "harmed").exists()
 
 
@@ -76,7 +75,7 @@ def test_plain_containers_are_read(tmp_path, protocol):
     content = [("a", 0.5), [1, None, True], {"k": collections.OrderedDict(b=2)}]
     path = tmp_path / "good.pkl"
     path.write_bytes(pickle.dumps(content, protocol))
-    assert load_restricted(path) == content
+    assert list(read_list(path)) == content
 
 
 @pytest.fixture
@@ -96,7 +95,7 @@ def test_changed_bytes_load_or_name_the_file(little_memory, tmp_path):
     content = path.read_bytes()
     for _ in range(300):
         path.write_bytes(damaged(content, rng))
-        said = outcome(load_restricted, path)
+        said = outcome(lambda: list(read_list(path)))
         assert said == "read" or (str(path) in said and "Allowed: lists" in said)
 
 
@@ -118,8 +117,14 @@ def test_half_a_character_keeps_the_space_before_it():
 
 @pytest.mark.parametrize("probability", [2.0, float("nan"), -0.1])
 def test_a_solution_with_an_impossible_probability_is_left_out(probability):
-    assert as_completion([[("a", 0.5), ("a", probability)]], 5) is None
-    assert as_completion([[("a", probability), ("a", 0.5)]], 5) is None
+    assert (
+        as_completion(lambda: read_solution([[("a", 0.5), ("a", probability)]]), 5)
+        is None
+    )
+    assert (
+        as_completion(lambda: read_solution([[("a", probability), ("a", 0.5)]]), 5)
+        is None
+    )
 
 
 def draw(folder, questions, num_samples=1):

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
-from datasets.table import InMemoryTable
 from transformers import PreTrainedTokenizerBase
 
+from cotspec import artifacts
 from cotspec.alignment import AlignedTargets, Alignment, Rule, TeacherTrace, align
 
 _TYPES = {
@@ -67,7 +67,7 @@ def targets_table(kept: Dataset, result: Alignment) -> Dataset:
         values = np.concatenate([getattr(target, name) for target in found])
         columns[name] = pa.ListArray.from_arrays(ends, values)
     table = pa.table({name: columns[name] for name in FEATURES})
-    return Dataset(InMemoryTable(table.cast(FEATURES.arrow_schema)))
+    return artifacts.dataset_of(table.cast(FEATURES.arrow_schema))
 
 
 def _padded(rows: np.ndarray, k: int, fill: float) -> np.ndarray:
