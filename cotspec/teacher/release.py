@@ -178,14 +178,13 @@ def read_recorded(path: Path) -> Iterator[Recorded]:
         if path.suffix == ".jsonl":
             # Not `splitlines`: a string may hold U+2028, which ends no line of JSON.
             with path.open(encoding="utf-8-sig", newline="\n") as file:
-                for line, text in enumerate(file, 1):
-                    for row in [json.loads(text)] if text.strip() else ():
+                for text in file:
+                    line += 1
+                    if text.strip():
+                        row = json.loads(text)
                         row = {name: row[name] for name in traces.FEATURES}
-                        yield (
-                            row["question"],
-                            row["sample_id"],
-                            partial(with_bytes, row),
-                        )
+                        found = row["question"], row["sample_id"]
+                        yield *found, partial(with_bytes, row)
         else:
             table = Dataset.from_parquet(str(path), keep_in_memory=False)
             table = table.select_columns(list(traces.FEATURES)).cast(traces.FEATURES)
