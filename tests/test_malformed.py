@@ -18,7 +18,7 @@ from test_training import tiny_student
 from cotspec import artifacts, profiles, stages, training
 from cotspec.run import overrides_of
 from cotspec.teacher import openai
-from cotspec.teacher.release import as_completion, read_recorded
+from cotspec.teacher.release import as_completion, read_traces
 
 NONSENSE = (None, "", "x", -1, 1e400, math.nan, True, [], {}, [[]], 10**400, "\u2028")
 
@@ -101,7 +101,7 @@ def test_recorded_traces(tmp_path):
     lines = [as_json_line(row) for row in rows(1)]
 
     def read():
-        for *_, row in read_recorded(path):
+        for row in read_traces(path):
             as_completion(row, 5)
 
     for _ in range(200):

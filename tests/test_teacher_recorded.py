@@ -12,7 +12,7 @@ from cotspec import alignment, artifacts, teacher
 from cotspec.alignment.table import targets_table
 from cotspec.micro import tokenizers as micro_tokenizers
 from cotspec.profiles import TeacherConfig
-from cotspec.teacher.release import _LISTS, _TOPS, read_recorded
+from cotspec.teacher.release import _LISTS, _TOPS, read_traces
 from cotspec.teacher.traces import FEATURES, as_dataset, as_row
 
 
@@ -64,7 +64,7 @@ def test_a_line_separator_in_a_text_and_a_byte_order_mark_are_read(tmp_path):
         row["question"] = row["question"].replace("?", "\u2028?\x85")
     lines = "\n".join(as_json_line(row).replace("\\u2028", "\u2028") for row in made)
     (tmp_path / "t.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())
-    assert len(list(read_recorded(tmp_path / "t.jsonl"))) == len(made)
+    assert len(read_traces(tmp_path / "t.jsonl")) == len(made)
 
 
 def test_the_file_is_hashed_once(recorded, monkeypatch):
@@ -87,7 +87,7 @@ def test_what_is_not_recorded_is_left_out_and_counted(recorded, caplog):
     with caplog.at_level(logging.WARNING):
         traces = draw(recorded)
     assert list(traces["sample_id"]) == [0, 0]
-    assert "2 traces repeat a sample_id" in caplog.text
+    assert "3 traces repeat a sample_id" in caplog.text
     assert "2 of 4 solutions are missing" in caplog.text
 
 
@@ -186,4 +186,4 @@ def test_a_damaged_parquet_file_is_named(recorded, at):
     content[at : at + 20 or None] = b"\xff" * 20
     recorded.write_bytes(content)
     with pytest.raises(ValueError, match="traces.parquet: no traces"):
-        list(read_recorded(recorded))
+        read_traces(recorded)

@@ -17,12 +17,13 @@ import math
 import pickle
 import pickletools
 import re
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import pyarrow as pa
 from datasets import Dataset
 
 from cotspec import artifacts
@@ -37,7 +38,6 @@ logger = logging.getLogger(__name__)
 HALF_UNIT = 5e-5  # a sampled token rounded to probability 0 had less than this
 _LISTS = ("token_ids", "token_bytes", "token_logprobs")
 _UNFINISHED = 8  # lists in each other of one item each, that may still lack theirs
-_NO_PROBLEM = dict.fromkeys(traces.PROBLEM_COLUMNS)
 _TOPS = ("topk_ids", "topk_bytes", "topk_logprobs")
 
 
@@ -112,8 +112,8 @@ def read_list(path: Path | str) -> Iterator[object]:
         ) from None
 
 
-def read_release(folder: Path) -> Iterator[tuple[str, int, list]]:
-    """Yield each solution's question, number and steps.
+def read_release(folder: Path) -> Iterator[Callable[[], dict]]:
+    """Yield for each solution what reads it as a row of traces.
 
     Raises
     ------
@@ -125,13 +125,19 @@ def read_release(folder: Path) -> Iterator[tuple[str, int, list]]:
         questions = dict.fromkeys(read_list(folder / "codex_questions.pkl"))
         per_step = read_list(folder / "codex_per_step_probs.pkl")
         for question, solutions in zip(questions, per_step, strict=True):
-            asked = re.sub(r"\AQuestion \d+:", "", question)
-            yield from ((asked, i, steps) for i, steps in enumerate(solutions))
+            problem = dict.fromkeys(traces.PROBLEM_COLUMNS, "")
+            problem["question"] = re.sub(r"\AQuestion \d+:", "", question)
+            for sample_id, steps in enumerate(solutions):
+                yield partial(_row, problem, sample_id, steps)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"{folder}: not in the authors' form ({error}). Needed: as many questions "
             "as lists of solutions; a solution is [[(token, probability) x 6]]"
         ) from None
+
+
+def _row(problem: dict, sample_id: int, steps: list) -> dict:
+    return traces.as_row(problem, sample_id, read_solution(steps))
 
 
 def read_solution(steps: Sequence[Sequence[tuple[str, float]]]) -> Completion:
@@ -155,71 +161,81 @@ def read_solution(steps: Sequence[Sequence[tuple[str, float]]]) -> Completion:
     return Completion.without_ids(text, read, "stop" if end < len(steps) else "length")
 
 
-# A question, a sample's number, and what reads its row: only those asked for are read.
-Recorded = tuple[str, int, Callable[[], Mapping]]
+def read_lines(path: Path) -> Iterator[Callable[[], dict]]:
+    """Yield for each line of ``.jsonl`` what reads it as a row of traces."""
+    # Not `splitlines`: a string may hold U+2028, which ends no line of JSON.
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                    row = {name: row[name] for name in traces.FEATURES}
+                except Exception as error:  # damaged text may raise any
+                    raise ValueError(f"line {number}: {error}") from None
+                yield partial(with_bytes, row)
 
 
-def read_recorded(path: Path) -> Iterator[Recorded]:
-    """Yield the solutions of a release's folder, of Parquet, or of ``.jsonl``.
+def read_traces(path: Path) -> Dataset:
+    """Read traces from Parquet, from ``.jsonl`` (bytes as Latin-1 text) or a release.
 
-    The last has bytes as Latin-1 text.
+    They are mapped into memory, the last two from a copy that `datasets` keeps in its
+    cache: to make it takes about 9 ms a solution.
 
     Raises
     ------
     ValueError
         Another kind of file, a missing column, or one of another type.
     """
-    if path.is_dir():
-        for question, sample_id, steps in read_release(path):
-            yield question, sample_id, partial(read_solution, steps)
-        return
-    line = 0
     try:
-        if path.suffix == ".jsonl":
-            # Not `splitlines`: a string may hold U+2028, which ends no line of JSON.
-            with path.open(encoding="utf-8-sig", newline="\n") as file:
-                for text in file:
-                    line += 1
-                    if text.strip():
-                        row = json.loads(text)
-                        row = {name: row[name] for name in traces.FEATURES}
-                        found = row["question"], row["sample_id"]
-                        yield *found, partial(with_bytes, row)
-        else:
-            table = Dataset.from_parquet(str(path), keep_in_memory=False)
-            table = table.select_columns(list(traces.FEATURES)).cast(traces.FEATURES)
-            found = zip(table["question"], table["sample_id"], strict=True)
-            for place, (question, sample_id) in enumerate(found):
-                yield question, sample_id, partial(table.__getitem__, place)
+        if path.is_dir() or path.suffix == ".jsonl":
+            # The copy goes by the file's contents and by what reads it.
+            named = {"path": path, "contents": _identity(path)}
+            named["reader"] = [Path(m).read_text() for m in (__file__, traces.__file__)]
+            return Dataset.from_generator(_rows, traces.FEATURES, gen_kwargs=named)
+        table = Dataset.from_parquet(str(path), keep_in_memory=False)
+        return table.select_columns(list(traces.FEATURES)).cast(traces.FEATURES)
     except Exception as error:  # damaged bytes may raise any
-        said = f"line {line}: {error}" if line else error
+        said = error.__cause__ or error
         needed = "Needed: Parquet or .jsonl with " + ", ".join(traces.FEATURES)
         raise ValueError(f"{path}: no traces ({said}). {needed}") from None
 
 
-def as_completion(read: Callable[[], Mapping], top_k: int) -> Completion | None:
-    """Return the row that `read` returns as a completion.
+def _rows(path: Path, **_: object) -> Iterator[dict]:
+    """Yield what a table can hold; the rest will be counted as missing."""
+    for read in read_release(path) if path.is_dir() else read_lines(path):
+        try:
+            row = read()
+            list(traces.as_tables([row]))
+        except (TypeError, ValueError, LookupError, AttributeError, pa.ArrowException):
+            continue
+        yield row
 
-    It has at most `top_k` alternatives per token; None if there is no such row, its
-    lists do not fit together or hold no log-probabilities.
+
+def _identity(path: Path) -> str:
+    # Of a release no other file of the folder, which may be a whole repository.
+    files = sorted(path.glob("codex_*.pkl")) or [path]
+    return " ".join(["recorded", path.name, *map(artifacts.identity, files)])
+
+
+def as_completion(row: Mapping, top_k: int) -> Completion | None:
+    """Return a row of the traces as a completion.
+
+    It has at most `top_k` alternatives per token; None if the lists do not fit together
+    or hold no log-probabilities.
     """
     try:
-        row = read()
-        row = row if isinstance(row, Mapping) else traces.as_row(_NO_PROBLEM, 0, row)
         tops = [[step[:top_k] for step in row[name]] for name in _TOPS]
         lists = [row[name] for name in _LISTS] + tops
-        text, end = row["completion"], row["finish_reason"] or "none"
         steps = list(zip(*lists, strict=True))
         fits = all(len(ids) == len(names) == len(p) for *_, ids, names, p in steps)
         masses = [math.exp(logprob) for logprob in row["token_logprobs"]]
         masses += [sum(map(math.exp, top)) for *_, top in steps]
-        b"".join(row["token_bytes"]), text.encode()
-        done = Completion(text, *lists, end)
-        # What no table can hold would be found when all is drawn.
-        list(traces.as_tables([traces.as_row(_NO_PROBLEM, 0, done)]))
-    except (TypeError, ValueError, LookupError, AttributeError, OverflowError):
+        b"".join(row["token_bytes"]), row["completion"].encode()
+    except (TypeError, ValueError, AttributeError, OverflowError):
         return None
-    return done if fits and all(mass <= 1.01 for mass in masses) else None  # nor NaN
+    if not fits or not all(mass <= 1.01 for mass in masses):  # nor NaN
+        return None
+    return Completion(row["completion"], *lists, row["finish_reason"] or "none")
 
 
 # --- the backend ----------------------------------------------------------------------
@@ -239,10 +255,7 @@ def load(config: TeacherConfig) -> RecordedBackend:
     path = Path(str(config.path))
     if not (config.path and path.exists()):
         raise ValueError(f"teacher.path: {config.path!r} does not exist")
-    # Of a release no other file of the folder, which may be a whole repository.
-    files = sorted(path.glob("codex_*.pkl")) or [path]
-    model = " ".join(["recorded", path.name, *map(artifacts.identity, files)])
-    return RecordedBackend(path, model, *limits)
+    return RecordedBackend(path, _identity(path), *limits)
 
 
 @dataclass(frozen=True)
@@ -268,27 +281,25 @@ class RecordedBackend:
         Raises
         ------
         ValueError
-            See `read_recorded` and `read_release`.
+            See `read_traces`.
         """
         if self.path is None:
             for index, wanted in missing.items():
                 if 0 in wanted and (written := _written(requests[index])):
                     yield [(index, 0, written)]
             return
-        asking, found, repeated = defaultdict(list), set(), 0
-        for index in missing:
-            asking[_fold(requests[index].question)].append(index)
-        for question, sample_id, read in read_recorded(self.path):
-            for i in asking.get(_fold(str(question)), ()):
-                if not isinstance(sample_id, int) or sample_id not in missing[i]:
-                    continue
-                if (i, sample_id) in found:
-                    repeated += 1
-                elif done := as_completion(read, self.top_k):
-                    yield [(i, sample_id, done)]
-                found.add((i, sample_id))
-        if repeated:
+        solutions = read_traces(self.path)
+        columns = solutions["question"], solutions["sample_id"]
+        places: dict[str, dict[int, int]] = {}  # question, sample_id: row
+        for row, (question, sample_id) in enumerate(zip(*columns, strict=True)):
+            places.setdefault(_fold(question or ""), {}).setdefault(sample_id, row)
+        if repeated := len(solutions) - sum(map(len, places.values())):
             logger.warning("%d traces repeat a sample_id: the first counts", repeated)
+        for index, wanted in missing.items():
+            rows = places.get(_fold(requests[index].question), {})
+            for sample_id in sorted(wanted & rows.keys()):
+                if done := as_completion(solutions[rows[sample_id]], self.top_k):
+                    yield [(index, sample_id, done)]
 
 
 def _written(request: Request) -> Completion | None:
