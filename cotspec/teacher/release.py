@@ -11,6 +11,7 @@ them. Probabilities are rounded to four decimals there.
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import math
@@ -190,7 +191,8 @@ def read_traces(path: Path) -> Dataset:
         if path.is_dir() or path.suffix == ".jsonl":
             # The copy goes by the file's contents and by what reads it.
             named = {"path": path, "contents": _identity(path)}
-            named["reader"] = [Path(m).read_text() for m in (__file__, traces.__file__)]
+            # One text: `datasets` would read the file anew for each item of a list.
+            named["reader"] = Path(__file__).read_text() + inspect.getsource(traces)
             return Dataset.from_generator(_rows, traces.FEATURES, gen_kwargs=named)
         table = Dataset.from_parquet(str(path), keep_in_memory=False)
         return table.select_columns(list(traces.FEATURES)).cast(traces.FEATURES)
