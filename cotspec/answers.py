@@ -150,7 +150,9 @@ _GOES_ON = re.compile(
     r"(?i)[^.!\n]*?((?<=\d),|[-+*×·÷/^=(:]|\b(?:and|or|by|plus|minus)|(?<=\d )to)"
     r"[\s.?]*\Z"
 )
-_CLAUSE_START = re.compile(r"[.,;:!?]\s|[\d\n=]|\b(?:is|are|was|were|so|and|but)\b")
+_CLAUSE_START = re.compile(
+    r"[.,;:!?]\s|[\d\n=]|(?= The )|\b(?:is|are|was|were|[Ss]o|and|but)\b"
+)
 # GSM8K's "#### 18". A heading ("#### Step 2: Money") does not begin with a number; one
 # that does ("#### 2. Money") has text of its own and more below it.
 _HASHES = re.compile(r"####(?=[ \t(]*-?[ \t]*\.?\d)")
@@ -162,15 +164,22 @@ def _is_final(match: re.Match[str], text: str) -> bool:
 
 
 def _is_denial(statement: re.Match[str]) -> bool:
-    """Whether it says what the answer is not, or what it would be if it were."""
+    """Whether its clause says what the answer is not, might be, or is to others."""
     is_denied = statement[0].casefold().rstrip(":").endswith(("n't", "n’t"))
-    return is_denied or bool(_NOT_SAID.search(statement.string, 0, statement.start()))
+    before = _CLAUSE_START.split(statement.string[: statement.start()])[-1]
+    return is_denied or bool(_NOT_SAID.search(before))
 
 
 _NOT_SAID = re.compile(
-    r"(?i)(?:\b(?:wrong|incorrect|false|if|suppose|assume|whether|doubt)"
-    r"|(?:n['’]t|\bnot|\bnever) (?:think|believe|mean|say|clear))"
-    r"(?: that)?(?: the| my)?(?: final)? \Z"
+    r"""
+    n['’]t\b | \b(?:wrong|incorrect|false|untrue|if|unless|suppos\w+|assum\w+|imagin\w+
+      |pretend\w*|provided|whether|doubt\w*|unsure|uncertain|unclear|unlikely|impossible
+      |cannot|not|never|no[ ]way|let['’]?s[ ]say|thinks|thought|says|said|guess(?:es|ed)
+      |(?:claim|believe)s?d?
+      |(?:you|one|some\w*|many|most|people|others|they|may|might|could)\b.*
+        \b(?:think|say|guess|believe|claim|conclude))\b
+    """,
+    re.VERBOSE | re.IGNORECASE,
 )
 
 
@@ -185,7 +194,7 @@ def stated_number(statement: str) -> tuple[Fraction | None, bool]:
     or takes it back, and where what stands before denies it or asks for more ("not
     18", "half of 18"). In doubt it is open: a false right would be trained on.
     """
-    is_list = re.match(r"[^\d\n]*\n[^\d\n]*\d[^\n]*\n[^\n#]*\d", statement)
+    is_list = re.match(r"[^\d\n]*\n[^\d\n]*(?:\d[^\n]*\n[^\n#]*|1[.)] .*)\d", statement)
     left, *results = statement.strip(": \n").partition("\n")[0].split("=")
     if results and _is_expression(left) and any(_numbers(results[-1])):
         statement = results[-1]
@@ -199,10 +208,15 @@ def stated_number(statement: str) -> tuple[Fraction | None, bool]:
 
 
 # What takes back the answer before it.
+_WRONG = r"(?:wrong|incorrect|false|not[ ](?:right|correct|true))\b"
+_NO = (
+    r"(?:no[,.:]|(?:wait|actually|oops|sorry|hmm|correction|just[ ]kidding)\b"
+    r"|(?:but[ ]|however,?[ ])?(?:this|that|it|which)(?:['’]s|[ ](?:is|was))[ ]"
+    rf"{_WRONG})"
+)
 _TAKEN_BACK = re.compile(
     r"(?i)\s*\?|[^\w(]*(?:(?-i:or|as (?:well|much) as|cannot|can['’]t|isn['’]t)\b"
-    r"|is (?:wrong|incorrect|false|not (?:right|correct))\b"
-    r"|(?<=[.,;:!] )(?:no[,.:]|(?:wait|actually|oops|sorry|hmm|correction)\b))"
+    rf"|is {_WRONG}|(?<=[.,;:!] ){_NO})"
 )
 # What stands before a number and leaves it open: "not 18", "at least 18", "half of 18".
 _DENIED = re.compile(
@@ -237,8 +251,8 @@ _WHOLE = re.compile(
       | [ ]?(?:\+|[十百千万亿萬億兆])
       | [^.!\n]*?(?:[-+*×·÷/^=,(:]
           |\b(?:and|or|to|plus|minus|times|by|(?<!left[ ])over))\s*\Z
-      | [ a-z]*[,.!]?[ ](?:(?:no|wait)[ ]wait|is[ ]not\b
-          |no[,.:]|(?:wait|actually|oops|sorry|hmm|correction)\b) )
+      | [ ](?:[a-z]+[ ])?(?:at[ ](?:least|most)|(?:min|max)imum)\b
+      | [ a-z]*[,.!]?[ ](?:(?:no|wait)[ ]wait|is[ ]not\b|{_NO}) )
     (?: (?! \b(?:and|or|to|plus|minus|times|by|over)[ ](?:an?[ ])?{_WORD}\b
           | (?:,|[ ]and)[ ]\w[ ]?= )                        # x = 5, y = 7
         (?: [^\d?] | {_POWER} ) )*?
@@ -423,10 +437,11 @@ def _final_answer(completion: str, parse: Parser, prompt_mode: str) -> str | Non
 
 
 def _list_lines(lines: list[str]) -> list[str]:
-    """The first line, or the lines of a list: one word each, numbered or not."""
-    words = [re.sub(r"^(?:[-*•]|\d+[.)])\s*", "", line) for line in lines]
-    alone = itertools.takewhile(lambda word: re.fullmatch(r"\S+", word), words)
-    return list(alone) or lines[:1]
+    """The first line, or the lines of a list: one word each, or up to a comma."""
+    items = [re.sub(r"^[-*+•–]\s+", "", line) for line in lines]
+    is_item = re.compile(r"(?:\W?\d+\W*\s)?\S+|.*,").fullmatch
+    count = len(list(itertools.takewhile(is_item, items)))
+    return items[: count + (not count or items[count - 1].endswith(","))]
 
 
 def _plain(text: str) -> str:
@@ -498,9 +513,14 @@ def _integer(line: str) -> str | None:
 
 
 def _word_list(line: str) -> str | None:
-    text = _text(line)
-    words = re.split(r"[\s,]+", text.strip("[]")) if text else []
-    return " ".join(word for w in words if (word := w.strip("\"'`[]"))) or None
+    """Marks and numbers around words do not count; numbers must count up from 1."""
+    number = r"(?:^|(?<=[\s,;]))[(#]?(\d+)[.):]?(?:\s|$)"
+    found = re.findall(number, line)
+    if found == [str(i + 1) for i in range(len(found))]:
+        line = re.sub(number, "", line)
+    line = re.sub(r"(,.*?),? and (?=\S+$)", r"\1, ", line)
+    words = re.split(r"[\s,;|/<>→()\[\]{}]+", _text(line) or "")
+    return " ".join(word for w in words if (word := w.strip("\"'`“”‘’*_-."))) or None
 
 
 def _brackets(line: str) -> str | None:
