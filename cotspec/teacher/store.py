@@ -26,7 +26,7 @@ from cotspec.teacher.traces import FEATURES, Completion, as_tables
 
 logger = logging.getLogger(__name__)
 
-SAMPLES, TRACES, IDENTITY = "samples.jsonl", "traces.arrow", b"identity"
+SAMPLES, TRACES, MADE_OF = "samples.jsonl", "traces.arrow", "traces.sha256"
 # Lines without zeros, which a power failure leaves; an editor may have saved the file.
 _SAMPLE = re.compile(rb'(?:\xef\xbb\xbf)?{"key":"([^"]+)",[^\0]*}\r?\n')
 
@@ -121,22 +121,26 @@ def write_traces(
     identity : str
         Names what they were made from; `kept_traces` asks for it.
     """
-    schema = FEATURES.arrow_schema.with_metadata({IDENTITY: identity})
     path = folder / TRACES
-    with artifacts.replacing(path) as part, pa.ipc.new_file(part, schema) as writer:
+    with (
+        artifacts.replacing(path) as part,
+        pa.ipc.new_file(part, FEATURES.arrow_schema) as writer,
+    ):
         for table in as_tables(rows):
             writer.write_table(table)
+    artifacts.write_text(folder / MADE_OF, f"{identity} {artifacts.checksum(path)}")
     return kept_traces(folder, identity=identity)
 
 
 def kept_traces(folder: Path, *, identity: str) -> Dataset | None:
-    """Map the folder's traces if they are those that `identity` names."""
-    try:
-        table = pa.ipc.open_file(pa.memory_map(str(folder / TRACES))).read_all()
-    except (FileNotFoundError, pa.ArrowInvalid):  # damaged: written anew from samples
+    """Map the folder's traces if they are those that `identity` names, unharmed."""
+    path, made_of = folder / TRACES, folder / MADE_OF
+    # Arrow believes the file: damage would end the process, or be read as solutions.
+    if not (path.exists() and made_of.exists()) or (
+        made_of.read_bytes() != f"{identity} {artifacts.checksum(path)}".encode()
+    ):
         return None
-    if (table.schema.metadata or {}).get(IDENTITY) != identity.encode():
-        return None
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     # In-memory for `datasets`: what filter() makes of it shall not settle beside the
     # samples. Its pages are the file's, so that it takes no memory.
     return Dataset(InMemoryTable(table), fingerprint=identity[:16])
