@@ -124,7 +124,7 @@ def final_number(completion: str) -> tuple[Fraction | None, str]:
         if not matches:
             continue
         number, is_open = stated_number(text[matches[-1].end() :])
-        if is_open or _is_denial(matches[-1]):
+        if is_open or (matches is statements and _is_denial(matches[-1])):
             return None, "none"
         if number is not None:
             return number, tier
@@ -151,7 +151,8 @@ _GOES_ON = re.compile(
     r"[\s.?]*\Z"
 )
 _CLAUSE_START = re.compile(
-    r"[.,;:!?]\s|[\d\n=]|(?= The )|\b(?:is|are|was|were|[Ss]o|and|but)\b"
+    r"[.,;:!?]\s|[\d\n=]|(?<![Ii]f)(?<!that)(?= The )"
+    r"|\b(?:is|are|was|were|[Ss]o|and|but)\b"
 )
 # GSM8K's "#### 18". A heading ("#### Step 2: Money") does not begin with a number; one
 # that does ("#### 2. Money") has text of its own and more below it.
@@ -171,15 +172,11 @@ def _is_denial(statement: re.Match[str]) -> bool:
 
 
 _NOT_SAID = re.compile(
-    r"""
-    n['’]t\b | \b(?:wrong|incorrect|false|untrue|if|unless|suppos\w+|assum\w+|imagin\w+
-      |pretend\w*|provided|whether|doubt\w*|unsure|uncertain|unclear|unlikely|impossible
-      |cannot|not|never|no[ ]way|let['’]?s[ ]say|thinks|thought|says|said|guess(?:es|ed)
-      |(?:claim|believe)s?d?
-      |(?:you|one|some\w*|many|most|people|others|they|may|might|could)\b.*
-        \b(?:think|say|guess|believe|claim|conclude))\b
-    """,
-    re.VERBOSE | re.IGNORECASE,
+    r"(?i)n['’]t\b|\b(?:wrong|incorrect|false|untrue|if|unless|suppos\w+|assum\w+"
+    r"|imagin\w+|pretend|provided|whether|doubt|unsure|uncertain|unclear|unlikely|not"
+    r"|impossible|cannot|never|no way|let['’]?s say|(?:think|say)s|thought|said"
+    r"|(?:claim|guess|believ)e?[sd]|(?:you|one|some\w*|many|most|people|others|they"
+    r"|may|might|could)\b.*\b(?:think|say|guess|believe|claim|conclude))\b"
 )
 
 
@@ -211,8 +208,7 @@ def stated_number(statement: str) -> tuple[Fraction | None, bool]:
 _WRONG = r"(?:wrong|incorrect|false|not[ ](?:right|correct|true))\b"
 _NO = (
     r"(?:no[,.:]|(?:wait|actually|oops|sorry|hmm|correction|just[ ]kidding)\b"
-    r"|(?:but[ ]|however,?[ ])?(?:this|that|it|which)(?:['’]s|[ ](?:is|was))[ ]"
-    rf"{_WRONG})"
+    rf"|(?:but[ ])?(?:this|that|it|which)(?:['’]s|[ ]is|[ ]was)[ ]{_WRONG})"
 )
 _TAKEN_BACK = re.compile(
     r"(?i)\s*\?|[^\w(]*(?:(?-i:or|as (?:well|much) as|cannot|can['’]t|isn['’]t)\b"
@@ -515,9 +511,8 @@ def _integer(line: str) -> str | None:
 def _word_list(line: str) -> str | None:
     """Marks and numbers around words do not count; numbers must count up from 1."""
     number = r"(?:^|(?<=[\s,;]))[(#]?(\d+)[.):]?(?:\s|$)"
-    found = re.findall(number, line)
-    if found == [str(i + 1) for i in range(len(found))]:
-        line = re.sub(number, "", line)
+    counted = map(str, itertools.count(1))
+    line = re.sub(number, lambda m: "" if m[1] == next(counted) else m[0], line)
     line = re.sub(r"(,.*?),? and (?=\S+$)", r"\1, ", line)
     words = re.split(r"[\s,;|/<>→()\[\]{}]+", _text(line) or "")
     return " ".join(word for w in words if (word := w.strip("\"'`“”‘’*_-."))) or None

@@ -45,14 +45,17 @@ MICRO_STUDENTS = ("micro-small", "micro-base", "micro-large", "micro-xl")
 
 _MOST = 2**32 - 1  # what every library takes, as a count and as a seed
 PositiveInt = Annotated[int, Field(gt=0, le=_MOST)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, le=_MOST)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=_MOST)]
 # An interval over one problem does not exist.
 Several = Annotated[int, Field(ge=2, le=_MOST)]
 # What takes memory or processes for each one asked for; far above what anyone needs.
 Few = Annotated[int, Field(gt=0, le=1024)]
 Tokens = Annotated[int, Field(gt=0, le=2**15)]  # of one text
+# No question that can be trained on is shorter with its instruction.
+Inputs = Annotated[int, Field(ge=64, le=2**15)]
 Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
 # "auto": bfloat16 where the machine multiplies in it, see `models.in_precision`.
 Precision = Literal["auto", "bfloat16", "float32"]
 _CHECKED = {"frozen": True, "config": ConfigDict(allow_inf_nan=False, extra="forbid")}
@@ -168,7 +171,7 @@ class FilterConfig:
     max_solutions_per_question: PositiveInt | None = None
     drop_duplicates: bool = False
     # Jaccard index of word trigrams from which two solutions are duplicates; 1: equal.
-    duplicate_similarity: Annotated[float, Field(gt=0, le=1)] = 1.0
+    duplicate_similarity: PositiveShare = 1.0
 
 
 @dataclass(**_CHECKED)
@@ -177,7 +180,7 @@ class FormatsConfig:
 
     data_formats: Formats = DATA_FORMATS
     num_demonstrations: Few = 4
-    max_input_tokens: Tokens = 512
+    max_input_tokens: Inputs = 512
 
 
 @dataclass(**_CHECKED)
@@ -221,9 +224,9 @@ class LossConfig:
 class TrainingConfig:
     """The loop. Paper: AdamW, 5e-4, cosine, 10 warm-up steps, clip 5."""
 
-    learning_rate: PositiveFloat = 5e-4
+    learning_rate: PositiveShare = 5e-4
     optimizer: Literal["adamw", "adafactor"] = "adamw"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Share = 0.0
     warmup_steps: NonNegativeInt = 10
     max_grad_norm: PositiveFloat = 5.0
     num_epochs: PositiveFloat = 10.0
@@ -236,6 +239,12 @@ class TrainingConfig:
     num_frozen_layers: NonNegativeInt = 0
     precision: Precision = "auto"
     num_checkpoints: Few = 8  # evenly spaced, the last at the end
+
+    def __post_init__(self):
+        # The paper's 10 do for a quick look at fewer updates, too.
+        if self.max_steps and self.warmup_steps > (most := max(10, self.max_steps)):
+            said = f"training.warmup_steps {self.warmup_steps}"
+            raise ValueError(f"{said} of {self.max_steps}. Allowed: 0 to {most}")
 
 
 @dataclass(**_CHECKED)
@@ -290,6 +299,14 @@ class Profile:
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     experiments: ExperimentsConfig = ExperimentsConfig()
+
+    def __post_init__(self):
+        # Of one example; notebook 05 would refuse it after all the sampling.
+        least = self.formats.max_input_tokens + self.teacher.max_new_tokens
+        if self.training.batch_tokens < least:
+            said = f"'training.batch_tokens': {self.training.batch_tokens}. Allowed:"
+            by = "formats.max_input_tokens + teacher.max_new_tokens"
+            raise ValueError(f"{said} {least} ({by}) and more")
 
 
 _PROFILE = TypeAdapter(Profile)
@@ -382,7 +399,8 @@ def _in_words(fault: dict) -> str:
     # An address may hold a password; a section is too long.
     is_shown = field != "teacher.base_urls" and field not in SECTIONS
     shown = f" {fault['input']!r}:" if is_shown else ""
-    return f"{field!r}:{shown} {fault['msg'].removeprefix('Value error, ')}"
+    said = fault["msg"].removeprefix("Value error, ")
+    return f"{field!r}:{shown} {said}" if field else said  # of several sections
 
 
 def _hint(name: str, allowed: Iterable[str]) -> str:

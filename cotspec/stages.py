@@ -636,6 +636,8 @@ def open_stage(name: str, profile: str, seed: int, overrides: dict) -> Stage:
     check_seed("SEED", seed)
     given = {"PROFILE": profile, "SEED": seed, "OVERRIDES": overrides or {}}
     series = {nb.name: nb for nb in load_series(artifacts.repository_root())}
+    if name not in series:
+        raise ValueError(f"stage: {name!r}. Allowed: {', '.join(series)}")
     notebook = replace(series[name], parameters=given)
     # Names are enough, and `--set` gives every notebook all overrides.
     notes = []

@@ -117,6 +117,13 @@ def test_text_and_python_values_become_the_fields_type(dotted, given, value):
         ("data.generic_tasks", "bbh,bbh/snarks", ["names 'bbh/snarks' twice"]),
         ("data.out_of_distribution_tasks", "micro/math", ["names 'micro/math' twice"]),
         ("training.max_steps", 10**400, ["less than or equal"]),
+        ("training.num_epochs", 1e300, ["1e+300", "less than or equal"]),
+        ("training.learning_rate", 1e12, ["less than or equal to 1"]),
+        ("training.weight_decay", 1e300, ["less than or equal to 1"]),
+        # What only a late notebook would meet.
+        ("training.warmup_steps", 37, ["37 of 36. Allowed: 0 to 36"]),
+        ("training.batch_tokens", 607, ["607. Allowed: 608 (formats"]),
+        ("formats.max_input_tokens", 1, ["1: Input", "equal to 64"]),
         # What would be asked of the memory, or started, for each.
         ("teacher.max_new_tokens", 2**32 - 1, ["less than or equal to 32768"]),
         ("teacher.num_samples", 10**6, ["less than or equal to 1024"]),

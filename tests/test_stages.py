@@ -359,6 +359,8 @@ def test_a_seed_is_a_whole_number(root, seed):
 
 def test_an_override_that_changes_nothing_here_says_so(root):
     write_notebook(root, "01_next", "stage.profile.training")
+    with pytest.raises(ValueError, match="'05_typo'. Allowed: 00_overview, "):
+        stages.open_stage("05_typo", "smoke", 0, {})
     stage = stages.open_stage("00_overview", "smoke", 0, {"training.max_steps": 3})
     with pytest.raises(AttributeError, match="Save the notebook"):
         _ = stage.profile.training

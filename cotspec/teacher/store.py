@@ -121,11 +121,8 @@ def write_traces(
     identity : str
         Names what they were made from; `kept_traces` asks for it.
     """
-    path = folder / TRACES
-    with (
-        artifacts.replacing(path) as part,
-        pa.ipc.new_file(part, FEATURES.arrow_schema) as writer,
-    ):
+    path, schema = folder / TRACES, FEATURES.arrow_schema
+    with artifacts.replacing(path) as part, pa.ipc.new_file(part, schema) as writer:
         for table in as_tables(rows):
             writer.write_table(table)
     artifacts.write_text(folder / MADE_OF, f"{identity} {artifacts.checksum(path)}")
@@ -136,9 +133,8 @@ def kept_traces(folder: Path, *, identity: str) -> Dataset | None:
     """Map the folder's traces if they are those that `identity` names, unharmed."""
     path, made_of = folder / TRACES, folder / MADE_OF
     # Arrow believes the file: damage would end the process, or be read as solutions.
-    if not (path.exists() and made_of.exists()) or (
-        made_of.read_bytes() != f"{identity} {artifacts.checksum(path)}".encode()
-    ):
+    mark = f"{identity} {artifacts.checksum(path)}".encode()
+    if not made_of.exists() or made_of.read_bytes() != mark:
         return None
     table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     # In-memory for `datasets`: what filter() makes of it shall not settle beside the
