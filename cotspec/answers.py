@@ -150,10 +150,7 @@ _GOES_ON = re.compile(
     r"(?i)[^.!\n]*?((?<=\d),|[-+*×·÷/^=(:]|\b(?:and|or|by|plus|minus)|(?<=\d )to)"
     r"[\s.?]*\Z"
 )
-_CLAUSE_START = re.compile(
-    r"[.,;:!?]\s|[\d\n=]|(?<![Ii]f)(?<!that)(?= The )"
-    r"|\b(?:is|are|was|were|[Ss]o|and|but)\b"
-)
+_CLAUSE_START = re.compile(r"[.,;:!?]\s|[\d\n=]|\b(?:is|are|was|were|[Ss]o|and|but)\b")
 # GSM8K's "#### 18". A heading ("#### Step 2: Money") does not begin with a number; one
 # that does ("#### 2. Money") has text of its own and more below it.
 _HASHES = re.compile(r"####(?=[ \t(]*-?[ \t]*\.?\d)")
@@ -168,6 +165,7 @@ def _is_denial(statement: re.Match[str]) -> bool:
     """Whether its clause says what the answer is not, might be, or is to others."""
     is_denied = statement[0].casefold().rstrip(":").endswith(("n't", "n’t"))
     before = _CLAUSE_START.split(statement.string[: statement.start()])[-1]
+    before = re.split("(?<![Ii]f) The ", before)[-1]
     return is_denied or bool(_NOT_SAID.search(before))
 
 

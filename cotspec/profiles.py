@@ -52,7 +52,7 @@ Several = Annotated[int, Field(ge=2, le=_MOST)]
 # What takes memory or processes for each one asked for; far above what anyone needs.
 Few = Annotated[int, Field(gt=0, le=1024)]
 Tokens = Annotated[int, Field(gt=0, le=2**15)]  # of one text
-# No question that can be trained on is shorter with its instruction.
+# Room for every question of the task with the shortest.
 Inputs = Annotated[int, Field(ge=64, le=2**15)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
@@ -305,8 +305,7 @@ class Profile:
         least = self.formats.max_input_tokens + self.teacher.max_new_tokens
         if self.training.batch_tokens < least:
             said = f"'training.batch_tokens': {self.training.batch_tokens}. Allowed:"
-            by = "formats.max_input_tokens + teacher.max_new_tokens"
-            raise ValueError(f"{said} {least} ({by}) and more")
+            raise ValueError(f"{said} from {least}, by formats and teacher")
 
 
 _PROFILE = TypeAdapter(Profile)
