@@ -165,7 +165,7 @@ def _is_denial(statement: re.Match[str]) -> bool:
     """Whether its clause says what the answer is not, might be, or is to others."""
     is_denied = statement[0].casefold().rstrip(":").endswith(("n't", "n’t"))
     before = _CLAUSE_START.split(statement.string[: statement.start()])[-1]
-    before = re.split("(?<![Ii]f) The ", before)[-1]
+    before = re.split("(?<!f)(?<!pose)(?<!sume)(?<!that)(?<!ther) The ", before)[-1]
     return is_denied or bool(_NOT_SAID.search(before))
 
 
