@@ -13,23 +13,15 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from cotspec import (
-    artifacts,
-    batching,
-    evaluation,
-    models,
-    profiles,
-    selection,
-    stages,
-    training,
-)
+from cotspec import artifacts, batching, evaluation, models, selection, stages, training
+from cotspec.profiles import DEFAULT_PROFILE
 from cotspec.run import USER_ERROR, given_to, overrides_of
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit status (0, or 2 for a user error)."""
     given = _parser().parse_args(arguments)
-    name, act = _COMMANDS[given.command]
+    name, act = _ACTS[given.command]
     os.environ[stages.RUNNER] = "1"  # or processes that start together lock each other
     try:
         if given.command == "train" and given.checkpoint != "last":
@@ -50,8 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m cotspec.commands")
     add, several = parser.add_argument, {"action": "append", "default": []}
-    add("command", choices=tuple(_COMMANDS))
-    add("--profile", default=profiles.DEFAULT_PROFILE, metavar="NAME")
+    add("command", choices=tuple(_ACTS))
+    add("--profile", default=DEFAULT_PROFILE, metavar="NAME")
     add("--seed", type=int, help="default: the notebook's own")
     add("--set", metavar="FIELD=VALUE", help="override a field; repeatable", **several)
     help = "of notebook 05, to evaluate: its last, the untrained student, or a step's"
@@ -83,8 +75,7 @@ def _evaluate(stage: stages.Stage, checkpoint: str) -> None:
     known = {"last": found[-1], "start": (0, None)}
     known |= {str(one[0]): one for one in found}
     if checkpoint not in known:
-        said = f"--checkpoint {checkpoint!r}. Allowed: {', '.join(known)}"
-        raise ValueError(said)
+        raise ValueError(f"--checkpoint {checkpoint!r}. Allowed: {', '.join(known)}")
     step, folder = known[checkpoint]
     student = models.load_student(profile.student, seed=stage.seed)
     if folder:
@@ -117,10 +108,7 @@ def _evaluate(stage: stages.Stage, checkpoint: str) -> None:
 
 
 # What a command does, and the notebook whose work it shares.
-_COMMANDS = {
-    "train": ("05_distillation", _train),
-    "evaluate": ("06_evaluation", _evaluate),
-}
+_ACTS = {"train": ("05_distillation", _train), "evaluate": ("06_evaluation", _evaluate)}
 
 
 if __name__ == "__main__":

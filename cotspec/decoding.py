@@ -20,12 +20,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    AttentionInterface,
-    DynamicCache,
-    EncoderDecoderCache,
-    PreTrainedModel,
-)
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from cotspec.alignment.student import vocabulary_bytes
@@ -65,7 +61,7 @@ def write_rows(
     uniforms: Tensor,
     *,
     temperature: float,
-    vocabulary: Sequence[bytes],
+    vocabulary: list[bytes],
     end_tokens: frozenset[int],
     room: Callable[[int], int] | None = None,
     record: Callable[[int, Tensor, Tensor, Tensor], None] | None = None,
@@ -80,7 +76,7 @@ def write_rows(
         Each row's own draws; their number is the limit of new tokens.
     temperature : float
         0 is greedy.
-    vocabulary : sequence of bytes
+    vocabulary : list of bytes
         What each token id spells.
     end_tokens : set of int
         Ids that end a text.
@@ -119,14 +115,10 @@ def write_rows(
 
 
 def _advance(
-    row: Row,
-    token: int,
-    vocabulary: Sequence[bytes],
-    end_tokens: frozenset[int],
-    is_last: bool,
+    row: Row, token: int, vocabulary: list[bytes], ends: frozenset[int], is_last: bool
 ) -> None:
     """Append a row's token and see whether its text ends there."""
-    if token in end_tokens or token == _NOT_FINITE:
+    if token in ends or token == _NOT_FINITE:
         row.finish_reason = "stop" if token >= 0 else "not_finite"
         row.cut = len(row.text)
         return
@@ -300,9 +292,8 @@ def num_fitting(num_read: int, num_new: int, config: EvaluationConfig) -> int:
 
 def _generation(row: Row, tokenizer) -> Generation:
     text = tokenizer.decode(row.tokens, skip_special_tokens=True)
-    end = find_end(text.encode())
-    if end is not None:
-        text = text.encode()[:end].decode()
+    written = text.encode()
+    text = written[: find_end(written)].decode()
     return Generation(text.strip(), len(row.tokens), row.finish_reason)
 
 

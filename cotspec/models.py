@@ -19,17 +19,10 @@ import pandas as pd
 import torch
 from filelock import FileLock
 from huggingface_hub import constants
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    T5Config,
-    T5Tokenizer,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers.models.t5 import T5Config, T5Tokenizer
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from cotspec import artifacts

@@ -8,16 +8,8 @@ import pytest
 from safetensors.torch import save_model
 from test_training import encode, make_aligned, make_examples, run_on_two_processes
 
-from cotspec import (
-    artifacts,
-    commands,
-    evaluation,
-    models,
-    profiles,
-    selection,
-    stages,
-    training,
-)
+from cotspec import artifacts, commands, models, profiles, selection, stages, training
+from cotspec.evaluation import PREDICTION_FEATURES
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OVERRIDES = {
@@ -84,7 +76,7 @@ def runs(finished, tmp_path, monkeypatch):
 
 
 def forbid_decoding(monkeypatch):
-    monkeypatch.setattr(evaluation, "decode", None)
+    monkeypatch.setattr("cotspec.evaluation.decode", None)
 
 
 def predicted(runs, name="step-3"):
@@ -123,7 +115,7 @@ def test_train_reads_notebook_05s_parameters_and_it_takes_up_what_that_leaves(
 def test_a_checkpoint_gets_predictions_and_accuracies_once(runs, capsys, monkeypatch):
     assert commands.main(SMOKE) == 0
     rows = artifacts.read_dataset(runs / "smoke/evaluation/step-3/predictions.parquet")
-    assert rows.features == evaluation.PREDICTION_FEATURES
+    assert rows.features == PREDICTION_FEATURES
     assert set(rows["checkpoint"]) == {"step-3"}
     shown = capsys.readouterr().out
     assert "accuracy  ci_low  ci_high" in shown and "micro/last_letters" in shown

@@ -20,19 +20,14 @@ from cotspec import experiments, grids, models, profiles, training
 from cotspec.alignment import Rule
 from cotspec.experiments import Grid
 from cotspec.grids import Cell, Measurement
-from cotspec.profiles import (
-    EvaluationConfig,
-    ExperimentsConfig,
-    FormatsConfig,
-    LossConfig,
-)
+from cotspec.profiles import EvaluationConfig, ExperimentsConfig, LossConfig
 from cotspec.report import next_tokens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TASK = "micro/math"
 MODE = "zero_shot_chain_of_thought"
 SETTINGS = {
-    "formats": FormatsConfig(),
+    "formats": profiles.FormatsConfig(),
     "training": replace(CONFIG, max_steps=4, warmup_steps=1, num_checkpoints=2),
     "evaluation": EvaluationConfig(
         num_demonstrations=1,

@@ -72,10 +72,7 @@ CHARTS = {
     "05_loss_curves": (pipeline.loss_curves, {}),
     "05_six_tokens_push": (tokens.logit_pushes, {}),
     "05_six_tokens_shapes": (tokens.loss_shapes, {"teacher": 0.6}),
-    "06_accuracy": (
-        results.before_and_after,
-        {"groups": {"math": ["micro/math"]}},
-    ),
+    "06_accuracy": (results.before_and_after, {"groups": {"math": ["micro/math"]}}),
     "07_paths": (results.ability_paths, PATHS),
     "11_claims": (results.claim_effects, {}),
     "figure1c": (tokens.token_alignment, {}),

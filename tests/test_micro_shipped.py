@@ -9,12 +9,7 @@ from scipy.stats import fisher_exact
 from cotspec import evaluation, models, tasks
 from cotspec.micro import build, shipped
 from cotspec.micro.shipped import MICRO_SIZES, MICRO_STARTS
-from cotspec.profiles import (
-    NUM_BASES,
-    EvaluationConfig,
-    StudentConfig,
-    TeacherConfig,
-)
+from cotspec.profiles import NUM_BASES, EvaluationConfig, StudentConfig, TeacherConfig
 
 
 @pytest.fixture

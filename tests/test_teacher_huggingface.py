@@ -8,15 +8,11 @@ import pytest
 import torch
 from test_teacher_store import problems
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    GPT2Config,
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.models.gemma2 import Gemma2Config
+from transformers.models.llama import LlamaConfig
+from transformers.models.mistral import MistralConfig
 
 import cotspec.models
 from cotspec import decoding, teacher

@@ -11,16 +11,9 @@ import pytest
 from datasets import Dataset
 
 from cotspec.teacher import store as stores
+from cotspec.teacher import traces
 from cotspec.teacher.store import SampleStore
-from cotspec.teacher.traces import (
-    FEATURES,
-    Completion,
-    Request,
-    SamplingOptions,
-    as_dataset,
-    as_row,
-    sample_keys,
-)
+from cotspec.teacher.traces import FEATURES, Completion, Request, SamplingOptions
 
 OPTIONS = SamplingOptions(4, 0.5, seed=0)
 TEACHER = SimpleNamespace(model="m", max_new_tokens=9, top_k=2)
@@ -88,13 +81,13 @@ def test_two_at_a_time_never_exchange_or_lose_a_sample(tmp_path):
 
 def rows_of(count):
     [problem] = problems(["q"])
-    return [as_row(problem, i, completion(f"né {i}.")) for i in range(count)]
+    return [traces.as_row(problem, i, completion(f"né {i}.")) for i in range(count)]
 
 
 def test_the_table_is_what_was_written_and_is_written_again_only_for_others(tmp_path):
     rows = rows_of(2_500)  # several batches
     table = stores.write_traces(iter(rows), tmp_path, identity="a")
-    assert table.to_dict() == as_dataset(rows).to_dict()
+    assert table.to_dict() == traces.as_dataset(rows).to_dict()
     assert table.features == FEATURES
     kept = stores.kept_traces(tmp_path, identity="a")
     assert kept.to_dict() == table.to_dict()
@@ -114,7 +107,7 @@ def test_the_table_is_what_was_written_and_is_written_again_only_for_others(tmp_
 
 
 REQUEST = Request("p/0", "né?", "Q: né?")
-KEYS = sample_keys(TEACHER, REQUEST, OPTIONS)
+KEYS = traces.sample_keys(TEACHER, REQUEST, OPTIONS)
 
 
 def test_a_key_is_the_hash_of_all_that_names_a_sample():
@@ -134,7 +127,7 @@ def test_the_key_changes_with_everything_but_the_number_of_samples(changed, name
     other = copy.copy(changed)
     vars(other)[name] = 40
     named = [other if it is changed else it for it in (TEACHER, REQUEST, OPTIONS)]
-    keys = sample_keys(*named)
+    keys = traces.sample_keys(*named)
     assert keys[:4] == KEYS if name == "num_samples" else not {*keys} & {*KEYS}
 
 

@@ -17,13 +17,8 @@ import pytest
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers.models.llama import LlamaConfig, LlamaForCausalLM
 
 from cotspec import batching, losses, training
 from cotspec.models import as_student

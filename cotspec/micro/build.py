@@ -21,13 +21,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from tqdm import trange
-from transformers import (
-    Adafactor,
-    DataCollatorForSeq2Seq,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    T5ForConditionalGeneration,
-)
+from transformers import Adafactor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.data import DataCollatorForSeq2Seq
+from transformers.models.t5 import T5ForConditionalGeneration
 
 from cotspec import artifacts, prompts
 from cotspec.batching import IGNORED
@@ -224,14 +220,12 @@ def _train(model: PreTrainedModel, data: Iterator, recipe: Recipe) -> None:
     if recipe.kind == shipped.TEACHER:
         new, options = torch.optim.AdamW, {"betas": (0.9, 0.98), "weight_decay": 0.01}
     optimizer = new(model.parameters(), lr=recipe.learning_rate, **options)
-    wrapped, optimizer = accelerator.prepare(model.train(), optimizer)
+    model, optimizer = accelerator.prepare(model.train(), optimizer)
     for step in trange(recipe.steps, desc=recipe.kind):
         batch = {k: v.to(accelerator.device) for k, v in next(data).items()}
-        loss = [lambda batch=batch: wrapped(**batch).loss]
+        loss = [lambda batch=batch: model(**batch).loss]
         rate = recipe.learning_rate * _schedule(step, recipe)
-        step_optimizer(
-            accelerator, wrapped, optimizer, loss, rate=rate, max_grad_norm=1
-        )
+        step_optimizer(accelerator, model, optimizer, loss, rate=rate, max_grad_norm=1)
 
 
 def _schedule(step: int, recipe: Recipe) -> float:

@@ -35,8 +35,7 @@ class Problem(NamedTuple):
 
 
 def _item(question: str, steps: list[str], answer: str, program: object) -> Problem:
-    rationale = " ".join(steps)
-    return Problem(question, rationale, answer, len(steps), json.dumps(program))
+    return Problem(question, " ".join(steps), answer, len(steps), json.dumps(program))
 
 
 def _multiple_choice(

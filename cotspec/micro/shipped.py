@@ -11,13 +11,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_model
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    T5Config,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, T5Config
+from transformers.models.llama import LlamaConfig, LlamaForCausalLM
 
 from cotspec import artifacts
 from cotspec.micro import tokenizers

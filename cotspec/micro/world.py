@@ -100,10 +100,8 @@ def demonstrations(family: str) -> list[Demonstration]:
 
 def solved(items: list[dict]) -> list[Demonstration]:
     """Return problems as prompts show them."""
-    return [
-        Demonstration(item["question"], item["rationale"], item["answer"])
-        for item in items
-    ]
+    names = "question", "rationale", "answer"
+    return [Demonstration(*(item[name] for name in names)) for item in items]
 
 
 # --- The math word problems ---
