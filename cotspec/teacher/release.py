@@ -12,6 +12,7 @@ them. Probabilities are rounded to four decimals there.
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import logging
 import math
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 from datasets import Dataset
@@ -38,7 +40,6 @@ logger = logging.getLogger(__name__)
 
 HALF_UNIT = 5e-5  # a sampled token rounded to probability 0 had less than this
 _LISTS = ("token_ids", "token_bytes", "token_logprobs")
-_UNFINISHED = 8  # lists in each other of one item each, that may still lack theirs
 _TOPS = ("topk_ids", "topk_bytes", "topk_logprobs")
 
 
@@ -63,28 +64,49 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: it can be taken step 
             raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
         return OrderedDict
 
-    def items(self) -> Iterator[object]:
-        """Yield the items of the outermost list, each a little after it is whole."""
+    def items(self, begins: set[int]) -> Iterator[object]:
+        """Yield the items of the outermost list, each when the next one `begins`."""
         self._unframer = frames = pickle._Unframer(self._file_read, self._file_readline)
         self.read, self.readline = frames.read, frames.readline
         self.readinto, self.proto = frames.readinto, 0
         self.metastack, self.stack = [], []
         self.append = self.stack.append
         try:
-            while opcode := self.read(1):
-                if opcode == pickle.EMPTY_LIST and len(self.stack) > _UNFINISHED:
-                    if [type(o) for below in self.metastack for o in below] == [list]:
-                        for whole in (self.metastack[0][0], self.stack):
-                            ends = len(whole) - _UNFINISHED * (whole is self.stack)
-                            yield from whole[:ends]
-                            del whole[:ends]
-                self.dispatch[opcode[0]](self)
+            for number in itertools.count():
+                if number in begins:
+                    for whole in (self.metastack[0][0], self.stack):
+                        yield from whole
+                        whole.clear()
+                self.dispatch[self.read(1)[0]](self)
         except pickle._Stop as end:
             if not isinstance(end.value, list):
                 raise TypeError(f"a {type(end.value).__name__}, not a list") from None
             yield from end.value
-        else:
-            raise EOFError("it ends too early")
+
+
+def _scan(file: BinaryIO) -> tuple[set[int], set[int]]:
+    """Read a pickle's steps without taking them.
+
+    Returns what it refers to again, by number, and the steps with which an item of its
+    list begins. A list of one item looks like its item, until it ends.
+    """
+    again, begins = set(), set()
+    stack = []  # of each thing that would be there, the step with which it begins
+    marks = []  # where in the stack
+    for step, (code, number, _) in enumerate(pickletools.genops(file)):
+        takes = len(code.stack_before)
+        if code.name.endswith("GET"):
+            again.add(number)
+        if code.name == "MARK":
+            marks.append(len(stack))
+        elif pickletools.markobject in code.stack_before:
+            if code.name == "APPENDS" and marks == [1]:
+                begins.update(stack[2:])
+            takes = code.stack_before.index(pickletools.markobject)
+            takes += len(stack) - marks.pop()
+        first = stack[-takes] if takes else step
+        stack[len(stack) - takes :] = [first] * len(code.stack_after)
+    return again, begins
 
 
 def read_list(path: Path | str) -> Iterator[object]:
@@ -100,12 +122,11 @@ def read_list(path: Path | str) -> Iterator[object]:
     """
     try:
         with Path(path).open("rb") as file:
-            codes = pickletools.genops(file)
-            again = {number for code, number, _ in codes if code.name.endswith("GET")}
+            again, begins = _scan(file)
             file.seek(0)
             unpickler = _Unpickler(file)
             unpickler.memo = _Memo(again)
-            yield from unpickler.items()
+            yield from unpickler.items(begins)
     except Exception as error:  # damaged bytes may raise any
         raise ValueError(
             f"{path}: {str(error) or type(error).__name__}. Allowed: lists, "
