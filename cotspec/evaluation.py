@@ -48,6 +48,14 @@ PREDICTION_FEATURES = Features(
 )
 
 
+class Asked(NamedTuple):
+    """What a task's prompts are made of; `description` begins a generic one."""
+
+    problems: Dataset
+    shown: Sequence[prompts.Demonstration]
+    description: str
+
+
 class _Question(NamedTuple):
     """One problem in one prompt mode; without a prompt where it does not fit."""
 
@@ -118,15 +126,15 @@ def evaluate(
     paths: dict[tuple[str, str], Path | None] = {}
     for task, problems in problems_by_task.items():
         shown, said = demonstrations.get(task, ()), (descriptions or {}).get(task, "")
-        facts = {"problems": problems, "shown": shown, "description": said}
+        parts = Asked(problems, shown, said)
         for mode in prompt_modes[task]:
-            name = file_name(task, mode, config, **facts)
+            name = file_name(task, mode, config, parts)
             path = paths[task, mode] = work_dir and Path(work_dir) / checkpoint / name
             if path and path.exists():
                 continue
             key = name, tokenizer, student.model.config.is_encoder_decoder
             if key not in _ASKED:
-                _ASKED[key] = _questions(task, mode, student, config, **facts)
+                _ASKED[key] = _questions(task, mode, student, config, parts)
             asked[count // ROWS_AT_ONCE] += _ASKED[key]
             count += len(problems)
     done: dict[tuple[str, str], Dataset] = {}
@@ -146,16 +154,10 @@ def evaluate(
 
 
 def _questions(
-    task: str,
-    mode: str,
-    student: Student,
-    config: EvaluationConfig,
-    *,
-    problems: Dataset,
-    shown: Sequence[prompts.Demonstration],
-    description: str,
+    task: str, mode: str, student: Student, config: EvaluationConfig, parts: Asked
 ) -> list[_Question]:
     """Return a task's questions as one mode asks them; ValueError if it cannot."""
+    problems, shown, description = parts
     _check(task, mode, problems, shown)
     is_generic = mode in prompts.GENERIC_PROMPT_MODES
     own = shown if is_generic else shown[: config.num_demonstrations]
@@ -198,24 +200,16 @@ def _answered(
     return rows
 
 
-def file_name(
-    task: str,
-    mode: str,
-    config: EvaluationConfig,
-    *,
-    problems: Dataset,
-    shown: Sequence[prompts.Demonstration],
-    description: str,
-) -> str:
+def file_name(task: str, mode: str, config: EvaluationConfig, parts: Asked) -> str:
     """Return a name that changes with all that predictions depend on but weights."""
-    parts = {
-        "problems": problems.to_list(),
-        "demonstrations": [vars(demonstration) for demonstration in shown],
-        "description": description,
+    facts = {
+        "problems": parts.problems.to_list(),
+        "demonstrations": [vars(demonstration) for demonstration in parts.shown],
+        "description": parts.description,
         "settings": decoding_settings(config),
         "code": stages.code_of("cotspec.evaluation"),
     }
-    digest = artifacts.digest_of(parts)[:16]
+    digest = artifacts.digest_of(facts)[:16]
     return f"{task.replace('/', '-')}.{mode}.{digest}.parquet"
 
 
@@ -239,10 +233,7 @@ def _check(task: str, mode: str, problems: Dataset, shown: Sequence) -> None:
 
 
 def _prediction(
-    question: _Question,
-    candidates: Sequence[Generation],
-    student: Student,
-    checkpoint: str,
+    question: _Question, candidates: list[Generation], student: Student, checkpoint: str
 ) -> dict[str, object]:
     """Score a problem's generations, and take the one of the majority."""
     problem, prompt = question.problem, question.prompt
@@ -290,12 +281,7 @@ def _score(task: str, mode: str, completion: str, gold: str) -> dict[str, object
 
 
 def aggregate(
-    predictions: Dataset,
-    student: Student,
-    *,
-    step: int,
-    seed: int,
-    confidence: float = 0.95,
+    predictions: Dataset, student: Student, *, step: int, seed: int, confidence: float
 ) -> pd.DataFrame:
     """Return accuracies with Wilson intervals, one row per task and prompt mode.
 

@@ -375,8 +375,8 @@ class Grid:
         problems = self.problems_of(split, task)
         shown = selection.demonstrations_by_task(self.demonstrations, problems)[task]
         said = selection.descriptions_by_task(self.demonstrations).get(task, "")
-        facts = {"problems": problems, "shown": shown, "description": said}
-        name = evaluation.file_name(task, prompt_mode, self.evaluation, **facts)
+        parts = evaluation.Asked(problems, shown, said)
+        name = evaluation.file_name(task, prompt_mode, self.evaluation, parts)
         return Unit(split, task, prompt_mode, name)
 
     def _base(self, cell: Cell) -> Base:

@@ -41,10 +41,7 @@ BUILT_IN_MODELS = ("micro-", "smollm2")
 
 
 def given_to(
-    notebook: stages.Notebook,
-    profile: str,
-    seed: int | None,
-    overrides: Mapping[str, object],
+    notebook: stages.Notebook, profile: str, seed: int | None, overrides: dict
 ) -> stages.Notebook:
     """Return a notebook with its own parameters, overridden by the command line.
 

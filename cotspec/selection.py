@@ -48,11 +48,9 @@ def select_problems(data: DataConfig, *, seed: int) -> Dataset:
 
 def validation_tasks(data: DataConfig) -> tuple[str, ...]:
     """Return the math tasks that have validation problems: not ASDiv, not SVAMP."""
-    return tuple(
-        task
-        for task in (data.train_task, *data.out_of_distribution_tasks)
-        if task in ("gsm8k", "multiarith") or task.startswith("micro/")
-    )
+    math = (data.train_task, *data.out_of_distribution_tasks)
+    real = ("gsm8k", "multiarith")
+    return tuple(task for task in math if task in real or task.startswith("micro/"))
 
 
 def select_demonstrations(data: DataConfig) -> Dataset:
@@ -101,9 +99,8 @@ def prompt_modes_by_task(
 ) -> dict[str, tuple[str, ...]]:
     """Return the prompt modes in which each task is tested, math tasks first."""
     math = (data.train_task, *data.out_of_distribution_tasks)
-    return dict.fromkeys(math, config.math_prompt_modes) | dict.fromkeys(
-        data.generic_tasks, config.generic_prompt_modes
-    )
+    modes = dict.fromkeys(math, config.math_prompt_modes)
+    return modes | dict.fromkeys(data.generic_tasks, config.generic_prompt_modes)
 
 
 def split_by_task(problems: Dataset) -> dict[str, Dataset]:

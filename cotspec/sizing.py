@@ -15,13 +15,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cotspec import artifacts, profiles
+from cotspec import artifacts, grids, profiles
+from cotspec.grids import Cell
 from cotspec.stages import Notebook, load_series
 
 if TYPE_CHECKING:
     from transformers import T5Config
-
-    from cotspec.grids import Cell
 
 GIB = 2**30
 FLOAT32, BFLOAT16 = 4, 2
@@ -115,8 +114,6 @@ def needs(stale: Sequence[Notebook]) -> Needs:
 
 def trained(stale: Sequence[Notebook]) -> Iterator[tuple[Notebook, Cell]]:
     """Yield what notebooks train: the grids that their code names, or one student."""
-    from cotspec import grids
-
     for notebook in (one for one in stale if "training" in one.sections):
         experiments = notebook.profile.experiments
         base = grids.base_cells(notebook.profile, experiments.seeds)

@@ -7,13 +7,8 @@ import pytest
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers.models.gpt2 import GPT2Config, GPT2LMHeadModel
 
 from cotspec import decoding, evaluation
 from cotspec.decoding import Generation, decode, make_batches, prompt_ids
@@ -449,7 +444,7 @@ def test_aggregate_is_tidy_with_wilson_intervals():
 
     predictions = run(scripted(write), TASKS, MODES[:1])
     student, facts = tiny_t5(), {"step": 5, "seed": 1}
-    table = aggregate(predictions, student, **facts)
+    table = aggregate(predictions, student, **facts, confidence=0.95)
     assert list(table.columns) == evaluation.TIDY_COLUMNS
     described = ["tiny", "raw", student.size, 5, 1]
     assert table.iloc[0, :5].tolist() == described

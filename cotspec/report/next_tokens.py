@@ -4,7 +4,7 @@ Enters: the `experiments.Grid` of notebook 09, its trainings done. Leaves: proba
 of the teacher's candidates, side by side.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -20,9 +20,7 @@ OTHERS = "(all others)"
 LEVELS = ["seed", "place", "text", "token"]
 
 
-def next_token_probs(
-    grid: Grid, cells: Sequence[Cell], num_updates: int
-) -> pd.DataFrame:
+def next_token_probs(grid: Grid, cells: list[Cell], num_updates: int) -> pd.DataFrame:
     """Ask students for the next token of solutions that their training did not reach.
 
     At all places at which the teacher names several tokens. A training that reached
@@ -31,7 +29,7 @@ def next_token_probs(
     Parameters
     ----------
     grid : Grid
-    cells : sequence of Cell
+    cells : list of Cell
         Finished trainings, for each seed one with the teacher's targets and others.
     num_updates : int
         How many each took.

@@ -48,7 +48,7 @@ class Row(NamedTuple):
 
 def problems(name: str) -> list[dict]:
     """Read a task, count it, and give every row its task and id."""
-    rows = list(_READERS[name.split("/")[0]](name))
+    rows = list(_READ[name.split("/")[0]](name))
     published, num_repeated = NUM_PUBLISHED[name], NUM_REPEATED.get(name, 0)
     num_different = len({row.question for row in rows})
     if len(rows) != published or num_different < published - num_repeated:
@@ -174,9 +174,7 @@ def _bbh(name: str) -> Iterator[Row]:
         yield Row("test", index, question, target)
 
 
-_READERS = dict(
-    gsm8k=_gsm8k, multiarith=_multiarith, svamp=_svamp, asdiv=_asdiv, bbh=_bbh
-)
+_READ = dict(gsm8k=_gsm8k, multiarith=_multiarith, svamp=_svamp, asdiv=_asdiv, bbh=_bbh)
 _BBH_DEMONSTRATION = re.compile(
     rf"(?s)\n+Q: (.+?)\nA: {re.escape(COT_TRIGGER)}"
     r"(.+?answer is ([^\n]+?)\.?\s*)(?=\n+Q: |\Z)"

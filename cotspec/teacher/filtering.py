@@ -77,11 +77,9 @@ def _score(row: Mapping[str, str]) -> answers.Score:
     return answers.score_math(completion, gold)
 
 
-def _redundancy(
-    completion: str, solutions: list[frozenset], config: FilterConfig
-) -> str:
+def _redundancy(text: str, solutions: list[frozenset], config: FilterConfig) -> str:
     """Compare a right solution with the question's earlier ones; add it if it stays."""
-    shingles = word_shingles(completion) if config.drop_duplicates else frozenset()
+    shingles = word_shingles(text) if config.drop_duplicates else frozenset()
     # The Jaccard index, 0 to 1 (Broder 1997).
     likeness = (len(shingles & s) / max(1, len(shingles | s)) for s in solutions)
     least = config.duplicate_similarity
@@ -123,17 +121,15 @@ def funnel(marked: Dataset) -> pd.DataFrame:
     return table.rename({KEPT: "kept"}).rename_axis("stage").reset_index()
 
 
-def contaminated(
-    texts: Iterable[str], test_questions: Iterable[str], *, size: int = 13
-) -> list[bool]:
-    """Tell which texts share a run of `size` words with a test question.
+def contaminated(texts: Iterable[str], test_questions: Iterable[str]) -> list[bool]:
+    """Tell which texts share a run of thirteen words with a test question.
 
     Thirteen words is GPT-3's measure (Brown et al. 2020, appendix C). A test question
     shorter than that counts where it is contained whole.
     """
     runs: dict[int, set] = defaultdict(set)
     for question in test_questions:
-        for run in word_shingles(question, size):
+        for run in word_shingles(question, 13):
             runs[len(run)].add(run)
     return [
         any(not shared.isdisjoint(word_shingles(text, n)) for n, shared in runs.items())
@@ -149,8 +145,5 @@ def masked(question: str) -> str:
     for thing in re.findall(r"[Hh]ow many (\w+)", question):
         question = re.sub(rf"\b{thing.removesuffix('s') or thing}s?\b", "_", question)
     names: dict[str, str] = {}
-    return re.sub(
-        r"\b[A-Z][a-z]+\b",
-        lambda match: names.setdefault(match[0], str(len(names))),
-        question,
-    )
+    name = re.compile(r"\b[A-Z][a-z]+\b")
+    return name.sub(lambda one: names.setdefault(one[0], str(len(names))), question)

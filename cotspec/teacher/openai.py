@@ -100,10 +100,7 @@ class OpenAIBackend:
         # One request asks for so many samples; the borders do not depend on `missing`.
         every = range(options.num_samples)
         chunks = [every[start : start + size] for start in every[::size]]
-        due = (
-            (i, ids, missing[i].intersection(ids))
-            for i, ids in product(missing, chunks)
-        )
+        due = ((i, ids, missing[i] & set(ids)) for i, ids in product(missing, chunks))
         jobs = ((i, requests[i], ids, wanted) for i, ids, wanted in due if wanted)
         known = {"headers": {"Authorization": f"Bearer {self.key}"}} if self.key else {}
         known["limits"] = httpx.Limits(max_connections=most)

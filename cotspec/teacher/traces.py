@@ -94,16 +94,14 @@ class Completion:
     finish_reason: str
 
     @classmethod
-    def without_ids(
-        cls, text: str, steps: Sequence[Step], finish_reason: str
-    ) -> Completion:
+    def without_ids(cls, text: str, steps: Sequence[Step], reason: str) -> Completion:
         """Return a solution whose tokens, and alternatives, are known by their text."""
         own = [piece for piece, *_ in steps], [logprob for _, logprob, _ in steps]
         no_ids = [NO_ID] * len(steps)
         ids = [[NO_ID] * len(top) for *_, top in steps]
         names = [[piece for piece, _ in top] for *_, top in steps]
         logprobs = [[logprob for _, logprob in top] for *_, top in steps]
-        return cls(text, no_ids, *own, ids, names, logprobs, finish_reason)
+        return cls(text, no_ids, *own, ids, names, logprobs, reason)
 
 
 # A token, its log-probability, and its alternatives with theirs.
