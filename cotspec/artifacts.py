@@ -238,9 +238,7 @@ def _commit() -> str:
 def markdown_table(table: pd.DataFrame) -> str:
     """Return a Markdown table; text as it is, missing cells empty."""
     lines = [list(table.columns), ["---"] * len(table.columns)]
-    lines += [
-        ["" if pd.isna(cell) else str(cell) for cell in row]
-        for row in table.itertuples(index=False)
-    ]
+    texts = table.map(lambda cell: "" if pd.isna(cell) else str(cell))
+    lines += texts.to_numpy().tolist()
     escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
