@@ -76,6 +76,13 @@ def test_plain_containers_are_read(tmp_path, protocol):
     path = tmp_path / "good.pkl"
     path.write_bytes(pickle.dumps(content, protocol))
     assert list(read_list(path)) == content
+    # What is alone in a batch of 1,000, or deep, is told from the list's own items.
+    lists, deep = tuple([i] for i in range(20)), []
+    for _ in range(30):
+        deep = [deep]
+    for odd in ([lists], [[i] for i in range(1000)] + [lists], [deep] * 3 + [lists]):
+        path.write_bytes(pickle.dumps(odd, protocol))
+        assert list(read_list(path)) == odd
 
 
 @pytest.fixture

@@ -66,14 +66,14 @@ class _Unpickler(pickle._Unpickler):  # the one in Python: it can be taken step 
 
     def items(self, begins: set[int]) -> Iterator[object]:
         """Yield the items of the outermost list, each when the next one `begins`."""
-        self._unframer = frames = pickle._Unframer(self._file_read, self._file_readline)
+        frames = self._unframer = pickle._Unframer(self._file_read, self._file_readline)
         self.read, self.readline = frames.read, frames.readline
         self.readinto, self.proto = frames.readinto, 0
         self.metastack, self.stack = [], []
         self.append = self.stack.append
         try:
-            for number in itertools.count():
-                if number in begins:
+            for step in itertools.count():
+                if step in begins:
                     for whole in (self.metastack[0][0], self.stack):
                         yield from whole
                         whole.clear()
@@ -88,7 +88,8 @@ def _scan(file: BinaryIO) -> tuple[set[int], set[int]]:
     """Read a pickle's steps without taking them.
 
     Returns what it refers to again, by number, and the steps with which an item of its
-    list begins. A list of one item looks like its item, until it ends.
+    list begins. Only at their end is it known whose they are: until then the parts of
+    a tuple that is a list's one item look like the list's own.
     """
     again, begins = set(), set()
     stack = []  # of each thing that would be there, the step with which it begins
