@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import seaborn
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from cotspec.figures import style
 from cotspec.figures.style import Chart
@@ -241,7 +241,7 @@ def _draw_loss(axes: Axes, series: pd.DataFrame, name: str) -> None:
 
 @style.in_our_look
 def length_histogram(lengths: pd.DataFrame, *, limit: int) -> Chart:
-    """Draw how many tokens texts take, one outline per kind.
+    """Draw how many tokens texts take, one outline per kind, each of the same area.
 
     Parameters
     ----------
@@ -258,6 +258,7 @@ def length_histogram(lengths: pd.DataFrame, *, limit: int) -> Chart:
         numbers = f"(n = {len(picked):,}, median {picked.median():.0f})"
         outline = {"color": look.colour, "linestyle": look.line, "linewidth": 1.3}
         outline |= {"fill": index == 0, "alpha": 1.0 if index else 0.35}
+        outline["stat"] = "probability"  # formats differ in their number of examples
         outline["label"] = f"{look.label} {numbers}"
         seaborn.histplot(x=picked, bins=bins, element="step", ax=axes, **outline)
     if limit <= 1.3 * lengths["length"].max():
@@ -265,8 +266,8 @@ def length_histogram(lengths: pd.DataFrame, *, limit: int) -> Chart:
     else:
         beyond = {"ha": "right", "va": "top", "transform": axes.transAxes}
         axes.text(0.995, 0.97, f"limit {limit:,} →", fontsize=7, **beyond)
-    axes.set(xlabel="length (tokens)", ylabel="count", xlim=(0, None))
-    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.set(xlabel="length (tokens)", ylabel="share of its kind", xlim=(0, None))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     chart.legend(loc="outside upper center", ncols=2)
     return chart
 
