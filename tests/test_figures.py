@@ -71,7 +71,6 @@ CHARTS = {
     "04_token_alignment": (tokens.token_alignment, {}),
     "05_loss_curves": (pipeline.loss_curves, {}),
     "05_six_tokens_push": (tokens.logit_pushes, {}),
-    "05_six_tokens_shapes": (tokens.loss_shapes, {"teacher": 0.6}),
     "06_accuracy": (results.before_and_after, {"groups": {"math": ["micro/math"]}}),
     "07_paths": (results.ability_paths, PATHS),
     "11_claims": (results.claim_effects, {}),
@@ -377,10 +376,3 @@ def test_a_limit_far_beyond_the_lengths_does_not_stretch_the_axis():
     far = pipeline.length_histogram(lengths, limit=3000).axes[0]
     assert far.get_xlim()[1] < 60 and "limit 3,000 →" in texts(far)
     assert "limit 30" in texts(near.figure)
-
-
-def test_a_curve_is_marked_at_its_lowest_point():
-    shape = {"loss": "bucket", "probability": [0.2, 0.6, 0.9], "nats": [0.5, 0.0, 0.3]}
-    curve = tokens.loss_shapes(pd.DataFrame(shape), teacher=0.6).axes[0].lines[-1]
-    assert curve.get_markevery() == [1]
-    assert list(curve.get_ydata()) == [0.5, 0.0, 0.3]

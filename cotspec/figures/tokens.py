@@ -339,7 +339,6 @@ def _draw_panel(axes: Axes, look: Style, lines: list, left: float, top: float) -
 
 
 _LOSSES_A_ROW = 3
-_HIGHEST = 1.2  # nats; above it a curve leaves the chart
 
 
 @style.in_our_look
@@ -369,37 +368,4 @@ def logit_pushes(pushes: pd.DataFrame) -> Chart:
         axes.tick_params(axis="x", length=0)
         axes.set_title(style.OBJECTIVE_STYLES[name].label)
     chart.supylabel("push on the logit (− gradient)", fontsize=8)
-    return chart
-
-
-@style.in_our_look
-def loss_shapes(shapes: pd.DataFrame, *, teacher: float) -> Chart:
-    """Draw each loss against the student's probability of one token.
-
-    Parameters
-    ----------
-    shapes : DataFrame
-        ``loss`` (a key of `OBJECTIVE_STYLES`), ``probability`` (0 to 1), ``nats``.
-    teacher : float
-        The teacher's probability of that token: a dotted line.
-
-    Returns
-    -------
-    Chart
-        The marker on a curve is its lowest point.
-    """
-    chart, axes = style.new_chart(2.7)
-    axes.axhline(0, color=style.GREY, lw=0.6)
-    axes.axvline(teacher, color=style.BLACK, ls=":", lw=1, label="the teacher")
-    for name, curve in shapes.groupby("loss", sort=False):
-        look = style.OBJECTIVE_STYLES[name]
-        line = {"c": look.colour, "ls": look.line, "label": look.label}
-        # Hollow: three of them lie at the same point.
-        lowest = {"marker": look.marker, "markevery": [int(curve["nats"].argmin())]}
-        lowest |= {"markersize": 8, "mfc": "none", "mew": 1.3}
-        axes.plot(curve["probability"], curve["nats"], **line, **lowest)
-    axes.set(xlim=(0, 1), ylim=(min(-0.1, shapes["nats"].min() * 1.1), _HIGHEST))
-    axes.set_xlabel("student's probability of the sampled token")
-    axes.set_ylabel("loss (nats)")
-    chart.legend(loc="outside upper center", ncols=3)
     return chart
