@@ -335,7 +335,7 @@ def test_what_cannot_change_a_result_computes_nothing(cells, store, predictions)
     ("section", "change", "state"),
     (
         ("training", {"learning_rate": 2e-2}, "to train"),
-        ("formats", {"max_input_tokens": 16}, "to train"),
+        ("formats", {"max_input_tokens": 65}, "to train"),
         ("evaluation", {"max_new_tokens": 9}, "to decode"),
         ("evaluation", {"num_demonstrations": 2}, "to decode"),
         ("evaluation", {"num_samples": 3, "temperature": 0.5}, "to decode"),
