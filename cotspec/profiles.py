@@ -52,8 +52,6 @@ Several = Annotated[int, Field(ge=2, le=_MOST)]
 # What takes memory or processes for each one asked for; far above what anyone needs.
 Few = Annotated[int, Field(gt=0, le=1024)]
 Tokens = Annotated[int, Field(gt=0, le=2**15)]  # of one text
-# Room for every question of the task with the shortest.
-Inputs = Annotated[int, Field(ge=64, le=2**15)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 # "auto": bfloat16 where the machine multiplies in it, see `models.in_precision`.
@@ -180,7 +178,7 @@ class FormatsConfig:
 
     data_formats: Formats = DATA_FORMATS
     num_demonstrations: Few = 4
-    max_input_tokens: Inputs = 512
+    max_input_tokens: Tokens = 512
 
 
 @dataclass(**_CHECKED)
@@ -301,7 +299,10 @@ class Profile:
     experiments: ExperimentsConfig = ExperimentsConfig()
 
     def __post_init__(self):
-        # Of one example; notebook 05 would refuse it after all the sampling.
+        # What notebooks 03 and 05 would refuse after all the sampling: no room for every
+        # question of the task with the shortest, or for one example.
+        if (tokens := self.formats.max_input_tokens) < 64:
+            raise ValueError(f"'formats.max_input_tokens': {tokens}. Allowed: from 64")
         least = self.formats.max_input_tokens + self.teacher.max_new_tokens
         if self.training.batch_tokens < least:
             said = f"'training.batch_tokens': {self.training.batch_tokens}. Allowed:"
