@@ -299,8 +299,8 @@ class Profile:
     experiments: ExperimentsConfig = ExperimentsConfig()
 
     def __post_init__(self):
-        # What notebooks 03 and 05 would refuse after all the sampling: no room for every
-        # question of the task with the shortest, or for one example.
+        # What notebooks 03 and 05 would refuse after all the sampling: no room for the
+        # questions of the task with the shortest, or for one example.
         if (tokens := self.formats.max_input_tokens) < 64:
             raise ValueError(f"'formats.max_input_tokens': {tokens}. Allowed: from 64")
         least = self.formats.max_input_tokens + self.teacher.max_new_tokens
