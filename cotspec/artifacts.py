@@ -121,9 +121,11 @@ def read_as(path: Path, model: type[Model]) -> Model:
 
 def write_dataset(path: Path, dataset: Dataset) -> Path:
     """Write a Dataset as one Parquet file, by and by; same rows, same bytes."""
-    form = {"schema": dataset.features.arrow_schema.remove_metadata()}
-    form["compression"] = "zstd"
-    with replacing(path) as part, pq.ParquetWriter(part, **form) as writer:
+    schema = dataset.features.arrow_schema.remove_metadata()
+    with (
+        replacing(path) as part,
+        pq.ParquetWriter(part, schema, compression="zstd") as writer,
+    ):
         for table in dataset.with_format("arrow").iter(ROWS_AT_ONCE):
             writer.write_table(table.replace_schema_metadata(None))
     return path

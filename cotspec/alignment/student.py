@@ -176,8 +176,10 @@ class StudentTokenizer:
         return first, ids[1] if is_bare else None
 
 
-_WITHOUT_PREFIX = {"Metaspace": {"prepend_scheme": "never"}}
-_WITHOUT_PREFIX["ByteLevel"] = {"add_prefix_space": False}
+_WITHOUT_PREFIX = {
+    "Metaspace": {"prepend_scheme": "never"},
+    "ByteLevel": {"add_prefix_space": False},
+}
 
 
 def _without_prefix(node: dict) -> dict:

@@ -254,8 +254,10 @@ def two_choices(run: Measured) -> Finding:
     rows, data = run.abilities, run.data
     model = rows["model"].iloc[-1]
     rows = rows[(rows["model"] == model) & (rows["step"] > 0)]
-    tasks = {"in distribution": [data.train_task]}
-    tasks["out of distribution"] = data.out_of_distribution_tasks
+    tasks = {
+        "in distribution": [data.train_task],
+        "out of distribution": data.out_of_distribution_tasks,
+    }
     test, valid = (
         {w: pairing.pick(rows, t, MATH_MODE, split=split) for w, t in tasks.items()}
         for split in ("test", "validation")
