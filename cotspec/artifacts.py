@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import pandas as pd
@@ -37,6 +38,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 SUCCESS = "SUCCESS.json"
 ROWS_AT_ONCE = 10_000  # in memory, while a Dataset is written
+MOST_IN_MEMORY = 10 << 20  # bytes of a Parquet file; a larger one is mapped
 PROVENANCE_PACKAGES = ("torch", "transformers", "datasets", "accelerate", "papermill")
 
 
@@ -132,16 +134,29 @@ def write_dataset(path: Path, dataset: Dataset) -> Path:
 
 
 def read_dataset(path: Path) -> Dataset:
-    """Read a Parquet file written by `write_dataset` into memory."""
+    """Read a Parquet file written by `write_dataset`; a large one is not held whole."""
     try:
-        table = pq.read_table(path)
+        if path.stat().st_size <= MOST_IN_MEMORY:
+            return dataset_of(pq.read_table(path))
+        # Unpacked beside it. Once mapped, the file needs no name: it goes with the
+        # last process that reads it.
+        with TemporaryDirectory(dir=path.parent) as folder:
+            source, unpacked = pq.ParquetFile(path), Path(folder) / "rows.arrow"
+            with pa.ipc.new_file(unpacked, source.schema_arrow) as writer:
+                for batch in source.iter_batches(ROWS_AT_ONCE):
+                    writer.write_batch(batch)
+            return dataset_of(map_table(unpacked))
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a readable Parquet file ({error})") from error
-    return dataset_of(table)
+
+
+def map_table(path: Path) -> pa.Table:
+    """Return an Arrow file's table; its pages are the file's and take no memory."""
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
 def dataset_of(table: pa.Table) -> Dataset:
-    """Return a table in memory as a Dataset.
+    """Return a table as a Dataset; what is filtered from it settles beside no file.
 
     Its fingerprint is drawn: `datasets` would pickle the table's description to make
     one, which takes longer than to read a small file, and nothing here asks for it.

@@ -17,8 +17,10 @@ from functools import lru_cache
 from random import Random
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 from datasets import Dataset
 
+from cotspec import artifacts
 from cotspec.profiles import DATA_FORMATS, GENERIC_PROMPT_MODES, FormatsConfig
 
 if TYPE_CHECKING:  # the preflight imports this module and must take seconds
@@ -261,12 +263,16 @@ def build_examples(
     if len(groups) < 2 and any("in_context" in f for f in config.data_formats):
         said = "formats.data_formats: in-context examples show other questions, but "
         raise ValueError(f"{said}only 1 has a kept solution. Sample more")
-    examples = []
+    wanted = []
     for data_format in config.data_formats:
         is_cot = data_format.endswith("chain_of_thought")
         chosen = rows if is_cot else [solutions[0] for solutions in groups]
-        items = []
-        for index, row in enumerate(chosen):
+        starts = range(0, len(chosen), _TOKENIZER_BATCH)
+        wanted += [(data_format, chosen[i : i + _TOKENIZER_BATCH], i) for i in starts]
+    tables = []
+    for data_format, chosen, start in wanted:  # some at once: texts take memory
+        items, examples = [], []
+        for index, row in enumerate(chosen, start):
             rng = Random(seed + index)
             drawn = rng.sample(groups, min(len(groups), num_shown + _SPARES))
             shown = [
@@ -278,7 +284,9 @@ def build_examples(
         room = config.max_input_tokens
         fitted = fit_prompts(items, data_format, tokenizer, max_input_tokens=room)
         for row, prompt in zip(chosen, fitted, strict=True):
-            problem, sample = row["problem_id"], row["sample_id"] if is_cot else -1
+            problem, sample = row["problem_id"], row["sample_id"]
+            if data_format.endswith("answer_only"):
+                sample = -1
             if prompt is None:
                 said = f"formats.max_input_tokens: {room}. The question of {problem!r}"
                 raise ValueError(f"{said} needs more: raise it or leave it out")
@@ -293,7 +301,8 @@ def build_examples(
                 "num_demonstrations": prompt.num_demonstrations,
             }
             examples.append(example)
-    return Dataset.from_list(examples)
+        tables.append(pa.Table.from_pylist(examples))
+    return artifacts.dataset_of(pa.concat_tables(tables))
 
 
 @lru_cache(maxsize=4096)  # few answers, asked for at every checkpoint

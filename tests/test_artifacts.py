@@ -15,15 +15,20 @@ ROWS = {
 }
 
 
-def test_a_dataset_comes_back_as_it_was_written_from_the_same_bytes(tmp_path):
+def test_a_dataset_comes_back_as_it_was_written_from_the_same_bytes(
+    tmp_path, monkeypatch
+):
     whole = Dataset.from_dict(ROWS)
     for dataset in (whole, whole.select([1])):  # only the selected rows are written
         one, two = (
             artifacts.write_dataset(tmp_path / f"{name}.parquet", dataset)
             for name in ("one", "two")
         )
-        assert artifacts.read_dataset(one).to_dict() == dataset.to_dict()
+        for most in (1 << 20, 0):  # in memory, mapped
+            monkeypatch.setattr(artifacts, "MOST_IN_MEMORY", most)
+            assert artifacts.read_dataset(one).to_dict() == dataset.to_dict()
         assert one.read_bytes() == two.read_bytes()
+    assert {p.name for p in tmp_path.iterdir()} == {"one.parquet", "two.parquet"}
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(
@@ -52,7 +57,9 @@ def test_a_published_folder_replaces_the_old_one_whole(tmp_path):
     assert len(sums) == 3  # names and contents count
 
 
-def test_a_truncated_parquet_file_is_named(tmp_path):
+@pytest.mark.parametrize("most", [1 << 20, 0])
+def test_a_truncated_parquet_file_is_named(most, tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "MOST_IN_MEMORY", most)
     path = artifacts.write_dataset(tmp_path / "d.parquet", Dataset.from_dict(ROWS))
     whole = path.read_bytes()
     for damaged in (whole[:-20], whole[:30] + b"\xff" * 20 + whole[50:]):

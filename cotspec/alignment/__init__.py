@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 
 import numpy as np
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from cotspec.alignment.matching import by_offsets, by_warping
@@ -142,7 +143,7 @@ def align(
 
 
 def align_all(
-    traces: Sequence[TeacherTrace],
+    traces: Sequence[TeacherTrace] | Dataset,
     student_tokenizer: PreTrainedTokenizerBase,
     *,
     method: str = "offsets",
@@ -154,6 +155,8 @@ def align_all(
 
     Parameters
     ----------
+    traces : sequence of TeacherTrace, or Dataset of traces
+        A Dataset's rows are read one at a time.
     num_proc : int, optional
         Processes. Default: as many as there are cores, one for few traces.
 
@@ -188,6 +191,8 @@ def _align_at(place: int) -> tuple[str, AlignedTargets | None]:
     """Return a drop reason and None, or "" and the targets."""
     traces, student, match = _WORK
     trace = traces[place]
+    if isinstance(trace, dict):
+        trace = TeacherTrace.from_row(trace)
     spelled = trace.text.encode(errors="backslashreplace")  # of lone surrogates
     if b"".join(trace.token_bytes) != spelled and spelled.strip():
         return "not_spelled", None

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import pyarrow as pa
 from datasets import Dataset
-from datasets.table import InMemoryTable
 from filelock import FileLock, Timeout
 
 from cotspec import artifacts
@@ -136,7 +135,4 @@ def kept_traces(folder: Path, *, identity: str) -> Dataset | None:
     mark = f"{identity} {artifacts.checksum(path)}".encode()
     if not made_of.exists() or made_of.read_bytes() != mark:
         return None
-    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    # In-memory for `datasets`: what filter() makes of it shall not settle beside the
-    # samples. Its pages are the file's, so that it takes no memory.
-    return Dataset(InMemoryTable(table), fingerprint=identity[:16])
+    return artifacts.dataset_of(artifacts.map_table(path))
