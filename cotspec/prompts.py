@@ -265,8 +265,9 @@ def build_examples(
         raise ValueError(f"{said}only 1 has a kept solution. Sample more")
     wanted = []
     for data_format in config.data_formats:
-        is_cot = data_format.endswith("chain_of_thought")
-        chosen = rows if is_cot else [solutions[0] for solutions in groups]
+        chosen = rows
+        if data_format.endswith("answer_only"):  # of no sample
+            chosen = [solutions[0] | {"sample_id": -1} for solutions in groups]
         starts = range(0, len(chosen), _TOKENIZER_BATCH)
         wanted += [(data_format, chosen[i : i + _TOKENIZER_BATCH], i) for i in starts]
     tables = []
@@ -285,8 +286,6 @@ def build_examples(
         fitted = fit_prompts(items, data_format, tokenizer, max_input_tokens=room)
         for row, prompt in zip(chosen, fitted, strict=True):
             problem, sample = row["problem_id"], row["sample_id"]
-            if data_format.endswith("answer_only"):
-                sample = -1
             if prompt is None:
                 said = f"formats.max_input_tokens: {room}. The question of {problem!r}"
                 raise ValueError(f"{said} needs more: raise it or leave it out")
