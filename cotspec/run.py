@@ -261,7 +261,7 @@ def preflight(stale: Sequence[stages.Notebook]) -> None:
         *_data(used, is_online),
         *_models(used, is_online),
         *_teacher(used),
-        *_formats(stale, used["formats.data_formats"]),
+        *_formats(stale, used),
     ]
     if problems:
         said = [f"profile {stale[0].profile.name!r} cannot run yet:", *problems]
@@ -377,10 +377,15 @@ def _teacher(used: Mapping[str, set]) -> Iterator[str]:
                 yield f"{said}: a {kind}, --set teacher.path=/path"
 
 
-def _formats(stale: Sequence[stages.Notebook], made: set) -> Iterator[str]:
-    """Formats that a grid learns from and notebook 03, which is about to run, drops."""
+def _formats(stale: Sequence[stages.Notebook], used: Mapping) -> Iterator[str]:
+    """Faults of notebook 03: nothing to show, or a format that a grid learns from."""
+    if not any("examples" in notebook.writes for notebook in stale):
+        return
+    made = used["formats.data_formats"]
+    if 1 in used["data.num_train"] and any("in_context" in name for name in made):
+        yield "data.num_train: 1. Allowed: from 2, as in-context formats show another"
     learned = {name for _, cell in sizing.trained(stale) for name in cell.data_formats}
-    if learned - made and any("examples" in notebook.writes for notebook in stale):
+    if learned - made:
         lacking = ", ".join(sorted(learned - made))
         said = f"formats.data_formats: {', '.join(sorted(made))}. Allowed: {lacking}"
         yield f"{said}, too, which notebook 08 learns from; or --only without 08"

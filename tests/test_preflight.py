@@ -92,6 +92,7 @@ def test_a_path_that_leads_nowhere_is_refused_before_any_work(tmp_path):
         ("smoke", "training.num_frozen_layers", 1, "Allowed for micro-small: 0 to 0"),
         ("smoke", "teacher.backend", "release", "None is not there"),
         ("smoke", "formats.data_formats", "zero_shot_answer_only", "which notebook 08"),
+        ("smoke", "data.num_train", 1, "from 2, as in-context"),
     ],
 )
 def test_what_only_a_late_notebook_meets_is_refused_before(name, field, value, words):
