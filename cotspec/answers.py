@@ -26,8 +26,7 @@ _NEXT_QUESTION = re.compile(r"(?:\n[ \t]*|(?<=[.!?])[ \t]+)Q:")
 _NEXT_TASK = re.compile(
     r"(?i)(?:\n[ \t]*|(?<=[.!?])[ \t]+)[#* ]*"
     r"(?:q|(?:next |new )?(?:question|problem|task)|exercise|example|instruction|input"
-    r"|human|user|system|assistant)"
-    r"\s*#?\d*\s*[:.\n]"
+    r"|human|user|system|assistant)\s*#?\d*\s*[:.\n]"
 )
 _CONTROL_TOKEN = re.compile(
     r"</?s>|<\|[^<>|\n]*\|>|<｜[^<>｜\n]*｜>|\[/?INST\]"
@@ -114,8 +113,10 @@ def final_number(completion: str) -> tuple[Fraction | None, str]:
     Where it is the last number only, it is none that is a part of an expression or a
     ratio ("9*2", "5 eggs + 3", "10^6", "3:2"), that something should follow ("18 +",
     "18 eggs =", "18,"), that is one of two ("17 or 18", "17 to 18") or that is denied
-    ("not 18", "at least 18", "almost 18", "18?"), that belongs to a name ("mp3") or is
-    a group of another ("80 000"). "About 18" is 18, rounded.
+    ("not 18", "I doubt that it is 18", "at least 18", "almost 18", "18?"), that belongs
+    to a name ("mp3") or is a group of another ("80 000"). "About 18" is 18, rounded.
+    No tier gives a number that later words take back: an admission ("I made a mistake")
+    or a contrast that names another ("However, after the tax it is 3").
     """
     text = _normalise_number_text(cut_at_next_question(completion))
     statements = list(_ANSWER_IS.finditer(text))
@@ -123,7 +124,8 @@ def final_number(completion: str) -> tuple[Fraction | None, str]:
     for tier, matches in {"answer_is": statements, "hashes": hashes}.items():
         if not matches:
             continue
-        number, is_open = stated_number(text[matches[-1].end() :])
+        number, is_open = stated_number(said := text[matches[-1].end() :])
+        is_open = is_open or _is_taken_back(said, number)
         if is_open or (matches is statements and _is_denial(matches[-1])):
             return None, "none"
         if number is not None:
@@ -131,10 +133,21 @@ def final_number(completion: str) -> tuple[Fraction | None, str]:
     *_, (number, match) = [(None, None), *_numbers(text)]
     if match is None or match.start() in {m.end() for m in _PART_OF.finditer(text)}:
         return None, "none"
-    clause = _CLAUSE_START.split(text[: match.start()])[-1]
+    parts = (p.split(text[: match.start()])[-1] for p in (_CLAUSE_START, _SAID_OF))
     goes_on = _GOES_ON.match(text, match.end()) or _TAKEN_BACK.match(text, match.end())
-    is_open = goes_on or _DENIED.search(clause)
+    goes_on = goes_on or _is_taken_back(text[match.end() :], number)
+    is_open = goes_on or _DENIED.search(next(parts)) or _DOUBTED.search(next(parts))
     return (None, "none") if is_open else (number, "last_number")
+
+
+def _is_taken_back(said: str, answer: object, parse=parse_number) -> bool:
+    """Whether later words withdraw an answer, or go on to another ("But it is 3")."""
+    match = _CONTRAST.search(said)  # not one of the words that were sorted
+    if not match or match[0].split()[-1].casefold() in str(answer).split():
+        return False
+    rest = re.sub(r"[^.!?\n]*=|\bnot \S+", "", said[match.end() :][:300])
+    found = (parse(rest[word.start() :]) for word in re.finditer(r"\S+", rest))
+    return bool(match["no"]) or any(other not in (None, answer) for other in found)
 
 
 # What makes the number behind it no answer: "9*2", "eggs + 3", "80 000", "1,50", "17 or
@@ -151,6 +164,15 @@ _GOES_ON = re.compile(
     r"[\s.?]*\Z"
 )
 _CLAUSE_START = re.compile(r"[.,;:!?]\s|[\d\n=]|\b(?:is|are|was|were|[Ss]o|and|but)\b")
+# What denies the last number of its sentence from afar: "I doubt that it is 18".
+# "She does not eat 3, so 18 remain" denies something else.
+_SAID_OF = re.compile(r"[.!?;]\s|\n|\b(?:[Ss]o|(?<!thing )but|rather|therefore)\b")
+_DOUBTED = re.compile(
+    r"(?i)(?:n['’]t|\b(?:not|never|cannot|no ?(?:one|body))) (?:\w+ )?(?:thinks?|say"
+    r"|sure|tell|convinced|believe|true|possible|the case|be that)\b|\b(?:(?<!no )doubt"
+    r"|(?:wrong|incorrect|false|impossible|un(?:likely|sure|clear)|knows|wonder)"
+    r" (?:that|to|if|whether)|no way|anything but|(?:may|might) (?:think|say))\b"
+)
 # GSM8K's "#### 18". A heading ("#### Step 2: Money") does not begin with a number; one
 # that does ("#### 2. Money") has text of its own and more below it.
 _HASHES = re.compile(r"####(?=[ \t(]*-?[ \t]*\.?\d)")
@@ -194,7 +216,8 @@ def stated_number(statement: str) -> tuple[Fraction | None, bool]:
     if results and _is_expression(left) and any(_numbers(results[-1])):
         statement = results[-1]
     number, match = next(_numbers(statement), (None, None))
-    if number is None:
+    # "The answer is easy to find. She has 3" states none.
+    if number is None or re.search(r"[a-z]{2}[.!?] [A-Z]", statement[: match.start()]):
         return None, False
     is_whole = _WHOLE.match(statement, match.end())
     is_refused = _TAKEN_BACK.match(statement, match.end())
@@ -203,14 +226,20 @@ def stated_number(statement: str) -> tuple[Fraction | None, bool]:
 
 
 # What takes back the answer before it.
-_WRONG = r"(?:wrong|incorrect|false|not[ ](?:right|correct|true))\b"
+_WRONG = r"(?:wrong|incorrect|false|impossible|not[ ](?:right|correct|true))\b"
 _NO = (
-    r"(?:no[,.:]|(?:wait|actually|oops|sorry|hmm|correction|just[ ]kidding)\b"
-    rf"|(?:but[ ])?(?:this|that|it|which)(?:['’]s|[ ]is|[ ]was)[ ]{_WRONG})"
+    r"(?:no(?:pe)?[,.:!]|(?:but[ ])?(?:(?:wait|actually|oops|sorry|hmm|correction"
+    r"|hold[ ]on|just[ ]kidding|scratch[ ]that|never[ ]?mind|not[ ]sure|my[ ]mistake"
+    r"|let[ ]me[ ]re\w+|on[ ]second[ ]thought|i[ ](?:was[ ]wrong|made[ ]an?))\b"
+    rf"|(?:th\w+|it|which)(?:[ ]can['’]t[ ]be\b|(?:['’]s|[ ]is|[ ]was)[ ]{_WRONG})))"
 )
 _TAKEN_BACK = re.compile(
     r"(?i)\s*\?|[^\w(]*(?:(?-i:or|as (?:well|much) as|cannot|can['’]t|isn['’]t)\b"
-    rf"|is {_WRONG}|(?<=[.,;:!] ){_NO})"
+    rf"|(?:is|seems|would be) (?:{_WRONG}|too |not the )|(?<=[.,;:!] ){_NO})"
+)
+_CONTRAST = re.compile(
+    r"(?i)(?:[.,;:!?-]\s+|\n\W*)(?:the )?(?:(?:but|however|yet|instead|rather|in fact"
+    rf"|(?:it|answer) should be|(?:final|correct) answer|(?-i:Or|Not))\b|(?P<no>{_NO}))"
 )
 # What stands before a number and leaves it open: "not 18", "at least 18", "half of 18".
 _DENIED = re.compile(
@@ -220,9 +249,9 @@ _DENIED = re.compile(
     | \bthan(?:[ ](?!(?:by|in)\b)\w+){0,3}[ ]\Z
     | \b(?:at[ ](?:least|most|minimum)|(?:minim|maxim)um|(?<!s[ ])up[ ]to|under|over
         |above|below|half|third|quarter|double|twice|triple|square|cube|root|log
-        |almost|nearly) (?:[ ]of)?[ ]\Z
-    | \b[a-z][ ][-+*/×÷][ ]\Z                               # x - 18
-    | (?-i:[^\W\d_](?<!\b[A-Z]{3})(?<!\bRs)-?|(?<!\#)\#)\Z  # mp3, #12; not USD18
+        |almost|nearly|beyond|except|far) (?:[ ](?:of|for|from|about))?[ ]\Z
+    | \b[a-z][ ][-+*/×÷][ ]\Z                # x - 18; mp3, #12; not USD18
+    | (?-i:[^\W\d_](?<!\b[A-Z]{3})(?<!\bRs)-?|(?<!\#)\#)\Z
     | (?:sqrt\W*|(?<![<>=-])(?:!=|[<>≠≤≥√])|\\(?:[lg]eq?|neq?|ln|log)[ {(]*|[}][ ]?\{
         |~~|-[ ]?[(\[{])[ ]?\Z
     """,
@@ -237,26 +266,23 @@ _POWER = r"(?<=m|t|n)\^?[23](?![\d.,]*\d|\w)"
 # What may stand behind a number that is whole, up to the end of its clause.
 _WHOLE = re.compile(
     rf"""
-    (?: :00\b )?                                            # o'clock
-    (?! (?-i:[^\W\d_ghlms])(?![a-z]) | [^\W\x00-\x7f]       # 18x, 18M, 18万; not 18m
-      | [ ]?[-\\]?(?:pi|π|halves|thirds|(?:four|fif|six|seven|eigh|nin|ten)ths|squared
-          |cubed|(?:ten|hundred|thousand|[mbt]r?illion|lakh|crore|dozen)s?
-          |mil|[mb]n|[kxy])\b
-      | [ ]?(?:\+|[十百千万亿萬億兆])
+    (?: :00\b )? (?! (?-i:[^\W\d_ghlms])(?![a-z]) | [^\W\x00-\x7f]  # 18x
+      | [ ]?[-\\]?(?:pi|π|halves|thirds|(?:four|fif|six|seven|eigh|nin|ten|hundred)ths
+          |squared|cubed|(?:ten|hundred|thousand|[mbt]r?illion|lakh|crore|dozen)s?
+          |mil|[mb]n|[kxy])\b | [ ]?(?:\+|[十百千万亿萬億兆])
       | [^.!\n]*?(?:[-+*×·÷/^=,(:]
-          |\b(?:and|or|to|plus|minus|times|by|(?<!left[ ])over))\s*\Z
-      | [ ](?:[a-z]+[ ])?(?:at[ ](?:least|most)|(?:min|max)imum)\b
-      | [ a-z]*[,.!]?[ ](?:(?:no|wait)[ ]wait|is[ ]not\b|{_NO}) )
-    (?: (?! \b(?:and|or|to|plus|minus|times|by|over)[ ](?:an?[ ])?{_WORD}\b
-          | (?:,|[ ]and)[ ]\w[ ]?= )                        # x = 5, y = 7
-        (?: [^\d?] | {_POWER} ) )*?
+          |\b(?:and|or|to|plus|minus|times|by|(?<!left[ ])over))[\s.]*\Z
+      | [ ](?:[a-z]+[ ])?(?:at[ ](?:the[ ])?(?:least|most)|(?:min|max)imum)\b
+      | [ a-z]*[,.!]?[ ](?:(?:no|wait)[ ]wait|is[ ]not\b|\({_WRONG}|\(?{_NO}) )
+    (?: (?! \b(?:(?:and|or|to|times|by|over)[ ](?:an?[ ])?{_WORD}|plus|minus|and[ ]up)\b
+          | (?:,|[ ]and)[ ]\w[ ]?= ) (?: [^\d?] | {_POWER} ) )*?  # x = 5, y = 7
     (?: \Z | \n | (?<!\bvs)[.!](?![.!\d]) | = | >> | [ ]\((?!or|and|plus|base)
       | (?<=[a-z]):(?![ ]?\d+\W*\Z) | [ ]\#\#\#\#           # 18 #### 18
       | (?<=[a-z]),[ ]or[ ](?=\d+[ ][a-z])                  # 15 dollars, or 3 bills
       | [ ](?:after|as|at|because|before|during|each|every|for|if|in|instead|leaving|not
-          |on|out(?![ ]of[ ]\d)|per|rather|since|so|that|when|where|which|who|with
-          |(?:by|over)[ ]the)
-        \b (?![ ]?(?:[-+*/×÷]|(?:x|and|by|base)\b)[ ]?\d) )
+          |on|out(?![ ]of[ ](?:the[ ])?\d)|per(?![ ]\d)|rather|since|so|that|when|where
+          |which|who|with|(?:by|over)[ ]the)\b
+        (?![ ]?(?:[-+*/×÷]|(?:x|and|by|base)\b)[ ]?\d|[^.\d\n]*\b(?:and|else)[ ]\d) )
     """,
     re.VERBOSE | re.IGNORECASE,
 )
@@ -277,8 +303,7 @@ _BREAKS = frozenset(", . ; : because since as that which so and or if".split())
 def cut_at_next_question(completion: str) -> str:
     """Return the completion up to its end token, or to the next question block."""
     text = completion.replace("\r\n", "\n")
-    parts = _CONTROL_TOKEN.split(text)
-    text = next((part for part in parts if part.strip()), "")
+    text = next((part for part in _CONTROL_TOKEN.split(text) if part.strip()), "")
     text = _NEXT_QUESTION.split(text, maxsplit=1)[0]
     answered = _ANSWER_IS.search(text) or _HASHES.search(text)
     if answered and (following := _NEXT_TASK.search(text, answered.end())):
@@ -292,11 +317,10 @@ def _normalise_number_text(text: str) -> str:
     text = _without_latex(text) if "\\" in text or "{,}" in text else text
     text = _GROUPED.sub(lambda match: re.sub(r"\D", "", match[0]), text)
     text = re.sub(rf"-[ ]?(?:[A-Z]{{2,3}})?[{_CURRENCY}*_`]+(?=[\d.])", "-", text)
-    text = re.sub(r"-[({\[](?=[\d.]+[)}\]])", "-", text)
+    text = re.sub(r"-[({\[](?=[\d./]+[)}\]])", "-", text)
     text = re.sub(r"(?<=\d)( ?)\*\*\1(?=\d)", "^", text)
     text = re.sub(r"(?<!\S)\*([^\s*]+)\*(?![\w*(])", r"\1", text)  # *18*
     text = re.sub(rf"[{_CURRENCY}]|\*\*|</?[a-z]+>", " ", text)
-    text = re.sub(r"-\((\d+/\d+)\)", r"-\1", text)
     # "is - 3" is a sign apart from its digits; after a number it would subtract.
     text = re.sub(r"(\bis:?|[=(#])([ \t]*)-[ \t]+(?=\.?\d)", r"\1\2-", text)
     text = re.sub(r"(?i)\b(?:negative|minus)[ \t]+(?=\.?\d)", "-", text)
@@ -304,8 +328,7 @@ def _normalise_number_text(text: str) -> str:
 
 
 def _fold_unicode_numbers(text: str) -> str:
-    text = _without_unseen(text)
-    text = _GROUPED.sub(lambda match: re.sub(r"\D", "", match[0]), text)
+    text = _GROUPED.sub(lambda m: re.sub(r"\D", "", m[0]), _without_unseen(text))
     # NFKC alone would read "2½" as 21/2 and "5²" as 52.
     text = re.sub(r"(?<=\d)(?=[¼-¾⅐-⅞↉])", " ", text)
     # A power; after "cm", a unit.
@@ -339,17 +362,10 @@ _MAX_DIGITS = 1000  # a model that repeats a digit for ever wrote no number
 # in strict groups of three ("1,2" is two numbers).
 _NUMBER = re.compile(
     r"""
-    (?=[-.\d])
-    (?P<sign>(?<![\w)])(?<!\d\ )-)?
-    (?:
-        (?:(?P<whole>\d+)\ )?(?P<over>\d+)/(?P<under>\d+)(?![\d/])  # 2 1/2, 1/2
-      | (?P<decimal>
-            (?: (?<![\d,]) [1-9]\d{0,2} (?:,\d{3})+ (?!,?\d)      # 10,000
-              | \d+ )
-            (?:\.\d+)?
-          | (?<![\d.]) \.\d+                                      # .5
-        )
-    )
+    (?=[-.\d]) (?P<sign>(?<![\w)])(?<!\d\ )-)?
+    (?: (?:(?P<whole>\d+)\ )?(?P<over>\d+)/(?P<under>\d+)(?![\d/])      # 2 1/2, 1/2
+      | (?P<decimal> (?: (?<![\d,]) [1-9]\d{0,2} (?:,\d{3})+ (?!,?\d)    # 10,000
+          | \d+ ) (?:\.\d+)? | (?<![\d.]) \.\d+ ) )                      # .5
     """,
     re.VERBOSE | re.ASCII,
 )
@@ -424,7 +440,8 @@ def _final_answer(completion: str, parse: Parser, prompt_mode: str) -> str | Non
         return None
     if statements or prompt_mode == "answer_only":
         is_list = parse is _word_list
-        return parse(" ".join(_list_lines(lines)) if is_list else lines[0])
+        predicted = parse(" ".join(_list_lines(lines)) if is_list else lines[0])
+        return None if _is_taken_back("\n".join(lines), predicted, parse) else predicted
     predicted = None if parse in (_text, _word_list) else parse(lines[-1])
     is_bare = predicted is not None and len(_text(lines[-1])) <= len(predicted) + 2
     return predicted if is_bare else None
@@ -433,7 +450,7 @@ def _final_answer(completion: str, parse: Parser, prompt_mode: str) -> str | Non
 def _list_lines(lines: list[str]) -> list[str]:
     """The first line, or the lines of a list: one word each, or up to a comma."""
     items = [re.sub(r"^[-*+•–]\s+", "", line) for line in lines]
-    is_item = re.compile(r"(?:\W?\d+\W*\s)?\S+|.*,").fullmatch
+    is_item = re.compile(r"(?:\W?(?:\d+|[A-Za-z]\W)\W*\s)?\S+|.*,").fullmatch
     count = len(list(itertools.takewhile(is_item, items)))
     return items[: count + (not count or items[count - 1].endswith(","))]
 
@@ -450,8 +467,7 @@ def _plain(text: str) -> str:
 
 def _text(line: str) -> str | None:
     """Case, spacing, quotes and a final period do not count; one sentence."""
-    line = re.split(r"(?<=[^.])\.\s", line, maxsplit=1)[0]
-    return line.strip(" .\"'`").casefold() or None
+    return re.split(r"(?<=[^.])\.\s", line)[0].strip(" .\"'`").casefold() or None
 
 
 _MARKS = " \"'`*_[{“”‘’\\"
@@ -476,7 +492,7 @@ def _letter(line: str) -> str | None:
 # What makes another thing of the word before it: "no idea", "valid is wrong".
 _TURNS = set(
     "idea way one answer problem doubt no not xor nand nor iff wrong incorrect false "
-    "if unless only clue longer different matter conclusion solution".split()
+    "if unless only clue longer different matter conclusion solution when more".split()
 )
 _LEAD_IN = set("that the this argument answer statement it is deductively".split())
 
@@ -491,10 +507,11 @@ def _choice(*allowed: str) -> Parser:
         said = {word for word in found if word in words}
         if len(said) != 1:
             return None
-        (word,) = said
-        start, end = found.index(word), line.casefold().find(word) + len(word)
+        start = found.index(word := said.pop())
+        end = line.casefold().find(word) + len(word)
         is_open = re.search(r"[~¬^]|!=", line) or _TAKEN_BACK.match(line, end)
         is_open = is_open or _TURNS.intersection(found[start + 1 :][:2])
+        is_open = is_open or re.match(rf"(?i)\W*(?:{'|'.join(words)})\b", line[end:])
         return None if is_open or set(found[:start]) - _LEAD_IN else words[word]
 
     return parse
@@ -508,18 +525,21 @@ def _integer(line: str) -> str | None:
 
 def _word_list(line: str) -> str | None:
     """Marks and numbers around words do not count; numbers must count up from 1."""
-    number = r"(?:^|(?<=[\s,;]))[(#]?(\d+)[.):]?(?:\s|$)"
-    counted = map(str, itertools.count(1))
-    line = re.sub(number, lambda m: "" if m[1] == next(counted) else m[0], line)
+    first = 97 if re.match(r"\(?[Aa][.):]\s", line) else 1  # "a. x b. y" counts from a
+    label = r"(?:^|(?<=[\s,;]))[(#]?(\d+|[A-Za-z](?=[.):]))[.):]?(?:\s|$)"
+    counted = map(str if first == 1 else chr, itertools.count(first))
+    line = re.sub(label, lambda m: "" if m[1].lower() == next(counted) else m[0], line)
     line = re.sub(r"(,.*?),? and (?=\S+$)", r"\1, ", line)
     words = re.split(r"[\s,;|/<>→()\[\]{}]+", _text(line) or "")
     return " ".join(word for w in words if (word := w.strip("\"'`“”‘’*_-."))) or None
 
 
 def _brackets(line: str) -> str | None:
-    line = "".join(line.split()).strip("\"'`")
-    match = re.fullmatch(r"([\[\](){}<>]+)[^\[\](){}<>]*", line)
-    return " ".join(match[1]) if match else None
+    taken_back = r"(?!\s*(?:\?|is (?:wrong|not)\b))"
+    match = re.fullmatch(
+        rf"([\[\](){{}}<>\s]+){taken_back}[^\[\](){{}}<>]*", line.strip("\"'` ")
+    )
+    return " ".join("".join(match[1].split())) if match else None
 
 
 _PARSERS = {task.removeprefix("bbh/"): _letter for task in BBH_TASKS} | {
@@ -547,11 +567,8 @@ def reference_score(completion: str, gold: str) -> bool:
 
     Source: github.com/FranxYao/FlanT5-CoT-Specialization, ``test_answer``.
     """
-    predicted = re.findall(r"\d*\.?\d+", completion)
-    expected = re.findall(r"\d*\.?\d+", gold)
-    if not predicted:
-        return False
-    return not expected or float(predicted[-1]) == float(expected[-1])
+    p, e = (re.findall(r"\d*\.?\d+", text) for text in (completion, gold))
+    return bool(p) and (not e or float(p[-1]) == float(e[-1]))
 
 
 def lm_eval_flexible_score(completion: str, gold: str) -> bool:
@@ -564,8 +581,7 @@ def lm_eval_flexible_score(completion: str, gold: str) -> bool:
     pattern = r"(-?[$0-9.,]{2,})|(-?[0-9]+)"
     matches = re.findall(pattern, cut_at_next_question(completion))
     predicted = next(filter(None, matches[-1])) if matches else "[invalid]"
-    expected = gold.split("####")[-1].strip()
-    return _lm_eval_clean(predicted) == _lm_eval_clean(expected)
+    return _lm_eval_clean(predicted) == _lm_eval_clean(gold.split("####")[-1].strip())
 
 
 def _lm_eval_clean(text: str) -> str:
