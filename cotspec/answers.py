@@ -238,7 +238,7 @@ _TAKEN_BACK = re.compile(
     rf"|(?:is|seems|would be) (?:{_WRONG}|too |not the )|(?<=[.,;:!] ){_NO})"
 )
 _CONTRAST = re.compile(
-    r"(?i)(?:[.,;:!?-] +|\n[^\w\n]*)(?:the )?(?:(?:but|however|yet|instead|rather|in fact"
+    r"(?i)(?:[.,;:!?-] +|\n[^\w\n]*)(?:the )?(?:(?:but|however|yet|rather|in fact"
     rf"|(?:it|answer) should be|(?:final|correct) answer|(?-i:Or|Not))\b|(?P<no>{_NO}))"
 )
 # What stands before a number and leaves it open: "not 18", "at least 18", "half of 18".
