@@ -133,10 +133,14 @@ def final_number(completion: str) -> tuple[Fraction | None, str]:
     *_, (number, match) = [(None, None), *_numbers(text)]
     if match is None or match.start() in {m.end() for m in _PART_OF.finditer(text)}:
         return None, "none"
-    parts = (p.split(text[: match.start()])[-1] for p in (_CLAUSE_START, _SAID_OF))
-    goes_on = _GOES_ON.match(text, match.end()) or _TAKEN_BACK.match(text, match.end())
-    goes_on = goes_on or _is_taken_back(text[match.end() :], number)
-    is_open = goes_on or _DENIED.search(next(parts)) or _DOUBTED.search(next(parts))
+    before, end = text[: match.start()], match.end()
+    is_open = (
+        _GOES_ON.match(text, end)
+        or _TAKEN_BACK.match(text, end)
+        or _is_taken_back(text[end:], number)
+        or _DENIED.search(_CLAUSE_START.split(before)[-1])
+        or _DOUBTED.search(_SAID_OF.split(before)[-1])
+    )
     return (None, "none") if is_open else (number, "last_number")
 
 
