@@ -23,6 +23,8 @@ import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from cotspec.micro import generic
+
 DataFormat = Literal[
     "in_context_chain_of_thought",
     "in_context_answer_only",
@@ -96,12 +98,7 @@ def _plain_url(url: str) -> str:
 _BBH_PROMPTS = Path(__file__).parent / "tasks/data/bbh-cot-prompts"  # of all 27 tasks
 BBH_TASKS = tuple(sorted(f"bbh/{file.stem}" for file in _BBH_PROMPTS.glob("*.txt")))
 MICRO_MATH = ("micro/math", "micro/multiarith", "micro/asdiv", "micro/svamp")
-_FAMILIES = (
-    "last_letters word_sorting object_counting boolean_expressions navigate "
-    "tracking_shuffled_objects date_understanding web_of_lies "
-    "reasoning_about_colored_objects logical_deduction"
-)
-MICRO_GENERIC = tuple(f"micro/{name}" for name in _FAMILIES.split())
+MICRO_GENERIC = tuple(f"micro/{name}" for name in generic.FAMILIES)
 
 
 def _whole_bbh(names: tuple[str, ...]) -> tuple[str, ...]:

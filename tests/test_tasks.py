@@ -61,7 +61,6 @@ def test_a_task_has_the_documented_columns_unique_ids_and_golds_without_commas(m
     first = ("gsm8k/train/0000", "gsm8k", "train", "train 0?", "It is 0.", "0")
     assert tuple(train[0].values()) == first
     assert test[1_318]["answer"] == "1318"  # published as 1,318
-    assert tasks.load("gsm8k", "test", num=3).to_list() == test.to_list()[:3]
 
 
 def test_the_200_rows_that_the_paper_holds_out_come_with_the_package(made_up):
@@ -273,14 +272,13 @@ def test_overlap_finds_exact_and_near_repeats_and_nothing_else():
     ]
 
 
-def test_the_micro_world_loads_in_the_same_schema():
-    train = tasks.load("micro/math", "train", num=20)
-    assert tuple(train.column_names) == tasks.COLUMNS
-    assert train["problem_id"][3] == "micro/math/train/000003"
-    again = tasks.load("micro/math", "train", num=5)
-    assert again.to_list() == train.to_list()[:5]
-    splits = Counter(tasks.load("micro/word_sorting", num=4)["split"])
-    assert splits == {"train": 4, "validation": 4, "test": 4}
+def test_the_micro_world_loads_in_the_same_schema(monkeypatch):
+    sizes = {"train": 5, "validation": 4, "test": 3}
+    monkeypatch.setattr(tasks, "NUM_MICRO", sizes)
+    problems = tasks.load("micro/word_sorting")
+    assert tuple(problems.column_names) == tasks.COLUMNS
+    assert problems["problem_id"][3] == "micro/word_sorting/train/000003"
+    assert Counter(problems["split"]) == sizes
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ import functools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import islice
 
 import pandas as pd
 from datasets import Dataset, Features, Value
@@ -28,7 +27,7 @@ from cotspec.tasks import readers
 REAL_TASKS = tuple(readers.NUM_PUBLISHED)
 MICRO_TASKS = tuple(f"micro/{family}" for family in world.FAMILIES)
 SPLITS = ("train", "validation", "test")
-# The micro-world has no end: this many unless `num` says otherwise.
+# The micro-world has no end: this many.
 NUM_MICRO = {"train": 8_000, "validation": 500, "test": 1_000}
 MICRO_SEED = 0
 COLUMNS = ("problem_id", "task", "split", "question", "rationale", "answer")
@@ -36,7 +35,7 @@ _generated = functools.cache(world.generate)  # takes seconds
 _WORD = re.compile(r"[a-z]+|\d+(?:[.,]\d+)*")
 
 
-def load(name: str, split: str | None = None, *, num: int | None = None) -> Dataset:
+def load(name: str, split: str | None = None) -> Dataset:
     """Load the problems of one task.
 
     Parameters
@@ -48,8 +47,6 @@ def load(name: str, split: str | None = None, *, num: int | None = None) -> Data
         ``train`` (GSM8K: the 7,473 less the 200 held out), ``validation`` (GSM8K: those
         200; MultiArith: 200) or ``test``; None gives all. ASDiv, SVAMP and BBH are test
         sets throughout. The micro-world has every split.
-    num : int, optional
-        The first `num` problems of each split only (no problem depends on it).
 
     Returns
     -------
@@ -69,12 +66,10 @@ def load(name: str, split: str | None = None, *, num: int | None = None) -> Data
     published = [] if is_micro else readers.problems(name)
     for one in SPLITS if split is None else (split,):
         if is_micro:
-            family, size = name.removeprefix("micro/"), NUM_MICRO[one]
-            size = size if num is None else min(num, size)
-            rows += _generated(family, one, size, seed=MICRO_SEED)
+            family = name.removeprefix("micro/")
+            rows += _generated(family, one, NUM_MICRO[one], seed=MICRO_SEED)
         else:
-            scored = (r for r in published if r["split"] == one and not r["reason"])
-            rows += islice(scored, num)
+            rows += (r for r in published if r["split"] == one and not r["reason"])
     if not rows:
         raise ValueError(f"split: {name} has no {split!r} split")
     return _table(rows, COLUMNS)
