@@ -48,13 +48,10 @@ from transformers import PreTrainedTokenizerBase
 
 from cotspec import artifacts, batching, evaluation, models, selection, stages, training
 from cotspec.alignment import Rule
-from cotspec.grids import Cell, Measurement
+from cotspec.grids import TRAINING, Cell, Measurement
 from cotspec.profiles import EvaluationConfig, FormatsConfig, TrainingConfig
 
-CELL_COLUMNS = (
-    "model start size seed data_formats loss tail divergence cross_entropy_weight "
-    "alignment settings"
-).split()
+CELL_COLUMNS = [*TRAINING, "settings"]
 COLUMNS = [
     *CELL_COLUMNS,
     *"step split problem_id task prompt_mode".split(),

@@ -20,6 +20,11 @@ FORMAT_SETS: Mapping[str, tuple[str, ...]] = {
     name: tuple(f for f in DATA_FORMATS if name == "all" or name in f)
     for name in ("all", "in_context", "zero_shot", "answer_only", "chain_of_thought")
 }
+# What tells one training from another in the predictions.
+TRAINING = (
+    "model start size seed data_formats loss tail divergence cross_entropy_weight "
+    "alignment"
+).split()
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 
 from cotspec import statistics
+from cotspec.grids import TRAINING
 from cotspec.profiles import DataConfig
 from cotspec.report import claims, pairing
 from cotspec.report.claims import SMALLEST, Condition, Finding
-from cotspec.report.pairing import ASKED, MATH_MODE, TRAINING
+from cotspec.report.pairing import ASKED, MATH_MODE
 
 # The paper's smallest effects, fractions: Table 1 (C1 to C3) and Table 2 (C4).
 PAPER_LIFT, PAPER_LIFT_LARGEST = 0.089, 0.028

@@ -9,17 +9,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from cotspec.grids import TRAINING
 from cotspec.profiles import NUM_BASES
 
 MATH_MODE = "in_context_chain_of_thought"
 ZERO_SHOT_MODE = "zero_shot_chain_of_thought"
 ASKED = {MATH_MODE: "asked in context", ZERO_SHOT_MODE: "asked zero-shot"}
-# What tells one training from another in the predictions.
-TRAINING = (
-    "model start size seed data_formats loss tail divergence cross_entropy_weight "
-    "alignment"
-).split()
-
 ONE_SETTING = (
     "Allowed: one setting in a report. Run notebooks 05 to 10 with the same OVERRIDES"
 )
