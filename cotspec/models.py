@@ -28,6 +28,7 @@ from transformers.utils import logging
 from cotspec import artifacts
 from cotspec.micro import shipped
 from cotspec.micro import tokenizers as micro_tokenizers
+from cotspec.micro.shipped import MICRO_PREFIX
 from cotspec.profiles import StudentConfig, TeacherConfig
 from cotspec.t5 import IN_PLACE, fuse_gelu
 
@@ -42,7 +43,6 @@ FLAN_T5_SHAPES = {
 }
 Config = TypeVar("Config")  # a section of a profile
 TINY = 10_000_000  # parameters
-MICRO_PREFIX = "micro-"
 MICRO_TEACHER = "micro-teacher"
 SMOLLM2 = "smollm2"
 SMOLLM2_PARAMETERS, SMOLLM2_LAYERS = 134_515_008, 30
@@ -115,8 +115,7 @@ def load_student(config: StudentConfig, *, seed: int = 0) -> Student:
         Unknown name or unreachable model.
     """
     if config.model.startswith(MICRO_PREFIX):
-        size = config.model.removeprefix(MICRO_PREFIX)
-        model, _ = shipped.load_student(size, config.start, seed=seed)
+        model, _ = shipped.load_student(config.model, config.start, seed=seed)
     else:
         auto = AutoModelForCausalLM if is_causal(config) else AutoModelForSeq2SeqLM
         model = _reach(auto, "student.model", _source(config), config.revision)
@@ -364,8 +363,7 @@ def describe(teacher: TeacherConfig, student: StudentConfig) -> pd.DataFrame:
     """
     names = {MICRO_TEACHER: shipped.TEACHER}
     if student.model.startswith(MICRO_PREFIX):
-        size = student.model.removeprefix(MICRO_PREFIX)
-        names[student.model] = shipped.name_of(size, student.start, 0)
+        names[student.model] = shipped.name_of(student.model, student.start, 0)
     rows = [("teacher", teacher.model, ""), ("student", student.model, student.start)]
     table = pd.DataFrame(rows, columns=["role", "name", "start"])
     known = {name: shipped.facts(own)["parameters"] for name, own in names.items()}

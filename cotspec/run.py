@@ -351,9 +351,9 @@ def _look_for(
     elif name == models.SMOLLM2:
         models.smollm2_gguf()
         return models.SMOLLM2_LAYERS
-    elif name.startswith(models.MICRO_PREFIX) and field != "teacher.model":
+    elif name.startswith(shipped.MICRO_PREFIX) and field != "teacher.model":
         for start in starts:
-            shipped.load_student(name.removeprefix(models.MICRO_PREFIX), start)
+            shipped.load_student(name, start)
     else:
         config = models.load_config(name, field, local_files_only=not is_online())
         has_encoder = getattr(config, "is_encoder_decoder", False)

@@ -22,6 +22,7 @@ from cotspec.t5 import new_t5
 FOLDER = Path(__file__).parent / "weights"
 MANIFEST = "manifest.json"
 DATA_FILES = ("weights/manifest.json",)  # part of the keys of stages that load models
+MICRO_PREFIX = "micro-"  # of a student's name in a profile
 TEACHER = "teacher"
 MICRO_STARTS = ("raw", "instruction_tuned")
 NOT_SHIPPED = ("xl", "raw")  # Table 2 of the paper has three sizes
@@ -100,9 +101,9 @@ def new_model(recipe: Recipe) -> ModelAndTokenizer:
         return new(config), tokenizer
 
 
-def name_of(size: str, start: str, seed: int) -> str:
-    """Return which shipped model the student of a seed starts from."""
-    return f"{size}-{start}-{seed % NUM_BASES}"
+def name_of(student: str, start: str, seed: int) -> str:
+    """Return which shipped model a seed's student, ``micro-small`` say, starts from."""
+    return f"{student.removeprefix(MICRO_PREFIX)}-{start}-{seed % NUM_BASES}"
 
 
 def names() -> tuple[str, ...]:
@@ -112,13 +113,13 @@ def names() -> tuple[str, ...]:
     return (TEACHER, *students)
 
 
-def load_student(size: str, start: str, *, seed: int = 0) -> ModelAndTokenizer:
+def load_student(student: str, start: str, *, seed: int = 0) -> ModelAndTokenizer:
     """Return a shipped student, float32, and its tokenizer.
 
     Parameters
     ----------
-    size : str
-        One of `MICRO_SIZES`; `profiles` refuses others.
+    student : str
+        ``micro-small`` or one of the other `MICRO_SIZES`; `profiles` refuses others.
     start : str
         ``raw`` or ``instruction_tuned``.
     seed : int
@@ -129,12 +130,12 @@ def load_student(size: str, start: str, *, seed: int = 0) -> ModelAndTokenizer:
     ValueError
         A start that is not shipped; missing or changed weights.
     """
-    allowed = [one for one in MICRO_STARTS if (size, one) != NOT_SHIPPED]
+    allowed = [one for one in MICRO_STARTS if name_of(student, one, seed) in names()]
     if start not in allowed:
         raise ValueError(
-            f"student.start: {start!r} of 'micro-{size}'. Allowed: {', '.join(allowed)}"
+            f"student.start: {start!r} of {student!r}. Allowed: {', '.join(allowed)}"
         )
-    return load(name_of(size, start, seed))
+    return load(name_of(student, start, seed))
 
 
 def facts(name: str) -> dict[str, object]:
