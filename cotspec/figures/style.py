@@ -7,7 +7,6 @@ in grey; and PNG, SVG, CSV and caption with the same bytes for the same figure.
 """
 
 import io
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -188,7 +187,6 @@ def save_figure(
     """
     if data.empty or not caption.strip():
         raise ValueError(f"figure {name!r}: empty data, or an empty caption")
-    numbers = data.to_csv(index=False, lineterminator="\n", float_format="%.6g")
     description = {
         "name": name,
         "caption": " ".join(caption.split()),
@@ -196,8 +194,7 @@ def save_figure(
         "rows": len(data),
         "provenance": dict(provenance or {}),
     }
-    text = json.dumps(description, indent=2, sort_keys=True, ensure_ascii=False)
-    contents: dict[str, bytes] = {}
+    pictures: dict[str, bytes] = {}
     # Without these, SVG ids are random and both formats carry date or version.
     look = {"svg.hashsalt": name, "svg.fonttype": "path"}
     metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": "cotspec"}}
@@ -205,12 +202,13 @@ def save_figure(
         for suffix, facts in metadata.items():
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix, dpi=PNG_DPI, metadata=facts)
-            contents[suffix] = buffer.getvalue()
-    contents["svg"] = _numbered(contents["svg"], name)
-    contents |= {"csv": numbers.encode(), "json": f"{text}\n".encode()}
+            pictures[suffix] = buffer.getvalue()
+    folder, svg = Path(folder), _numbered(pictures["svg"], name)
     return {
-        suffix: artifacts.write_bytes(Path(folder) / f"{name}.{suffix}", content)
-        for suffix, content in contents.items()
+        "png": artifacts.write_bytes(folder / f"{name}.png", pictures["png"]),
+        "svg": artifacts.write_bytes(folder / f"{name}.svg", svg),
+        "csv": artifacts.write_frame(folder / f"{name}.csv", data),
+        "json": artifacts.write_json(folder / f"{name}.json", description),
     }
 
 
