@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 
 import numpy as np
 import pyarrow.compute as pc
@@ -300,13 +301,11 @@ def batch_stream(
     start : int
         Number of batches to skip: where a resumed run goes on.
     """
-    epoch = 0
-    while True:
+    for epoch in count():
         batches = plan_epoch(lengths, batch_tokens, seed=seed, epoch=epoch)
         for i in range(start, len(batches)):
             yield epoch + i / len(batches), batches[i]
         start = max(0, start - len(batches))
-        epoch += 1
 
 
 def collate(encoded: EncodedExamples, indices: Sequence[int]) -> dict[str, Tensor]:

@@ -190,8 +190,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     Source: Chen et al. 2021, arXiv 2107.03374, equation 1.
     """
     _check_k(num_samples, k)
-    wrong = num_samples - num_correct
-    return 1 - math.comb(wrong, k) / math.comb(num_samples, k)
+    return 1 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
 def majority_at_k(answers: Sequence[Hashable | None], gold: Hashable, k: int) -> float:

@@ -186,8 +186,7 @@ def scorer_rows(table: pd.DataFrame, groups: Groups) -> pd.DataFrame:
         out-of-distribution sets, asked in context with chain of thought.
     """
     sets = [pooled_name(name, groups[name]) for name in list(groups)[:2]]
-    is_shown = table["task"].isin(sets) & (table["prompt_mode"] == MATH_MODE)
-    rows = table[is_shown]
+    rows = table[table["task"].isin(sets) & (table["prompt_mode"] == MATH_MODE)]
     shown = {
         "student": rows["model"],
         "start": rows["start"].str.replace("_", " "),

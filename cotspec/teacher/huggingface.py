@@ -93,7 +93,10 @@ class HuggingFaceBackend:
                 due = [b for b in planned if any(s in missing[i] for i, s in b)]
                 length, prefix = 0, None
                 if due and is_shared:
-                    length = common_prefix_length(prompts)
+                    # In tokens, not text: a tokenizer may merge across the border. Of
+                    # each prompt one stays out of it.
+                    shared = len(os.path.commonprefix(prompts))
+                    length = min(shared, min(map(len, prompts)) - 1)
                     prefix = decoding.compute_prefix(model, prompts[0][:length])
                 suffixes = {i: token_ids[i][length:] for i in group}
                 begun = suffixes, {"prefix": prefix, "prefix_length": length}
@@ -180,15 +183,6 @@ def group_by_context(requests: Sequence[Request]) -> list[list[int]]:
     for index, request in enumerate(requests):
         groups[request.prompt.rpartition(request.question)[0]].append(index)
     return list(groups.values())
-
-
-def common_prefix_length(token_ids: Sequence[list[int]]) -> int:
-    """Return how many first tokens all prompts share; one stays out of it in each.
-
-    It is found in the tokens, not the text: a tokenizer may merge across the border.
-    """
-    shared = os.path.commonprefix(token_ids)
-    return min(len(shared), min(map(len, token_ids)) - 1)
 
 
 def end_ids(teacher: Teacher) -> frozenset[int]:

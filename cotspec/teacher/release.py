@@ -330,8 +330,7 @@ def _written(request: Request) -> Completion | None:
     """Return the one solution that a question comes with; its words are the tokens."""
     words = [word.encode() for word in re.findall(r"\s*\S+", request.solution)]
     steps = [(word, 0.0, [(word, 0.0)]) for word in words]  # all of the probability
-    done = Completion.without_ids(request.solution, steps, "stop")
-    return done if words else None
+    return Completion.without_ids(request.solution, steps, "stop") if words else None
 
 
 def _fold(question: str) -> str:
