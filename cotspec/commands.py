@@ -20,7 +20,15 @@ from cotspec.run import USER_ERROR, given_to, overrides_of
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit status (0, or 2 for a user error)."""
-    given = _parser().parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="python -m cotspec.commands")
+    add, several = parser.add_argument, {"action": "append", "default": []}
+    add("command", choices=tuple(_ACTS))
+    add("--profile", default=DEFAULT_PROFILE, metavar="NAME")
+    add("--seed", type=int, help="default: the notebook's own")
+    add("--set", metavar="FIELD=VALUE", help="override a field; repeatable", **several)
+    help = "of notebook 05, to evaluate: its last, the untrained student, or a step's"
+    add("--checkpoint", default="last", metavar="last|start|STEP", help=help)
+    given = parser.parse_args(arguments)
     name, act = _ACTS[given.command]
     os.environ[stages.RUNNER] = "1"  # or processes that start together lock each other
     try:
@@ -37,18 +45,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"cotspec.commands {given.command}: {error}", file=sys.stderr)
         return USER_ERROR
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m cotspec.commands")
-    add, several = parser.add_argument, {"action": "append", "default": []}
-    add("command", choices=tuple(_ACTS))
-    add("--profile", default=DEFAULT_PROFILE, metavar="NAME")
-    add("--seed", type=int, help="default: the notebook's own")
-    add("--set", metavar="FIELD=VALUE", help="override a field; repeatable", **several)
-    help = "of notebook 05, to evaluate: its last, the untrained student, or a step's"
-    add("--checkpoint", default="last", metavar="last|start|STEP", help=help)
-    return parser
 
 
 def _train(stage: stages.Stage, _: str) -> None:

@@ -138,8 +138,7 @@ def _svamp(name: str) -> Iterator[Row]:
 
 def _asdiv(name: str) -> Iterator[Row]:
     """Yield the 2,305 problems, `reason` saying why a gold cannot be scored."""
-    keys = ("body", "question", "answer")
-    rows = read_rows("asdiv/ASDiv.xml", keys, ["validation"])
+    rows = read_rows("asdiv/ASDiv.xml", ("body", "question", "answer"), ["validation"])
     for index, row in enumerate(rows, start=1):  # as in the published "nluds-0001"
         question = f"{row['body'].strip()} {row['question'].strip()}"
         answer, reason = _asdiv_gold(row["answer"])
