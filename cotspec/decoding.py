@@ -341,7 +341,7 @@ class CausalBatch:
     prompts : U sequences of token ids, behind the prefix if there is one
     owners : the prompt of each row, length R; default: a row per prompt
         A question is read once for all its samples.
-    prefix, prefix_length : keys and values of what all prompts begin with
+    prefix : keys and values of what all prompts begin with
     """
 
     def __init__(
@@ -351,12 +351,12 @@ class CausalBatch:
         *,
         owners: Sequence[int] | None = None,
         prefix: Prefix | None = None,
-        prefix_length: int = 0,
     ):
         self.model, self.prefix = model, prefix
         self.inputs, visible = _padded(prompts, model.device, on_left=True)
         self.visible = visible.bool()  # (U, T)
-        self.position = (visible.cumsum(-1) - 1).clamp(min=0) + prefix_length
+        start = prefix[0][0].shape[2] if prefix else 0
+        self.position = (visible.cumsum(-1) - 1).clamp(min=0) + start
         self.cache = DynamicCache(config=model.config)
         self._owners = None if owners is None else torch.tensor(owners)
 
@@ -447,7 +447,7 @@ def shares_prefixes(model: PreTrainedModel) -> bool:
     expected = model(torch.tensor([token_ids], device=model.device)).logits[0, -1]
     with shared_prefix_attention(model):
         prefix = compute_prefix(model, token_ids[:8])
-        batch = CausalBatch(model, [token_ids[8:]], prefix=prefix, prefix_length=8)
+        batch = CausalBatch(model, [token_ids[8:]], prefix=prefix)
         logits = batch.logits()[0]
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
     return torch.allclose(logits, expected, rtol=tolerance, atol=tolerance)

@@ -54,7 +54,7 @@ def given_to(
     seed = notebook.parameters["SEED"] if seed is None else seed
     try:
         profiles.resolve(profile, cell)  # refuses what is no dict
-        stages.check_seed("SEED", seed)
+        stages.check_seed(seed)
     except ValueError as error:  # one of twelve notebooks
         raise ValueError(f"{notebook.name}: {error}") from None
     own = {name: _located(name, cell[name], notebook.path.parent) for name in cell}

@@ -601,10 +601,10 @@ def alone_in(run: Path) -> Iterator[None]:
         ) from None
 
 
-def check_seed(where: str, seed: object) -> None:
+def check_seed(seed: object) -> None:
     """Raise ValueError unless it is a whole number that all libraries take."""
     if type(seed) is not int or not 0 <= seed <= MAX_SEED:  # True is an int, too
-        raise ValueError(f"{where}: {seed!r}. Allowed: whole, 0 to {MAX_SEED}")
+        raise ValueError(f"SEED: {seed!r}. Allowed: whole, 0 to {MAX_SEED}")
 
 
 def open_stage(name: str, profile: str, seed: int, overrides: dict) -> Stage:
@@ -624,7 +624,7 @@ def open_stage(name: str, profile: str, seed: int, overrides: dict) -> Stage:
         series that is at work in the same folder.
     """
     profiles.resolve(profile, overrides)
-    check_seed("SEED", seed)
+    check_seed(seed)
     given = {"PROFILE": profile, "SEED": seed, "OVERRIDES": overrides or {}}
     series = {nb.name: nb for nb in load_series(artifacts.repository_root())}
     if name not in series:

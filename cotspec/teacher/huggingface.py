@@ -99,8 +99,8 @@ class HuggingFaceBackend:
                     length = min(shared, min(map(len, prompts)) - 1)
                     prefix = decoding.compute_prefix(model, prompts[0][:length])
                 suffixes = {i: token_ids[i][length:] for i in group}
-                begun = suffixes, {"prefix": prefix, "prefix_length": length}
-                write = functools.partial(self._write, requests, options, *begun)
+                known = requests, options, suffixes, prefix
+                write = functools.partial(self._write, *known)
                 for batch, done in zip(due, threads.map(write, due), strict=True):
                     samples = zip(batch, done, strict=True)
                     yield [(i, s, c) for (i, s), c in samples if s in missing[i]]
@@ -125,14 +125,14 @@ class HuggingFaceBackend:
         requests: Sequence[Request],
         options: SamplingOptions,
         suffixes: Mapping[int, Sequence[int]],
-        shared: Mapping[str, object],
+        prefix: decoding.Prefix | None,
         batch: Sequence[tuple[int, int]],
     ) -> list[Completion]:
         """Sample one solution per (request, sample id) of the batch."""
         model, asked = self.teacher.model, sorted({i for i, _ in batch})
         owners = [asked.index(i) for i, _ in batch]
         read = [suffixes[i] for i in asked]
-        running = decoding.CausalBatch(model, read, owners=owners, **shared)
+        running = decoding.CausalBatch(model, read, owners=owners, prefix=prefix)
         named = [(requests[i].problem_id, sample_id) for i, sample_id in batch]
         seeds = [traces.sample_seed(options.seed, *name) for name in named]
         shape = (len(seeds), self.max_new_tokens, self.top_k)  # (R, steps, k)
