@@ -48,7 +48,6 @@ def write_pages(run: Path, series: list[stages.Notebook]) -> Path:
     shared = {
         "code_style": HtmlFormatter(nobackground=True).get_style_defs(".highlight"),
         "done": done,
-        "names": [notebook.name for notebook in done],
         "report": report.exists(),
     }
     files = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
@@ -90,8 +89,7 @@ def _lesson(run: Path, notebook: stages.Notebook) -> dict[str, object]:
         picture = base64.b64encode(main.read_bytes()).decode()
         figure = _figure(picture, _caption(main))
     return {
-        "name": notebook.name,
-        "title": notebook.title,
+        "notebook": notebook,
         "question": question,
         "minutes": math.ceil(minutes),
         "is_finished": stages.read_marker(run, notebook.name) is not None,
