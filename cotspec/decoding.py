@@ -439,9 +439,8 @@ def shares_prefixes(model: PreTrainedModel) -> bool:
     """
     config = model.config
     others = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    if not model._supports_attention_backend or others:
-        return False
-    if getattr(config, "sliding_window", None):
+    is_partial = others or getattr(config, "sliding_window", None)
+    if is_partial or not model._supports_attention_backend:
         return False
     token_ids = [i % config.vocab_size for i in range(16)]
     expected = model(torch.tensor([token_ids], device=model.device)).logits[0, -1]

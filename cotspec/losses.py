@@ -143,9 +143,8 @@ def _bucketed(
     log_q = log_q.masked_fill(~is_possible, 0.0)
     q = torch.where(is_possible, log_q.exp(), 0.0)
     if divergence == "reverse_kl":
-        floor = torch.zeros_like(p)
-        floor[..., -1] = torch.finfo(torch.float32).eps
-        other = (q * (log_q - _log(torch.maximum(p, floor)))).sum(-1)
+        floored = torch.cat([probs, rest.clamp_min(torch.finfo(torch.float32).eps)], -1)
+        other = (q * (log_q - _log(floored))).sum(-1)
     else:
         log_mixture = _log((p + q) / 2)
         of_student = q * (log_q - log_mixture)
