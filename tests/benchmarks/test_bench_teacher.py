@@ -57,7 +57,7 @@ def generate(source, prompt: str) -> torch.Tensor:
 def test_bench_local_model_against_generate(benchmark, data_dir):
     pytest.importorskip("gguf")
     smollm2 = models.load_teacher(TeacherConfig(backend="huggingface", model="smollm2"))
-    questions = tasks.load("gsm8k", "test", num=NUM_QUESTIONS)
+    questions = tasks.load("gsm8k", "test").select(range(NUM_QUESTIONS))
     demonstrations = tasks.demonstrations("gsm8k")
     num_rows = NUM_SAMPLES * NUM_QUESTIONS
     backend = HuggingFaceBackend(smollm2, num_rows, max_new_tokens=MAX_NEW_TOKENS)

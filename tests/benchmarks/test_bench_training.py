@@ -29,7 +29,7 @@ CONFIG = TrainingConfig(learning_rate=1e-4, num_epochs=1)
 
 @pytest.fixture
 def examples(data_dir, t5):
-    problems = tasks.load("gsm8k", "train", num=NUM_PROBLEMS)
+    problems = tasks.load("gsm8k", "train").select(range(NUM_PROBLEMS))
     solutions = map(prompts.solution, problems["rationale"], problems["answer"])
     kept = [
         row | {"sample_id": 0, "completion": solution, "drop_reason": ""}
