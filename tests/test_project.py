@@ -17,7 +17,7 @@ PACKAGE = REPOSITORY / "cotspec"
 
 # DESIGN: imports go only downwards. A package's modules share its layer unless named.
 _NAMES = (
-    "profiles answers statistics t5 artifacts alignment alignment.table",
+    "profiles micro.generic answers statistics t5 artifacts alignment alignment.table",
     "micro tasks prompts models figures display",  # micro: worlds and shipped models
     "selection stages batching losses decoding teacher",
     "training evaluation",
