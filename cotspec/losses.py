@@ -189,7 +189,8 @@ class _CandidateLogProbs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_q, grad_rest):
         logits, rows, ids, is_candidate, log_q, log_q_rest = ctx.saved_tensors
-        total = grad_q.sum(-1) + grad_rest  # empty slots come with gradient 0
+        grad_q = grad_q.masked_fill(~is_candidate, 0.0)
+        total = grad_q.sum(-1) + grad_rest
         grad_q = grad_q - total.unsqueeze(-1) * log_q.exp()
         grad_q = grad_q.masked_fill(~is_candidate, 0.0)
         # d/dz_j of a token in the rest: softmax within the rest times this factor.
