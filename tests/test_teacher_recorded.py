@@ -147,8 +147,7 @@ def test_a_written_solution_is_one_hot_in_the_students_tokens():
     traces = written(["She has 48 + 24 = 72 clips"])
     tokenizer = micro_tokenizers.load_student()
     for method in ("offsets", "dtw"):
-        read = [alignment.TeacherTrace.from_row(row) for row in traces]
-        done = alignment.align_all(read, tokenizer, method=method)
+        done = alignment.align_all(traces, tokenizer, method=method)
         [row] = targets_table(traces, done)
         steps = zip(row["student_ids"], row["topk_ids"], row["topk_probs"], strict=True)
         for token, candidates, probs in steps:
