@@ -139,8 +139,9 @@ def read_dataset(path: Path) -> Dataset:
         if path.stat().st_size <= MOST_IN_MEMORY:
             return dataset_of(pq.read_table(path))
         # Unpacked beside it. Once mapped, the file needs no name: it goes with the
-        # last process that reads it.
-        with TemporaryDirectory(dir=path.parent) as folder:
+        # last process that reads it. (NFS keeps one until then.)
+        where = {"dir": path.parent, "ignore_cleanup_errors": True}
+        with TemporaryDirectory(**where) as folder:
             source, unpacked = pq.ParquetFile(path), Path(folder) / "rows.arrow"
             with pa.ipc.new_file(unpacked, source.schema_arrow) as writer:
                 for batch in source.iter_batches(ROWS_AT_ONCE):

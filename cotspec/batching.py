@@ -149,7 +149,7 @@ def encode(
     if len(examples) == 0:
         raise ValueError("examples: none to encode. Allowed: at least one")
     rows = _teacher_rows(examples, aligned)
-    inputs, targets = examples["inputs"][:], examples["targets"][:]
+    inputs, targets = examples["inputs"], examples["targets"][:]  # by and by, all
     if is_causal:
         pairs = [separate(*pair) for pair in zip(inputs, targets, strict=True)]
         inputs, targets = zip(*pairs, strict=True)
@@ -157,19 +157,21 @@ def encode(
     if aligned is not None:
         table = _aligned_table(aligned)
         _check_vocabulary(examples, tokenizer, rows, table)
-    ids_of_inputs = list(_token_ids(tokenizer, inputs))
+    input_ids, num_long = [], 0
+    for ids in _token_ids(tokenizer, inputs):
+        num_long += len(ids) > max_input_tokens
+        input_ids.append(ids[-max_input_tokens:].copy())  # a view would keep the whole
     texts = [targets[i] for i in np.flatnonzero(rows < 0)]
     ids_of_targets = _token_ids(tokenizer, texts, add_special_tokens=False)
     labels = []
     for row in rows:  # aligned student ids where there are any
         ids = next(ids_of_targets) if row < 0 else table.student_ids[table.tokens(row)]
         labels.append(np.append(ids, tokenizer.eos_token_id).astype(np.int32))
-    if num_long := sum(len(ids) > max_input_tokens for ids in ids_of_inputs):
+    if num_long:
         said = "%d of %d inputs over max_input_tokens=%d cut on the left"
         logger.warning(said, num_long, len(examples), max_input_tokens)
     return EncodedExamples(
-        # Cut copies: a view would keep the whole.
-        input_ids=[ids[-max_input_tokens:].copy() for ids in ids_of_inputs],
+        input_ids=input_ids,
         labels=labels,
         teacher_row=rows,
         aligned=table,
