@@ -157,7 +157,10 @@ def map_table(path: Path) -> pa.Table:
 
 
 def dataset_of(table: pa.Table) -> Dataset:
-    """Return a table as a Dataset; what is filtered from it settles beside no file.
+    """Return a table, in memory or mapped, as a Dataset.
+
+    It counts as in memory either way: what `filter` makes of a Dataset that knows its
+    file settles beside that file.
 
     Its fingerprint is drawn: `datasets` would pickle the table's description to make
     one, which takes longer than to read a small file, and nothing here asks for it.

@@ -149,7 +149,7 @@ def encode(
     if len(examples) == 0:
         raise ValueError("examples: none to encode. Allowed: at least one")
     rows = _teacher_rows(examples, aligned)
-    inputs, targets = examples["inputs"], examples["targets"][:]  # by and by, all
+    inputs, targets = examples["inputs"], examples["targets"][:]  # not all inputs
     if is_causal:
         pairs = [separate(*pair) for pair in zip(inputs, targets, strict=True)]
         inputs, targets = zip(*pairs, strict=True)

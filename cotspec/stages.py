@@ -43,9 +43,11 @@ MAX_SEED = 2**32 - 1
 LOCK_FILE = "requirements.lock"
 # Sources that change no result. Of the profiles the resolved values count; what draws,
 # prints, runs the series or talks to a server computes nothing that is kept.
-NOT_IN_KEYS = "profiles.py figures/ display.py pages.py run.py sizing.py stages.py"
-NOT_IN_KEYS += " commands.py report/document.py teacher/openai.py"
-NOT_IN_KEYS = tuple(f"cotspec/{name}" for name in NOT_IN_KEYS.split())
+NOT_IN_KEYS = tuple(
+    f"cotspec/{name}"
+    for name in "profiles.py figures/ display.py pages.py run.py sizing.py stages.py "
+    "commands.py report/document.py teacher/openai.py".split()
+)
 # Set by the runner: its kernels work under its lock.
 RUNNER = "COTSPEC_RUNNER"
 # Settings that change how fast a result comes, not which.

@@ -135,6 +135,16 @@ def test_readme_and_first_page_have_the_accuracies_of_the_committed_figures():
     assert f"most frequent answer would score {chance:.1f}" in page
 
 
+def test_lesson_01_has_what_more_samples_add_cold_and_hot():
+    page = (REPOSITORY / "notebooks/01_teacher_sampling.ipynb").read_text("utf-8")
+    curves = pd.read_csv(REPOSITORY / "figures/01_temperature.csv")
+    of = curves.pivot(index="temperature", columns="measure", values="value")
+    gap = 100 * (of["any of 8"] - of["one sample"])
+    assert f"({gap[0.2]:.0f} points at 0.2, {gap[1.0]:.0f} at 1 under `micro`)" in page
+    asked = profiles.PROFILES["micro"].teacher.study_questions
+    assert f"{asked} questions under `micro`" in page
+
+
 def test_lesson_03_has_what_a_format_left_out_costs():
     page = (REPOSITORY / "notebooks/03_data_formats.ipynb").read_text("utf-8")
     claims = pd.read_csv(REPOSITORY / "figures/claims.csv", index_col="claim")

@@ -4,8 +4,8 @@ FlanT5-small's shape with random weights, real GSM8K problems in the four format
 same examples, loss (sparse distribution matching), dropout and AdamW on both sides, in
 one run. The reference's way: one format per batch, its batch sizes, padded to the
 longest, float32. Ours: formats mixed, length buckets under the default token budget,
-bfloat16. Collating and the optimiser are timed; tokenising and saving are not, on
-either side. One round of each.
+bfloat16 where the machine multiplies in it, else float32. Collating and the optimiser
+are timed; tokenising and saving are not, on either side. One round of each.
 
     COTSPEC_DATA=... pytest tests/benchmarks/test_bench_training.py --benchmark-only -s
 """
