@@ -317,6 +317,21 @@ def test_table_1_has_every_row_of_the_paper_and_ours_apart(main):
     assert ours["small, instruction tuned"] == "20.0 → 40.0"
 
 
+MILLIONS = {"250M": 250, "760M": 760, "3B": 3_000, "11B": 11_000}
+PAPERS = {"tuned": ("FlanT5", "gsm8k"), "raw": ("T5", "gsm8k (validation)")}
+
+
+@pytest.mark.parametrize("start", PAPERS)
+def test_c5_measures_slopes_by_those_of_the_papers_own_curves(start):
+    columns = PUBLISHED.set_index(["model", "dataset", "stage"])
+    curve = columns.loc[(*PAPERS[start], "after")]
+    curve = curve[curve["prompt"] == "chain_of_thought"]
+    slope, _ = np.polyfit(
+        np.log2(curve["size"].map(MILLIONS)), curve["value_percent"], 1
+    )
+    assert findings.PAPER_SLOPES[start] == pytest.approx(slope / 100, abs=0.0005)
+
+
 def test_tables_2_and_3_have_the_papers_numbers_and_ours(run, main):
     two = tables.table2(PUBLISHED, main, "gsm8k")
     assert two.iloc[0].tolist()[1:] == ["3B", "13.5 → 23.8", "0.73 → 20.6"]
