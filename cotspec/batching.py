@@ -131,8 +131,9 @@ def encode(
     tokenizer : PreTrainedTokenizerBase
         The student's; its end-of-sequence token ends every target.
     aligned : Dataset, optional
-        Aligned targets by ``problem_id`` and ``sample_id``. Without it, every example
-        is one-hot.
+        Aligned targets by ``problem_id`` and ``sample_id``. A sampled solution
+        (``sample_id >= 0``) that has none is left out, which is logged. Without the
+        table, every example is one-hot.
     max_input_tokens : int
         Longer inputs lose tokens on their left, where the first demonstration is; how
         many did is logged.
@@ -143,12 +144,16 @@ def encode(
     Raises
     ------
     ValueError
-        No examples, a sampled solution (``sample_id >= 0``) without aligned target,
-        aligned targets with an uneven number of candidates, or of another vocabulary.
+        No examples, aligned targets with an uneven number of candidates, or of another
+        vocabulary.
     """
+    rows = _teacher_rows(examples, aligned)
+    if (is_lost := rows == -2).any():  # notebook 04 counts why
+        said = "%d of %d examples are left out: they have no aligned target"
+        logger.warning(said, is_lost.sum(), len(rows))
+        examples, rows = examples.select(np.flatnonzero(~is_lost)), rows[~is_lost]
     if len(examples) == 0:
         raise ValueError("examples: none to encode. Allowed: at least one")
-    rows = _teacher_rows(examples, aligned)
     inputs, targets = examples["inputs"], examples["targets"][:]  # not all inputs
     if is_causal:
         pairs = [separate(*pair) for pair in zip(inputs, targets, strict=True)]
@@ -208,7 +213,10 @@ def _token_ids(
 
 
 def _teacher_rows(examples: Dataset, aligned: Dataset | None) -> np.ndarray:
-    """Row of each example in the aligned targets, -1 for one-hot, shape (N,)."""
+    """Row of each example in the aligned targets, shape (N,).
+
+    -1 for one-hot, -2 for a solution whose alignment was dropped.
+    """
     if aligned is None:
         return np.full(len(examples), -1)
     keys, known = (
@@ -216,9 +224,7 @@ def _teacher_rows(examples: Dataset, aligned: Dataset | None) -> np.ndarray:
         for table in (examples, aligned)
     )
     row_of = {key: row for row, key in enumerate(known)}
-    if missing := [key for key in keys if key[1] >= 0 and key not in row_of]:
-        raise ValueError(f"aligned: no target for problem_id, sample_id {missing[0]}")
-    return np.array([row_of[key] if key[1] >= 0 else -1 for key in keys])
+    return np.array([row_of.get(key, -2) if key[1] >= 0 else -1 for key in keys])
 
 
 def _aligned_table(aligned: Dataset) -> AlignedTable:

@@ -34,6 +34,7 @@ from cotspec.prompts import find_end, separate
 FINISH_REASONS = ("stop", "length", "not_finite", "prompt_too_long")
 DROP_FRACTION = 0.125  # ended rows leave once they are this share of the batch
 EXPECTED_SHARE = 0.5  # of the token limit, that a student's batch has room for at first
+_PAIRS_AT_ONCE = 2**25  # of tokens that an encoder compares
 _NOT_FINITE = -1  # stands for a token in rows whose logits are not finite
 
 
@@ -306,7 +307,11 @@ class EncoderDecoderBatch:
     def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]):
         source, self.mask = _padded(prompts, model.device, on_left=False)  # (R, S)
         self.model = model
-        self.encoded = model.get_encoder()(source, attention_mask=self.mask)[0]
+        # T5's bias takes 6 bytes a head and pair of tokens: a few prompts at a time.
+        size = max(1, _PAIRS_AT_ONCE // source.shape[1] ** 2)
+        parts = zip(source.split(size), self.mask.split(size), strict=True)
+        encode = model.get_encoder()
+        self.encoded = torch.cat([encode(i, attention_mask=m)[0] for i, m in parts])
         start = model.config.decoder_start_token_id
         self.inputs = torch.full((len(prompts), 1), start, device=model.device)
         self.cache = EncoderDecoderCache(DynamicCache(), DynamicCache())

@@ -118,7 +118,10 @@ def load_student(config: StudentConfig, *, seed: int = 0) -> Student:
         model, _ = shipped.load_student(config.model, config.start, seed=seed)
     else:
         auto = AutoModelForCausalLM if is_causal(config) else AutoModelForSeq2SeqLM
-        model = _reach(auto, "student.model", _source(config), config.revision)
+        options = {"dtype": torch.float32}  # as it is trained, however it was saved
+        model = _reach(
+            auto, "student.model", _source(config), config.revision, **options
+        )
     tokenizer = load_student_tokenizer(config)
     return as_student(config.model, model, tokenizer, start=config.start)
 
@@ -229,10 +232,12 @@ def student_digest(student: Student) -> str:
 def end_ids(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> frozenset[int]:
-    """Return the token ids that end a text."""
-    ids = model.config.eos_token_id
-    ids = tokenizer.eos_token_id if ids is None else ids
-    return frozenset(ids if isinstance(ids, (list, tuple)) else [ids])
+    """Return the token ids that end a text, by either of the model's configurations."""
+    found: set[int | None] = set()
+    for config in (model.config, model.generation_config):
+        ids = config.eos_token_id
+        found.update(ids if isinstance(ids, (list, tuple)) else [ids])
+    return frozenset(found - {None}) or frozenset([tokenizer.eos_token_id])
 
 
 def load_teacher(config: TeacherConfig) -> Teacher:

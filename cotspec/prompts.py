@@ -11,7 +11,7 @@ Source: Fu et al. 2023, data formats; wording as in the reference repository's p
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
@@ -152,10 +152,11 @@ def teacher_prompt(question: str, demonstrations: Sequence[Demonstration]) -> st
 def build_target(mode: str, *, completion: str, answer: str) -> str:
     """Return what the student shall write.
 
-    CoT: the teacher's completion verbatim, stripped. Answer-only: the answer sentence.
+    CoT: the teacher's completion, whose tokens are aligned as they are. Answer-only:
+    the answer sentence.
     """
     if mode.endswith("chain_of_thought"):
-        return completion.strip()
+        return completion
     return answer_sentence(answer)
 
 
@@ -253,7 +254,7 @@ def build_examples(
     by_question: dict[str, list[dict]] = {}
     for row in rows:
         by_question.setdefault(row["problem_id"], []).append(row)
-    groups, num_shown = list(by_question.values()), config.num_demonstrations
+    groups = list(by_question.values())
     if not rows:
         said = f"0 of {len(kept)} solutions were kept, nothing to train on: sample more"
         raise ValueError(f"{said}, use a stronger teacher, or loosen the filter")
@@ -263,45 +264,56 @@ def build_examples(
     if len(groups) < 2 and any("in_context" in f for f in config.data_formats):
         said = "formats.data_formats: in-context examples show other questions, but "
         raise ValueError(f"{said}only 1 has a kept solution. Sample more")
-    wanted = []
+    tables = []
     for data_format in config.data_formats:
         chosen = rows
         if data_format.endswith("answer_only"):  # of no sample
             chosen = [solutions[0] | {"sample_id": -1} for solutions in groups]
-        starts = range(0, len(chosen), _TOKENIZER_BATCH)
-        wanted += [(data_format, chosen[i : i + _TOKENIZER_BATCH], i) for i in starts]
-    tables = []
-    for data_format, chosen, start in wanted:  # some at once: texts take memory
-        items, examples = [], []
-        for index, row in enumerate(chosen, start):
-            rng = Random(seed + index)
-            drawn = rng.sample(groups, min(len(groups), num_shown + _SPARES))
-            shown = [
-                Demonstration(one["question"], one["completion"], one["answer"])
-                for one in map(rng.choice, drawn)
+        for start in range(0, len(chosen), _TOKENIZER_BATCH):  # texts take memory
+            some = chosen[start : start + _TOKENIZER_BATCH]
+            items = [
+                (row["question"], _drawn(row["question"], groups, config, seed + index))
+                for index, row in enumerate(some, start)
             ]
-            # Under another id too the question itself is none of them.
-            items.append((row["question"], _others(row["question"], shown)[:num_shown]))
-        room = config.max_input_tokens
-        fitted = fit_prompts(items, data_format, tokenizer, max_input_tokens=room)
-        for row, prompt in zip(chosen, fitted, strict=True):
-            problem, sample = row["problem_id"], row["sample_id"]
-            if prompt is None:
-                said = f"formats.max_input_tokens: {room}. The question of {problem!r}"
-                raise ValueError(f"{said} needs more: raise it or leave it out")
-            solved = {"completion": row["completion"], "answer": row["answer"]}
-            example = {
-                "example_id": f"{problem}/{sample}/{data_format}",
-                "problem_id": problem,
-                "sample_id": sample,
-                "data_format": data_format,
-                "inputs": prompt.text,
-                "targets": build_target(data_format, **solved),
-                "num_demonstrations": prompt.num_demonstrations,
-            }
-            examples.append(example)
-        tables.append(pa.Table.from_pylist(examples))
+            room = config.max_input_tokens
+            fitted = fit_prompts(items, data_format, tokenizer, max_input_tokens=room)
+            pairs = zip(some, fitted, strict=True)
+            examples = [_example(*pair, data_format, room) for pair in pairs]
+            tables.append(pa.Table.from_pylist(examples))
     return artifacts.dataset_of(pa.concat_tables(tables))
+
+
+def _drawn(
+    question: str, groups: list[list[dict]], config: FormatsConfig, seed: int
+) -> list[Demonstration]:
+    """Draw other questions, each with one of its solutions."""
+    rng, num_shown = Random(seed), config.num_demonstrations
+    drawn = rng.sample(groups, min(len(groups), num_shown + _SPARES))
+    shown = [
+        Demonstration(one["question"], one["completion"], one["answer"])
+        for one in map(rng.choice, drawn)
+    ]
+    # Under another id too the question itself is none of them.
+    return _others(question, shown)[:num_shown]
+
+
+def _example(
+    row: Mapping, prompt: FittedPrompt | None, data_format: str, room: int
+) -> dict[str, object]:
+    problem, sample = row["problem_id"], row["sample_id"]
+    if prompt is None:
+        said = f"formats.max_input_tokens: {room}. The question of {problem!r}"
+        raise ValueError(f"{said} needs more: raise it or leave it out")
+    solved = {"completion": row["completion"], "answer": row["answer"]}
+    return {
+        "example_id": f"{problem}/{sample}/{data_format}",
+        "problem_id": problem,
+        "sample_id": sample,
+        "data_format": data_format,
+        "inputs": prompt.text,
+        "targets": build_target(data_format, **solved),
+        "num_demonstrations": prompt.num_demonstrations,
+    }
 
 
 @lru_cache(maxsize=4096)  # few answers, asked for at every checkpoint

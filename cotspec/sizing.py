@@ -100,7 +100,11 @@ def needs(stale: Sequence[Notebook]) -> Needs:
         once = cell, profile.training  # whoever else wants it
         weights = _weight_bytes(cell.model)
         kept[(*once, "experiments" in notebook.sections)] = count, weights
-        if num_parameters(cell.model):
+        # What has a checkpoint has fitted, on this card or sharded over several.
+        begun = (notebook.run / "work").glob(
+            f"{notebook.name}-*/training/checkpoints/*"
+        )
+        if num_parameters(cell.model) and not any(begun):
             is_tradeoff = any("ability_grid" in code for code in notebook.code)
             measured = count + 1 if is_tradeoff else 2
             decoding += measured * decoding_hours(cell.model, profile)
@@ -148,7 +152,7 @@ def card_bytes(student: str, training: profiles.TrainingConfig) -> int:
     per_weight = 2 * FLOAT32 + (8 if training.optimizer == "adamw" else 0)
     per_weight += BFLOAT16 if training.precision != "float32" else 0
     shape = shape_of(student)
-    source, target = 512, 128  # a long in-context CoT example
+    source, target = 1_024, 128  # the longest that FlanT5 profiles let in
     rows = max(1, training.batch_tokens // (source + target))
     encoder = _layer_bytes(shape, source, [source])
     decoder = _layer_bytes(shape, target, [target, source])
@@ -169,7 +173,7 @@ def _layer_bytes(shape: T5Config, length: int, attended: list[int]) -> int:
     # Gate before and after GELU and its steps, linear part, product, dropped out.
     total = norm + length * shape.d_ff * BFLOAT16 * 7
     for keys in attended:
-        scores = shape.num_heads * length * keys * 3 * FLOAT32
+        scores = shape.num_heads * length * keys * (FLOAT32 + BFLOAT16)  # with the bias
         # q and context, k and v, each in bfloat16 and float32.
         inner = shape.d_kv * shape.num_heads
         total += norm + scores + inner * 2 * (BFLOAT16 + FLOAT32) * (length + keys)

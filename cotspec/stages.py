@@ -490,8 +490,7 @@ class Stage:
         }
         artifacts.write_json(marker, content)
         kept = {marker, *(self.run / one["path"] for one in self._written.values())}
-        works = (self.run / "work").glob(f"{self.notebook.name}-*")
-        for path in (*self.folder.iterdir(), *works):
+        for path in (*self.folder.iterdir(), self.work):
             if path not in kept:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         folder = os.path.relpath(self.folder, self.run.parent.parent)

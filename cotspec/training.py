@@ -195,15 +195,14 @@ def take_update(
     group = list(itertools.islice(stream, run.config.gradient_accumulation_steps))
     num_targets = sum(int(run.encoded.lengths(rows)[:, 1].sum()) for _, rows in group)
     rank, world = run.accelerator.process_index, run.accelerator.num_processes
-    # A process without a micro-batch of its own computes the first for nothing: the
-    # others wait for its gradients.
-    mine = range(rank, len(group), world) or [0]
-    weight = world if rank < len(group) else 0
+    # All compute as many micro-batches, the last ones for nothing where they do not
+    # divide: the others wait for gradients, with sharded weights for each pass.
+    mine = range(rank, math.ceil(len(group) / world) * world, world)
     device = run.accelerator.device
 
     def loss_of(i: int) -> Tensor:
         """A micro-batch's share; its activations take memory from here on."""
-        batch = batching.collate(run.encoded, group[i][1])
+        batch = batching.collate(run.encoded, group[i % len(group)][1])
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         # Dropout is a function of the seed and the micro-batch's number in the run; the
         # global random state is left alone.
@@ -214,7 +213,7 @@ def take_update(
         num_own = (batch["labels"] != batching.IGNORED).sum()
         # An update averages over all its target tokens, whichever micro-batch holds
         # them; processes are averaged by Accelerate, hence times world.
-        return loss * (num_own / num_targets) * weight
+        return loss * (num_own / num_targets) * (world if i < len(group) else 0)
 
     rate = learning_rate_at(step, run.num_updates, run.config)
     limits = {"rate": rate, "max_grad_norm": run.config.max_grad_norm}
@@ -437,7 +436,8 @@ def save(run: Run, step: int) -> None:
     accelerator.save_state(str(temporary / RESUME))
     weights = accelerator.get_state_dict(run.model)
     if accelerator.is_main_process:
-        names = {name for name, _ in run.student.model.named_parameters()}
+        model = run.student.model
+        names = {n for n, _ in (*model.named_parameters(), *model.named_buffers())}
         kept = {n: t.cpu().contiguous() for n, t in weights.items() if n in names}
         save_file(kept, temporary / WEIGHTS, {"format": "pt"})
         artifacts.write_json(temporary / STATE, {"settings": run.settings})

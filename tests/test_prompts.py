@@ -121,10 +121,10 @@ def test_completing_a_solution_twice_changes_nothing(rationale, answer):
     assert prompts.solution(once, str(answer)) == once
 
 
-def test_targets_are_the_stripped_completion_or_the_answer_sentence():
+def test_targets_are_the_completion_as_it_is_or_the_answer_sentence():
     said = {"completion": " Half of 8.\nThe answer is 4.\n", "answer": "4"}
     cot, short = (prompts.build_target(mode, **said) for mode in DATA_FORMATS[::3])
-    assert (cot, short) == ("Half of 8.\nThe answer is 4.", "The answer is 4.")
+    assert (cot, short) == (said["completion"], "The answer is 4.")
 
 
 def fit(question, mode, shown, **options):
@@ -165,7 +165,7 @@ def test_cot_keeps_every_solution_and_answer_only_one_example_a_question():
     assert len(set(examples["example_id"])) == 40
     assert {r["sample_id"] for r in only(examples, "zero_shot_answer_only")} == {-1}
     first = only(examples, "zero_shot_chain_of_thought")[1]
-    assert first["targets"] == "Way 1: 0 + 0. The answer is 0."
+    assert first["targets"] == kept[1]["completion"]
 
 
 def test_demonstrations_are_other_questions_with_a_kept_solution():

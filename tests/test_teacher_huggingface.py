@@ -59,7 +59,7 @@ def tiny_teacher(kind: str = "llama") -> Teacher:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(CONFIGS[kind])
-    model.generation_config.eos_token_id = None
+    model.config.eos_token_id = model.generation_config.eos_token_id = None
     return Teacher(f"tiny-{kind}", model.eval(), tiny_tokenizer())
 
 

@@ -78,8 +78,20 @@ class TeacherTrace:
 
     @classmethod
     def from_row(cls, row: Mapping) -> TeacherTrace:
-        """Read a row of the traces table; short rows of alternatives are padded."""
-        names, logprobs = row["topk_bytes"], row["topk_logprobs"]
+        """Read a row of the traces table; short rows of alternatives are padded.
+
+        A last token that was cut behind the answer, ``.\\n\\n`` to ``.``, is still
+        whole among its alternatives; it is cut there, too.
+        """
+        names, logprobs = (
+            [list(step) for step in row["topk_bytes"]],
+            row["topk_logprobs"],
+        )
+        if names:
+            last, own = row["token_bytes"][-1], row["token_logprobs"][-1]
+            pairs = zip(names[-1], logprobs[-1], strict=True)
+            cut = [last if p == own and n.startswith(last) else n for n, p in pairs]
+            names[-1] = cut
         k = max(map(len, names), default=0)
         names = [(*step, *[b""] * (k - len(step))) for step in names]
         logprobs = [[*step, *[-np.inf] * (k - len(step))] for step in logprobs]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from cotspec import decoding, models
-from cotspec.models import Teacher
+from cotspec.models import Teacher, end_ids
 from cotspec.profiles import TeacherConfig
 from cotspec.teacher import traces
 from cotspec.teacher.traces import Completion, Missing, Request, Sample, SamplingOptions
@@ -129,7 +129,8 @@ class HuggingFaceBackend:
         batch: Sequence[tuple[int, int]],
     ) -> list[Completion]:
         """Sample one solution per (request, sample id) of the batch."""
-        model, asked = self.teacher.model, sorted({i for i, _ in batch})
+        model, tokenizer = self.teacher.model, self.teacher.tokenizer
+        asked = sorted({i for i, _ in batch})
         owners = [asked.index(i) for i, _ in batch]
         read = [suffixes[i] for i in asked]
         running = decoding.CausalBatch(model, read, owners=owners, prefix=prefix)
@@ -148,7 +149,8 @@ class HuggingFaceBackend:
             top_logprobs[rows, step] = top.values.cpu()
 
         known = {"temperature": options.temperature, "vocabulary": self.vocabulary}
-        known |= {"end_tokens": end_ids(self.teacher), "record": record}
+        ends = end_ids(model, tokenizer) | {tokenizer.eos_token_id}
+        known |= {"end_tokens": ends, "record": record}
         uniforms = decoding.draw_uniforms(seeds, self.max_new_tokens).to(model.device)
         rows = decoding.write_rows(running, uniforms, **known)
         kept = zip(rows, drawn, top_ids, top_logprobs, strict=True)
@@ -183,10 +185,3 @@ def group_by_context(requests: Sequence[Request]) -> list[list[int]]:
     for index, request in enumerate(requests):
         groups[request.prompt.rpartition(request.question)[0]].append(index)
     return list(groups.values())
-
-
-def end_ids(teacher: Teacher) -> frozenset[int]:
-    """Return the token ids that end a text, from tokenizer and generation config."""
-    configured = teacher.model.generation_config.eos_token_id
-    several = configured if isinstance(configured, list) else [configured]
-    return frozenset([*several, teacher.tokenizer.eos_token_id]) - {None}
