@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 
 import pytest
 from datasets import Dataset
@@ -65,6 +66,16 @@ def test_a_line_separator_in_a_text_and_a_byte_order_mark_are_read(tmp_path):
     lines = "\n".join(as_json_line(row).replace("\\u2028", "\u2028") for row in made)
     (tmp_path / "t.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.encode())
     assert len(read_traces(tmp_path / "t.jsonl")) == len(made)
+
+
+def test_a_file_is_read_by_its_own_name_and_as_it_is_now(tmp_path):
+    # As a pattern the second name means the first; then another file at the same time.
+    for text, name in enumerate(["t1", "t[1]", "t[1]"]):
+        path, made = tmp_path / f"{name}.parquet", rows()[0] | {"completion": str(text)}
+        artifacts.write_dataset(path, as_dataset([made]))
+        os.utime(path, (1e9, 1e9))
+        artifacts._checksum_of.cache_clear()  # another process
+        assert read_traces(path)["completion"][:] == [str(text)]
 
 
 def test_the_file_is_hashed_once(recorded, monkeypatch):

@@ -28,6 +28,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 from datasets import Dataset
+from datasets.data_files import DataFilesDict, DataFilesList
 
 from cotspec import artifacts
 from cotspec.alignment.records import token_bytes
@@ -216,7 +217,10 @@ def read_traces(path: Path) -> Dataset:
             # One text: `datasets` would read the file anew for each item of a list.
             named["reader"] = Path(__file__).read_text() + inspect.getsource(traces)
             return Dataset.from_generator(_rows, traces.FEATURES, gen_kwargs=named)
-        table = Dataset.from_parquet(str(path), keep_in_memory=False)
+        # By itself, `datasets` would read [, * and ? in a name as a pattern, and take a
+        # file for the one that was there before if its time of change is the same.
+        files = DataFilesDict(train=DataFilesList([str(path)], [(_identity(path),)]))
+        table = Dataset.from_parquet(files, "train", keep_in_memory=False)
         return table.select_columns(list(traces.FEATURES)).cast(traces.FEATURES)
     except Exception as error:  # damaged bytes may raise any
         said = error.__cause__ or error
