@@ -87,9 +87,15 @@ def test_the_file_is_hashed_once(recorded, monkeypatch):
     assert counted == [recorded]
 
 
-def test_fewer_alternatives_may_be_asked_for(recorded):
-    traces = draw(recorded, top_k=1)
-    assert {len(step) for row in traces["topk_ids"] for step in row} == {1}
+def test_of_more_alternatives_the_best_are_taken_each_once(recorded):
+    def worst_first(row):  # and the best again, as where it was sampled
+        return {name: [[*step[::-1], step[0]] for step in row[name]] for name in _TOPS}
+
+    made = [row | worst_first(row) for row in rows()]
+    artifacts.write_dataset(recorded, as_dataset(made))
+    for top_k in (1, 3):
+        given = draw(recorded, top_k=top_k)["topk_ids"][0]
+        assert given == [[i, 7][:top_k] for i in range(len(given))]
 
 
 def test_what_is_not_recorded_is_left_out_and_counted(recorded, caplog):

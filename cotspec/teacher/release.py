@@ -248,21 +248,23 @@ def _identity(path: Path) -> str:
 def as_completion(row: Mapping, top_k: int) -> Completion | None:
     """Return a row of the traces as a completion.
 
-    It has at most `top_k` alternatives per token; None if the lists do not fit together
-    or hold no log-probabilities.
+    It has at most `top_k` alternatives per token, the best first; None if the lists do
+    not fit together or hold no log-probabilities.
     """
     try:
-        tops = [[step[:top_k] for step in row[name]] for name in _TOPS]
-        lists = [row[name] for name in _LISTS] + tops
-        steps = list(zip(*lists, strict=True))
-        fits = all(len(ids) == len(names) == len(p) for *_, ids, names, p in steps)
+        lists, tops = ([row[name] for name in names] for names in (_LISTS, _TOPS))
+        steps = ((zip(i, n, strict=True), p) for i, n, p in zip(*tops, strict=True))
+        best = [traces.ranked(zip(*step, strict=True))[:top_k] for step in steps]
+        fits = len({len(best), *map(len, lists)}) == 1
         masses = [math.exp(logprob) for logprob in row["token_logprobs"]]
-        masses += [sum(map(math.exp, top)) for *_, top in steps]
+        masses += [sum(math.exp(logprob) for _, logprob in step) for step in best]
         b"".join(row["token_bytes"]), row["completion"].encode()
     except (TypeError, ValueError, AttributeError, OverflowError):
         return None
     if not fits or not all(mass <= 1.01 for mass in masses):  # nor NaN
         return None
+    tops = [[[one[at] for one, _ in step] for step in best] for at in (0, 1)]
+    lists += [*tops, [[logprob for _, logprob in step] for step in best]]
     return Completion(row["completion"], *lists, row["finish_reason"] or "none")
 
 
