@@ -156,10 +156,10 @@ def execute(notebook: stages.Notebook) -> None:
     expected = _key(notebook)
     marker = notebook.run / "artifacts" / notebook.name / artifacts.SUCCESS
     marker.unlink(missing_ok=True)
+    doubled = {ord("{"): "{{", ord("}"): "}}"}  # of a path: papermill fills in {name}
     try:
         papermill.execute_notebook(
-            str(notebook.path),
-            str(partial),
+            *(str(path).translate(doubled) for path in (notebook.path, partial)),
             parameters=dict(notebook.parameters),
             cwd=str(notebook.path.parent),
             kernel_name="python3",

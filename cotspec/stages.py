@@ -54,6 +54,8 @@ RUNNER = "COTSPEC_RUNNER"
 NOT_SETTINGS = ("experiments.num_workers", "teacher.max_in_flight")
 _TAKEN = {"stage", "profile"}  # by functions that read them as cells do
 _PACKAGE_ROOT = Path(__file__).resolve().parents[1]
+# What a cell times is code as any other; IPython would make one string of it.
+_TIMED = re.compile(r"(?m)\A%%(?:time|timeit|capture|prun)\b.*|^( *)%time +")
 _DOCUMENTED = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
@@ -171,6 +173,7 @@ def _parse(where: str, source: str) -> list[ast.stmt]:
         except SyntaxError:  # or one of Jupyter's own lines: `!ls`, `name?`
             from IPython.core.inputtransformer2 import TransformerManager
 
+            source = _TIMED.sub(r"\1", source)
             return ast.parse(TransformerManager().transform_cell(source)).body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise ValueError(f"{where} does not parse: {error}") from error

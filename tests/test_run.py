@@ -222,11 +222,11 @@ def test_relative_folders_and_paths_count_from_where_the_command_was_given(
 ):
     (series / "here/model").mkdir(parents=True)
     monkeypatch.setenv(run.STARTED_IN, str(series / "here"))
-    monkeypatch.setenv("COTSPEC_RUNS", "out")
+    monkeypatch.setenv("COTSPEC_RUNS", "{out}")
     sets = ["--set", "teacher.path=micro-x", "--set", "experiments.students=model,a/b"]
     assert ran(capsys, *sets, "--only", "00") == ["1"]
-    assert stages.read_marker(series / "here/out/smoke", "00_overview")
-    executed = (series / "here/out/smoke/notebooks/00_overview.ipynb").read_text()
+    assert stages.read_marker(series / "here/{out}/smoke", "00_overview")
+    executed = (series / "here/{out}/smoke/notebooks/00_overview.ipynb").read_text()
     for path in (series / "here/micro-x", series / "here/model", '\\"a/b\\"'):
         assert str(path) in executed
 

@@ -71,6 +71,8 @@ def test_the_parameters_cell_holds_literals_only(root, line, words):
     "code",
     [
         ["%matplotlib inline\nif True:\n    !ls\n    stage.read('a')"],
+        ['%%time\n!ls\nstage.read("a")'],
+        ['if True:\n    %time x = stage.read("a")'],
         ['x = (\n    "%s"\n    % stage.read("a")\n)'],
         ["stage?", "%%bash\nfor i in a; do ls; done", "x = !ls", 'stage.read("a")'],
     ],
