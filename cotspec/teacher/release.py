@@ -27,8 +27,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pyarrow as pa
-from datasets import Dataset
-from datasets.data_files import DataFilesDict, DataFilesList
+from datasets import Dataset, data_files
 
 from cotspec import artifacts
 from cotspec.alignment.records import token_bytes
@@ -219,8 +218,8 @@ def read_traces(path: Path) -> Dataset:
             return Dataset.from_generator(_rows, traces.FEATURES, gen_kwargs=named)
         # By itself, `datasets` would read [, * and ? in a name as a pattern, and take a
         # file for the one that was there before if its time of change is the same.
-        files = DataFilesDict(train=DataFilesList([str(path)], [(_identity(path),)]))
-        table = Dataset.from_parquet(files, "train", keep_in_memory=False)
+        files = data_files.DataFilesList([str(path)], [(_identity(path),)])
+        table = Dataset.from_parquet(data_files.DataFilesDict(train=files), "train")
         return table.select_columns(list(traces.FEATURES)).cast(traces.FEATURES)
     except Exception as error:  # damaged bytes may raise any
         said = error.__cause__ or error
