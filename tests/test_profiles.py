@@ -122,8 +122,10 @@ def test_text_and_python_values_become_the_fields_type(dotted, given, value):
         ("training.weight_decay", 1e300, ["less than or equal to 1"]),
         # What only a late notebook would meet.
         ("training.warmup_steps", 37, ["37 of 36. Allowed: 0 to 36"]),
+        ("evaluation.math_prompt_modes", "zero_shot_answer_only", ["in_context_ch"]),
+        ("evaluation.generic_prompt_modes", "answer_only", ["too: chain_of_thought"]),
         ("training.batch_tokens", 607, ["607. Allowed: from 608"]),
-        ("formats.max_input_tokens", 1, ["from 64"]),
+        ("evaluation.max_input_tokens", 1, ["equal to 64"]),
         # What would be asked of the memory, or started, for each.
         ("teacher.max_new_tokens", 2**32 - 1, ["less than or equal to 32768"]),
         ("teacher.num_samples", 10**6, ["less than or equal to 1024"]),
