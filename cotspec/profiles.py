@@ -53,6 +53,7 @@ NonNegativeInt = Annotated[int, Field(ge=0, le=_MOST)]
 Several = Annotated[int, Field(ge=2, le=_MOST)]
 # What takes memory or processes for each one asked for; far above what anyone needs.
 Few = Annotated[int, Field(gt=0, le=1024)]
+Shown = Annotated[int, Field(gt=0, le=4)]  # of a task's own demonstrations
 Tokens = Annotated[int, Field(gt=0, le=2**15)]  # of one text
 # What a model may read: the questions of the task with the shortest, at least.
 Window = Annotated[int, Field(ge=64, le=2**15)]
@@ -146,7 +147,7 @@ class TeacherConfig:
     temperature: Temperature = 0.5
     top_k: Few = 5
     max_new_tokens: Tokens = 256
-    num_demonstrations: Few = 4
+    num_demonstrations: Shown = 4
     batch_size: Tokens = 8  # solutions decoded at once (backend huggingface)
     precision: Precision = "float32"
     path: str | None = None  # recorded traces or the authors' release
@@ -250,7 +251,7 @@ class EvaluationConfig:
 
     math_prompt_modes: Formats = DATA_FORMATS
     generic_prompt_modes: Modes = GENERIC_PROMPT_MODES
-    num_demonstrations: Few = 4  # math; generic tasks use their published three
+    num_demonstrations: Shown = 4  # math; generic tasks use their published three
     max_input_tokens: Window = 2048
     max_new_tokens: Tokens = 256
     batch_tokens: PositiveInt = 16384
@@ -279,11 +280,17 @@ class ExperimentsConfig:
     seeds: Annotated[tuple[NonNegativeInt, ...], _SOME, _ONCE] = (0, 1, 2)
     # Names like student.model, smallest first.
     students: Annotated[tuple[StudentName, ...], _ONCE] = ()
-    # The same sizes before instruction tuning, same order. A name that stands in
-    # `students` too is the same model with start "raw"; empty: no raw starts.
+    # The same sizes before instruction tuning, same order. A shipped one that stands in
+    # `students` too is the same size with start "raw"; empty: no raw starts.
     raw_students: Annotated[tuple[StudentName, ...], _ONCE] = ()
     # Processes, one thread each if several. None: one a core and GiB free, 2 to 8.
     num_workers: Few | None = 1
+
+    def __post_init__(self):
+        both = {*self.students} & {*self.raw_students} - {*MICRO_STUDENTS}
+        if both:  # the same weights would be compared with themselves
+            said = f"experiments.raw_students: {min(both)!r} is in students, too"
+            raise ValueError(f"{said}. Allowed: {', '.join(MICRO_STUDENTS)}")
 
 
 @dataclass(**_CHECKED)

@@ -131,7 +131,8 @@ BASE = [Cell("base", "instruction_tuned", seed) for seed in (0, 1)]
 
 
 def test_the_base_cells_are_in_every_grid():
-    sizes = ExperimentsConfig(students=("small", "base"), raw_students=("small",))
+    small = "micro-small"
+    sizes = ExperimentsConfig(students=(small, "base"), raw_students=(small,))
     found = [
         grids.ability_grid(BASE, sizes),
         grids.format_grid(BASE),

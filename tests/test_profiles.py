@@ -112,6 +112,7 @@ def test_text_and_python_values_become_the_fields_type(dotted, given, value):
         ("experiments.seeds", "0,0", ["names 0 twice"]),
         ("experiments.seeds", [2**32], ["less than or equal"]),
         ("experiments.students", "b,micro-xl,b", ["names 'b' twice"]),
+        ("teacher.num_demonstrations", 5, ["equal to 4"]),
         ("teacher.study_temperatures", "1,1.0", ["names 1.0 twice"]),
         ("teacher.study_temperatures", "", ["at least 1 item"]),
         ("data.generic_tasks", "bbh,bbh/snarks", ["names 'bbh/snarks' twice"]),
@@ -156,6 +157,12 @@ def test_a_wrong_override_names_field_value_and_what_is_allowed(dotted, given, w
     assert all(word in message for word in words), message
     assert str(dotted) in message or " twice" in message  # of several fields
     assert "\n" not in message
+
+
+def test_only_a_shipped_student_is_its_own_raw_start():
+    fields = "experiments.students", "experiments.raw_students"
+    with pytest.raises(ValueError, match="raw_students: 'b' is in students, too"):
+        profiles.resolve("smoke", dict.fromkeys(fields, "micro-xl,b"))
 
 
 def test_several_faults_are_all_named():
