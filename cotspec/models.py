@@ -118,10 +118,9 @@ def load_student(config: StudentConfig, *, seed: int = 0) -> Student:
         model, _ = shipped.load_student(config.model, config.start, seed=seed)
     else:
         auto = AutoModelForCausalLM if is_causal(config) else AutoModelForSeq2SeqLM
-        options = {"dtype": torch.float32}  # as it is trained, however it was saved
-        model = _reach(
-            auto, "student.model", _source(config), config.revision, **options
-        )
+        # Else weights saved in 16 bits would round whatever training made of them.
+        given = "student.model", _source(config), config.revision
+        model = _reach(auto, *given, dtype=torch.float32)
     tokenizer = load_student_tokenizer(config)
     return as_student(config.model, model, tokenizer, start=config.start)
 
