@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from math import log
 
 import numpy as np
 import pytest
@@ -627,6 +628,19 @@ def test_a_row_with_fewer_alternatives_is_padded(t5):
     assert targets.topk_ids.shape == (2, 2)
     assert candidates(t5, targets, 0) == {"▁May": 0.5, "▁June": 0.4}
     assert candidates(t5, targets, 1) == {"▁in": 0.25}
+
+
+def test_a_last_token_that_was_cut_is_cut_among_its_alternatives_too(t5):
+    sampled = log(0.85)  # ".\n\n", of which the solution keeps the point
+    row = {
+        "completion": "May.",
+        "token_bytes": [b"May", b"."],
+        "token_logprobs": [0.0, sampled],
+        "topk_bytes": [[b"May"], [b".\n\n", b".", b"!"]],
+        "topk_logprobs": [[0.0], [sampled, log(0.08), log(0.05)]],
+    }
+    targets = align(TeacherTrace.from_row(row), t5)
+    assert candidates(t5, targets, 1) == pytest.approx({".": 0.85, "!": 0.05})
 
 
 def test_partial_characters_of_token_strings_are_bytes():

@@ -220,6 +220,13 @@ def test_what_is_sampled_depends_on_the_seed_of_its_text_alone():
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_an_encoder_reads_a_few_long_prompts_at_a_time_to_the_same_texts(monkeypatch):
+    student, texts = tiny_t5(), ["Q: one", "Q: two three", "four"]
+    expected = decode(student, prompt_ids(student, texts), CONFIG)
+    monkeypatch.setattr(decoding, "_PAIRS_AT_ONCE", 1)
+    assert decode(student, prompt_ids(student, texts), CONFIG) == expected
+
+
 def test_a_tokenizer_with_another_end_token_is_refused():
     student, backend = tiny_t5(), BYTES.backend_tokenizer
     swapped = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<pad>")

@@ -32,11 +32,14 @@ def test_a_folder_with_a_decoder_only_model_is_a_student(tmp_path):
     tokenizer = micro_tokenizers.load_student()
     sizes |= {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
     config = LlamaConfig(num_attention_heads=2, **sizes)
-    LlamaForCausalLM(config).bfloat16().save_pretrained(tmp_path)
+    saved, ends = LlamaForCausalLM(config).bfloat16(), [tokenizer.eos_token_id, 7]
+    saved.generation_config.eos_token_id = ends
+    saved.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     named = StudentConfig(model=str(tmp_path))
     student = models.load_student(named).model
     assert not student.config.is_encoder_decoder
+    assert models.end_ids(student, tokenizer) == set(ends)
     assert student.dtype == torch.float32  # or it could not hold what it learns
     assert models.is_causal(named)
     assert not models.is_causal(StudentConfig("micro-small"))

@@ -179,6 +179,9 @@ def test_a_card_that_is_too_small_is_refused_before_it_is_filled(monkeypatch, ca
     assert "card: 8 GiB. Allowed: 18; set a smaller training." in message
     said = "needs: largest student google/flan-t5-base, 18 GiB of a card"
     assert capsys.readouterr().out.startswith(said)
+    begun = "work/05_distillation-1/training/checkpoints/step-000001"
+    (stages_of("flan-t5-base", "05")[0].run / begun).mkdir(parents=True)
+    assert "card: 8" not in problem("flan-t5-base", "05")  # it fitted somewhere
 
 
 @pytest.mark.parametrize("name", ["smollm2", "local"])

@@ -175,12 +175,14 @@ def test_a_stage_finishes_once_all_is_written_and_then_only_that_is_left(root):
     stage = stages.open_stage("00_overview", "smoke", 0, {})
     artifacts.write_json(stage.folder / "leftover.json", {})
     artifacts.write_json(stage.work / "part.json", {})
+    other = stage.work.with_name("00_overview-0123456789ab")
+    other.mkdir()
     with pytest.raises(ValueError, match=r"\['numbers'\] not written"):
         stage.finish()
     finish_first()
     left = sorted(p.name for p in stage.folder.iterdir())
     assert left == [artifacts.SUCCESS, "numbers.json"]
-    assert not stage.work.exists()
+    assert not stage.work.exists() and other.exists()  # hours, under another key
     assert open_next(root).read("numbers") == {"a": 1}
     # Text is Markdown, unless its name says what it is.
     for name, file in (("numbers", "numbers.md"), ("page.html", "page.html")):

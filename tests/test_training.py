@@ -168,6 +168,14 @@ def test_a_checkpoint_gives_back_the_student_as_it_was(finished):
     assert torch.equal(given.model.shared.weight, before)
 
 
+def test_a_buffer_that_belongs_to_the_weights_comes_back_too(tmp_path):
+    trained, given = tiny_student(), tiny_student()
+    trained.model.register_buffer("final_logits_bias", torch.ones(1, 48))  # of BART
+    given.model.register_buffer("final_logits_bias", torch.zeros(1, 48))
+    run(tmp_path, trained, max_steps=1)
+    assert load_last(given, tmp_path).model.final_logits_bias.eq(1).all()
+
+
 def test_another_seed_gives_another_run(finished, tmp_path):
     _, metrics = run(tmp_path, seed=4)
     assert metrics["loss"].tolist() != finished[2]["loss"].tolist()
