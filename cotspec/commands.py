@@ -78,15 +78,12 @@ def _evaluate(stage: stages.Stage, checkpoint: str) -> None:
         student = training.load_checkpoint(student, folder)
     student.model.to(accelerator.device)
     problems = stage.read("problems").filter(lambda row: row["split"] == "test")
-    shown = stage.read("demonstrations")
     home = stage.run / "evaluation"
     predictions = evaluation.evaluate(
         student,
-        selection.split_by_task(problems),
+        selection.prompts_by_task(stage.read("demonstrations"), problems),
         selection.prompt_modes_by_task(profile.data, profile.evaluation),
         profile.evaluation,
-        demonstrations=selection.demonstrations_by_task(shown, problems),
-        descriptions=selection.descriptions_by_task(shown),
         checkpoint=f"step-{step}",
         work_dir=home / "parts" / models.student_digest(student),
         accelerator=accelerator,

@@ -5,8 +5,8 @@ one row per (problem, prompt mode) with the raw completion, and from them the ti
 of accuracies. Prompts come from `prompts`, scores from `answers`.
 
 Texts are decoded together, longest first, whatever their task: a step costs little more
-for many rows than for few. The same inputs give the same bytes
-however many processes share them.
+for many rows than for few. The same inputs give the same bytes however many processes
+share them.
 """
 
 import itertools
@@ -26,6 +26,7 @@ from cotspec import answers, artifacts, prompts, stages, statistics
 from cotspec.decoding import FINISH_REASONS, Generation, decode, prompt_ids
 from cotspec.models import Student, in_precision
 from cotspec.profiles import EvaluationConfig
+from cotspec.prompts import TaskPrompts
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +49,6 @@ PREDICTION_FEATURES = Features(
 )
 
 
-class Asked(NamedTuple):
-    """What a task's prompts are made of; `description` begins a generic one."""
-
-    problems: Dataset
-    shown: Sequence[prompts.Demonstration]
-    description: str
-
-
 class _Question(NamedTuple):
     """One problem in one prompt mode; without a prompt where it does not fit."""
 
@@ -74,13 +67,11 @@ _ASKED: dict[tuple[str, str, bool], list[_Question]] = {}
 
 def evaluate(
     student: Student,
-    problems_by_task: Mapping[str, Dataset],
+    prompts_by_task: Mapping[str, TaskPrompts],
     prompt_modes: Mapping[str, Sequence[str]],
     config: EvaluationConfig,
     *,
-    demonstrations: Mapping[str, Sequence[prompts.Demonstration]],
     checkpoint: str,
-    descriptions: Mapping[str, str] | None = None,
     work_dir: Path | None = None,
     accelerator: Accelerator | None = None,
 ) -> Dataset:
@@ -89,20 +80,18 @@ def evaluate(
     Parameters
     ----------
     student : Student
-    problems_by_task : mapping of task to Dataset
-        Columns ``problem_id, question, answer``.
+    prompts_by_task : mapping of task to TaskPrompts
+        From `selection.prompts_by_task`; of the problems the columns ``problem_id,
+        question, answer``. Math modes show the first ``config.num_demonstrations``,
+        generic modes all.
     prompt_modes : mapping of task to sequence of str
         Modes of `profiles.DATA_FORMATS` are scored as math, those of
         `prompts.GENERIC_PROMPT_MODES` as BigBench-Hard.
     config : EvaluationConfig
         With more samples than one, the answer of their majority counts:
         self-consistency, Wang et al. 2022, arXiv 2203.11171.
-    demonstrations : mapping of task to Demonstration
-        Math modes show the first ``config.num_demonstrations``, generic modes all.
     checkpoint : str
         Name of these weights in the predictions.
-    descriptions : mapping of task to str, optional
-        The sentence a generic prompt begins with.
     work_dir : Path, optional
         Of these weights alone: keeps a file per task and prompt mode. A later call
         with the same inputs and sources takes them from there.
@@ -124,9 +113,7 @@ def evaluate(
     asked: dict[int, list[_Question]] = defaultdict(list)
     count = 0
     paths: dict[tuple[str, str], Path | None] = {}
-    for task, problems in problems_by_task.items():
-        shown, said = demonstrations.get(task, ()), (descriptions or {}).get(task, "")
-        parts = Asked(problems, shown, said)
+    for task, parts in prompts_by_task.items():
         for mode in prompt_modes[task]:
             name = file_name(task, mode, config, parts)
             path = paths[task, mode] = work_dir and Path(work_dir) / checkpoint / name
@@ -136,7 +123,7 @@ def evaluate(
             if key not in _ASKED:
                 _ASKED[key] = _questions(task, mode, student, config, parts)
             asked[count // ROWS_AT_ONCE] += _ASKED[key]
-            count += len(problems)
+            count += len(parts.problems)
     done: dict[tuple[str, str], Dataset] = {}
     for questions in asked.values():
         rows = defaultdict(list)
@@ -154,7 +141,7 @@ def evaluate(
 
 
 def _questions(
-    task: str, mode: str, student: Student, config: EvaluationConfig, parts: Asked
+    task: str, mode: str, student: Student, config: EvaluationConfig, parts: TaskPrompts
 ) -> list[_Question]:
     """Return a task's questions as one mode asks them; ValueError if it cannot."""
     problems, shown, description = parts
@@ -200,11 +187,15 @@ def _answered(
     return rows
 
 
-def file_name(task: str, mode: str, config: EvaluationConfig, parts: Asked) -> str:
+def file_name(
+    task: str, mode: str, config: EvaluationConfig, parts: TaskPrompts
+) -> str:
     """Return a name that changes with all that predictions depend on but weights."""
     facts = {
         "problems": parts.problems.to_list(),
-        "demonstrations": [vars(demonstration) for demonstration in parts.shown],
+        "demonstrations": [
+            vars(demonstration) for demonstration in parts.demonstrations
+        ],
         "description": parts.description,
         "settings": decoding_settings(config),
         "code": stages.code_of("cotspec.evaluation"),
@@ -222,7 +213,7 @@ def decoding_settings(config: EvaluationConfig) -> dict[str, object]:
 def _check(task: str, mode: str, problems: Dataset, shown: Sequence) -> None:
     """Raise ValueError where this task cannot be evaluated in this mode."""
     if len(problems) == 0:
-        raise ValueError(f"problems_by_task: task {task!r} has no problems")
+        raise ValueError(f"prompts_by_task: task {task!r} has no problems")
     if not mode.startswith("zero_shot") and not shown:
         raise ValueError(f"demonstrations: none for {task!r}, which {mode!r} shows")
     for problem in problems:

@@ -50,6 +50,7 @@ from cotspec import artifacts, batching, evaluation, models, selection, stages, 
 from cotspec.alignment import Rule
 from cotspec.grids import TRAINING, Cell, Measurement
 from cotspec.profiles import EvaluationConfig, FormatsConfig, TrainingConfig
+from cotspec.prompts import TaskPrompts
 
 CELL_COLUMNS = [*TRAINING, "settings"]
 COLUMNS = [
@@ -369,10 +370,7 @@ class Grid:
         return self.folder / "cells" / _name(cell, artifacts.digest_of(parts))
 
     def _unit(self, split: str, task: str, prompt_mode: str) -> Unit:
-        problems = self.problems_of(split, task)
-        shown = selection.demonstrations_by_task(self.demonstrations, problems)[task]
-        said = selection.descriptions_by_task(self.demonstrations).get(task, "")
-        parts = evaluation.Asked(problems, shown, said)
+        parts = self.prompts_of(split, task)
         name = evaluation.file_name(task, prompt_mode, self.evaluation, parts)
         return Unit(split, task, prompt_mode, name)
 
@@ -386,13 +384,14 @@ class Grid:
 
     # --- inputs -----------------------------------------------------------------------
 
-    def problems_of(self, split: str, task: str) -> Dataset:
-        """Return one task's problems of one split; at least one."""
+    def prompts_of(self, split: str, task: str, most: int | None = None) -> TaskPrompts:
+        """Return what one task is asked: problems of one split, at least one."""
         pairs = zip(self.problems["split"][:], self.problems["task"][:], strict=True)
         rows = [i for i, pair in enumerate(pairs) if pair == (split, task)]
         if not rows:
             raise ValueError(f"inputs.problems: no {split} problems of task {task!r}")
-        return self.problems.select(rows)
+        problems = self.problems.select(rows[:most])
+        return selection.prompts_by_task(self.demonstrations, problems)[task]
 
     def encoded_of(
         self, cell: Cell, tokenizer: PreTrainedTokenizerBase
@@ -558,23 +557,15 @@ def _export(job: Job, work_dir: Path) -> None:
 
 def _decode(job: Job, grid: Grid) -> None:
     """Decode all that is missing of a checkpoint: a file for each unit."""
-    student = models.load_student(job.cell.student, seed=job.cell.seed)
-    if job.step:
-        folder = dict(training.list_checkpoints(job.folder))[job.step]
-        student = training.load_checkpoint(student, folder)
+    student = grid.trained(job.cell, job.step)
     student.model.to(models.device())
-    shown, problems = grid.demonstrations, grid.problems
-    options = {
-        "demonstrations": selection.demonstrations_by_task(shown, problems),
-        "descriptions": selection.descriptions_by_task(shown),
-        "checkpoint": f"step-{job.step}",
-        "work_dir": job.folder / "predictions",
-    }
+    work_dir = job.folder / "predictions"
+    options = {"checkpoint": f"step-{job.step}", "work_dir": work_dir}
     asked: dict[str, dict] = defaultdict(lambda: defaultdict(list))
     for unit in job.units:
         asked[unit.split][unit.task].append(unit.prompt_mode)
     for split, modes in asked.items():
-        tasks = {task: grid.problems_of(split, task) for task in modes}
+        tasks = {task: grid.prompts_of(split, task) for task in modes}
         evaluation.evaluate(student, tasks, modes, grid.evaluation, **options)
 
 

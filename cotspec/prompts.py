@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 from datasets import Dataset
@@ -52,6 +52,14 @@ class Demonstration:
     question: str
     rationale: str
     answer: str
+
+
+class TaskPrompts(NamedTuple):
+    """What a task's prompts are made of; `description` begins a generic one."""
+
+    problems: Dataset
+    demonstrations: Sequence[Demonstration] = ()
+    description: str = ""
 
 
 @dataclass(frozen=True)

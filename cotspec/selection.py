@@ -10,7 +10,7 @@ from datasets import Dataset, concatenate_datasets
 
 from cotspec import tasks
 from cotspec.profiles import DataConfig, EvaluationConfig
-from cotspec.prompts import Demonstration
+from cotspec.prompts import Demonstration, TaskPrompts
 
 
 def select_problems(data: DataConfig, *, seed: int) -> Dataset:
@@ -73,25 +73,22 @@ def select_demonstrations(data: DataConfig) -> Dataset:
     return Dataset.from_list(rows)
 
 
-def demonstrations_by_task(
-    table: Dataset, problems: Dataset
-) -> dict[str, list[Demonstration]]:
-    """Return the demonstrations of every task in `problems`.
+def prompts_by_task(table: Dataset, problems: Dataset) -> dict[str, TaskPrompts]:
+    """Return what every task in `problems` is asked with, in order of appearance.
 
-    A task without its own takes those of the table's first task, the training task.
+    A task without demonstrations in `table` takes those of its first task, the training
+    task.
     """
-    own: dict[str, list[Demonstration]] = {}
+    shown: dict[str, list[Demonstration]] = {}
     for row in table:
-        shown = Demonstration(row["question"], row["rationale"], row["answer"])
-        own.setdefault(row["task"], []).append(shown)
-    shared = next(iter(own.values()), [])
-    return {task: own.get(task, shared) for task in dict.fromkeys(problems["task"][:])}
-
-
-def descriptions_by_task(table: Dataset) -> dict[str, str]:
-    """Return the sentence each task's prompts begin with, where it has one."""
-    pairs = zip(table["task"][:], table["description"][:], strict=True)
-    return {task: text for task, text in pairs if text}
+        one = Demonstration(row["question"], row["rationale"], row["answer"])
+        shown.setdefault(row["task"], []).append(one)
+    shared = next(iter(shown.values()), [])
+    said = dict(zip(table["task"][:], table["description"][:], strict=True))
+    return {
+        task: TaskPrompts(own, shown.get(task, shared), said.get(task, ""))
+        for task, own in split_by_task(problems).items()
+    }
 
 
 def prompt_modes_by_task(

@@ -40,7 +40,7 @@ from transformers import Adafactor
 
 from cotspec import artifacts, batching, losses
 from cotspec.batching import EncodedExamples
-from cotspec.models import Student, copy_of, in_precision, tokenizer_digest
+from cotspec.models import Student, in_precision, tokenizer_digest
 from cotspec.profiles import LossConfig, TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -375,7 +375,7 @@ def make_optimizer(model: torch.nn.Module, config: TrainingConfig) -> Optimizer:
 
 
 def load_checkpoint(student: Student, path: Path) -> Student:
-    """Return a copy of the student with a checkpoint's weights, in evaluation mode.
+    """Give the student a checkpoint's weights; return it, in evaluation mode.
 
     Raises
     ------
@@ -388,15 +388,14 @@ def load_checkpoint(student: Student, path: Path) -> Student:
         if settings["tokenizer"] != tokenizer_digest(student.tokenizer):
             said = f"trained with the vocabulary of {settings['student']!r}"
             raise ValueError(f"checkpoint {path}: {said}, which {student.name!r} lacks")
-    loaded = copy_of(student)
     try:
-        load_model(loaded.model, path / WEIGHTS)
+        load_model(student.model, path / WEIGHTS)
     except (RuntimeError, OSError, SafetensorError) as error:
         said = f"its weights do not fit student {student.name!r}"
         why = " ".join(str(error).split())[:200]
         raise ValueError(f"checkpoint {path}: {said} ({why})") from error
-    loaded.model.eval()
-    return loaded
+    student.model.eval()
+    return student
 
 
 def list_checkpoints(work_dir: Path) -> list[tuple[int, Path]]:

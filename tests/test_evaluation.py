@@ -15,7 +15,7 @@ from cotspec.decoding import Generation, decode, make_batches, prompt_ids
 from cotspec.evaluation import aggregate, evaluate, majority
 from cotspec.models import Student, as_student
 from cotspec.profiles import EvaluationConfig
-from cotspec.prompts import Demonstration
+from cotspec.prompts import Demonstration, TaskPrompts
 
 CONFIG = EvaluationConfig(
     num_demonstrations=2,
@@ -241,9 +241,11 @@ MODES = ("zero_shot_chain_of_thought", "zero_shot_answer_only")
 
 
 def run(student, tasks=None, modes=("zero_shot_chain_of_thought",), **options):
-    options = {"demonstrations": {}, "checkpoint": "step-0", **options}
+    options = {"checkpoint": "step-0", **options}
     config, tasks = options.pop("config", CONFIG), tasks or {"toy": problems()}
-    return evaluate(student, tasks, dict.fromkeys(tasks, modes), config, **options)
+    shown, said = options.pop("demonstrations", ()), options.pop("description", "")
+    asked = {task: TaskPrompts(own, shown, said) for task, own in tasks.items()}
+    return evaluate(student, asked, dict.fromkeys(tasks, modes), config, **options)
 
 
 def test_predictions_carry_every_score_and_the_raw_completion():
@@ -287,8 +289,7 @@ def remembering(answer):
 def test_in_context_modes_show_the_demonstrations_and_zero_shot_does_not():
     student, seen = remembering("The answer is 1.")
     modes = ["in_context_answer_only", "zero_shot_answer_only"]
-    shown = {"toy": SHOTS}
-    predictions = run(student, {"toy": problems(n=1)}, modes, demonstrations=shown)
+    predictions = run(student, {"toy": problems(n=1)}, modes, demonstrations=SHOTS)
     assert predictions["num_demonstrations"][:] == [2, 0]
     assert [prompt.count("The answer is") for prompt in seen] == [2, 0]
 
@@ -300,8 +301,8 @@ def test_generic_modes_are_scored_by_the_task_and_begin_with_its_description():
         student,
         {task: problems(n=1, gold="valid")},
         ["answer_only", "chain_of_thought"],
-        demonstrations={task: SHOTS},
-        descriptions={task: "Is it valid?"},
+        demonstrations=SHOTS,
+        description="Is it valid?",
     )
     assert predictions["predicted_answer"][:] == ["invalid", "invalid"]
     assert predictions["is_correct"][:] == [False, False]
@@ -316,7 +317,7 @@ def test_prompts_too_long_lose_demonstrations_or_are_counted():
         scripted(answer_last_question),
         {"toy": Dataset.from_list(rows)},
         ["in_context_chain_of_thought"],
-        demonstrations={"toy": SHOTS},
+        demonstrations=SHOTS,
         config=dataclasses.replace(CONFIG, max_input_tokens=150),
     )
     assert predictions["finish_reason"][:] == ["stop", "prompt_too_long"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import fisher_exact
 
-from cotspec import evaluation, models, tasks
+from cotspec import evaluation, models, prompts, tasks
 from cotspec.micro import build, shipped
 from cotspec.micro.shipped import MICRO_SIZES, MICRO_STARTS
 from cotspec.profiles import NUM_BASES, EvaluationConfig, StudentConfig, TeacherConfig
@@ -86,13 +86,12 @@ def test_an_unknown_student_is_named_with_what_is_allowed(size, start, message):
 
 def num_right(student):
     task = "micro/math"
-    problems = {task: tasks.load(task, "validation").select(range(200))}
+    problems = tasks.load(task, "validation").select(range(200))
     found = evaluation.evaluate(
         student,
-        problems,
+        {task: prompts.TaskPrompts(problems, tasks.demonstrations(task))},
         {task: ("in_context_chain_of_thought",)},
         EvaluationConfig(num_demonstrations=1, precision="float32"),
-        demonstrations={task: tasks.demonstrations(task)},
         checkpoint="",
     )
     return sum(found["is_correct"])

@@ -46,7 +46,8 @@ def test_the_same_seed_draws_the_same_problems_and_another_seed_others(problems)
 
 def test_math_tasks_share_the_training_tasks_demonstrations(problems):
     table = selection.select_demonstrations(DATA)
-    shown = selection.demonstrations_by_task(table, problems)
+    asked = selection.prompts_by_task(table, problems)
+    shown = {task: its.demonstrations for task, its in asked.items()}
     assert shown["micro/svamp"] == shown["micro/math"]
     assert shown["micro/last_letters"] == tasks.demonstrations("micro/last_letters")
 
