@@ -39,7 +39,6 @@ Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
 DATA_FORMATS = typing.get_args(DataFormat)
 GENERIC_PROMPT_MODES = typing.get_args(GenericMode)
 LOSSES = typing.get_args(LossName)
-TAILS = typing.get_args(Tail)
 # Independent bases of each shipped size and start: the student of seed s starts from
 # base s mod 5, so that an interval over seeds holds the variance between bases.
 NUM_BASES = 5

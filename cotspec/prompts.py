@@ -331,8 +331,7 @@ def spellable(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     T5's vocabulary has no braces, backslash, caret or tilde, for instance: they become
     the unknown token (github.com/huggingface/transformers/issues/21836).
     """
-    folded = " ".join(text.split())
-    ids = tokenizer(folded, add_special_tokens=False, verbose=False)["input_ids"]
+    ids = tokenizer(folded(text), add_special_tokens=False, verbose=False)["input_ids"]
     return tokenizer.unk_token_id not in ids
 
 
@@ -341,13 +340,15 @@ def count_unspellable(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) 
     return sum(not spellable(text, tokenizer) for text in texts)
 
 
-def _fold(text: str) -> str:
-    return " ".join(text.split()).casefold()
+def folded(text: str) -> str:
+    """Return a text without regard to the kind and length of its white space."""
+    return " ".join(text.split())
 
 
 def _others(question: str, shown: Sequence[Demonstration]) -> list[Demonstration]:
     """Leave out demonstrations that would give this question's answer away."""
-    return [one for one in shown if _fold(one.question) != _fold(question)]
+    asked = folded(question).casefold()
+    return [one for one in shown if folded(one.question).casefold() != asked]
 
 
 # The sentence has said something before it ends: a colon may put its answer on the next

@@ -304,17 +304,15 @@ def _room(needs: sizing.Needs, notebook: stages.Notebook) -> Iterator[str]:
 def _data(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[str]:
     from huggingface_hub import constants
 
-    from cotspec import tasks
+    from cotspec.tasks import missing, sources
 
     named = set().union(*(used[field] for field in used if field.startswith("data.")))
     real = sorted(v for v in named if isinstance(v, str) and not v.startswith("micro/"))
     if real and os.environ.get("COTSPEC_DATA"):
-        yield from tasks.missing(real)
+        yield from missing(real)
     elif real and not constants.HF_HUB_OFFLINE and not is_online():
-        yield (
-            f"data: {', '.join(real[:4])} come from the Hugging Face hub, which "
-            "cannot be reached; set COTSPEC_DATA to a folder laid out as README.md says"
-        )
+        said = f"data: {', '.join(real[:4])} come from the Hugging Face hub"
+        yield f"{said}, which cannot be reached; {sources.REMEDY}"
 
 
 def _models(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[str]:
@@ -364,10 +362,8 @@ def _look_for(
 def _teacher(used: Mapping[str, set]) -> Iterator[str]:
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if "openai" in used[BACKEND] and not (used["teacher.base_urls"] or key):
-        yield (
-            "teacher.backend 'openai': set OPENAI_API_KEY in the environment, "
-            "or --set teacher.base_urls=http://localhost:8000/v1"
-        )
+        remedy = "or --set teacher.base_urls=http://localhost:8000/v1"
+        yield f"{BACKEND} 'openai': set OPENAI_API_KEY in the environment, {remedy}"
     kinds = {"recorded": ("file", os.path.isfile), "release": ("folder", os.path.isdir)}
     for backend in used[BACKEND] & kinds.keys():
         kind, is_there = kinds[backend]
@@ -420,10 +416,9 @@ def choose(series: list[stages.Notebook], only: str | None) -> frozenset[str]:
     for prefix in names if only is None else only.split(","):
         found = [name for name in names if name.startswith(prefix.strip())]
         if len(found) != 1:
-            raise ValueError(
-                f"--only: {prefix!r} names {len(found)} notebooks. "
-                f"Allowed: {', '.join(names)} (or their numbers)"
-            )
+            said = f"--only: {prefix!r} names {len(found)} notebooks"
+            known = ", ".join(names)
+            raise ValueError(f"{said}. Allowed: {known} (or their numbers)")
         chosen.update(found)
     return frozenset(chosen)
 
@@ -506,10 +501,9 @@ def publish(series: list[stages.Notebook]) -> None:
     plans = plan_series(series, frozenset(notebook.name for notebook in series))
     own = {nb.name for nb in series if nb.parameters["OVERRIDES"]}
     if odd := [name for name, reasons in plans.items() if reasons or name in own]:
-        raise ValueError(
-            f"--publish: {', '.join(odd)} are not fresh under the profile's own "
-            "settings. Run all stages first, without --set, --seed and OVERRIDES"
-        )
+        said = f"{', '.join(odd)} are not fresh under the profile's own settings"
+        remedy = "Run all stages first, without --set, --seed and OVERRIDES"
+        raise ValueError(f"--publish: {said}. {remedy}")
     run = series[0].run
     target = artifacts.repository_root() / COMMITTED[run.name]
     listing = target / "PUBLISHED.txt"

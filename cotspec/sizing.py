@@ -101,9 +101,7 @@ def needs(stale: Sequence[Notebook]) -> Needs:
         weights = _weight_bytes(cell.model)
         kept[(*once, "experiments" in notebook.sections)] = count, weights
         # What has a checkpoint has fitted, on this card or sharded over several.
-        begun = (notebook.run / "work").glob(
-            f"{notebook.name}-*/training/checkpoints/*"
-        )
+        begun = notebook.run.glob(f"work/{notebook.name}-*/training/checkpoints/*")
         if num_parameters(cell.model) and not any(begun):
             is_tradeoff = any("ability_grid" in code for code in notebook.code)
             measured = count + 1 if is_tradeoff else 2

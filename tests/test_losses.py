@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cotspec import losses
-from cotspec.profiles import TAILS, Divergence
+from cotspec.profiles import Divergence, Tail
 
-DIVERGENCES = typing.get_args(Divergence)
+DIVERGENCES, TAILS = map(typing.get_args, (Divergence, Tail))
 LOG_Q = torch.log(torch.tensor([0.5, 0.2, 0.2, 0.1], dtype=torch.float64))
 
 

@@ -83,10 +83,7 @@ class TeacherTrace:
         A last token that was cut behind the answer, ``.\\n\\n`` to ``.``, is still
         whole among its alternatives; it is cut there, too.
         """
-        names, logprobs = (
-            [list(step) for step in row["topk_bytes"]],
-            row["topk_logprobs"],
-        )
+        names, logprobs = list(row["topk_bytes"]), row["topk_logprobs"]
         if names:
             last, own = row["token_bytes"][-1], row["token_logprobs"][-1]
             pairs = zip(names[-1], logprobs[-1], strict=True)

@@ -33,6 +33,7 @@ _FORMS = {
     "lSolutions": (list, "a list with a number"),
     "examples": (list, "a list of problems"),
 }
+REMEDY = "set COTSPEC_DATA to a folder laid out as README.md says"  # without the hub
 _TIMEOUT = 4  # seconds in which the hub must answer
 
 
@@ -125,7 +126,5 @@ def _from_hub(name: str, splits: Sequence[str], config: str | None) -> list[dict
         tables = datasets.load_dataset(repository, config, revision=revision)
     except (OSError, httpx.HTTPError) as error:
         said = f"cannot fetch {repository}@{revision[:7]} ({type(error).__name__})"
-        raise ValueError(
-            f"data: {said}; set COTSPEC_DATA to a folder laid out as README.md says"
-        ) from error
+        raise ValueError(f"data: {said}; {REMEDY}") from error
     return [row for split in splits for row in tables[split].to_list()]

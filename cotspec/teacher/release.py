@@ -32,6 +32,7 @@ from datasets import Dataset, data_files
 from cotspec import artifacts
 from cotspec.alignment.records import token_bytes
 from cotspec.profiles import TeacherConfig
+from cotspec.prompts import folded
 from cotspec.teacher import traces
 from cotspec.teacher.store import with_bytes
 from cotspec.teacher.traces import Completion, Missing, Request, Sample, SamplingOptions
@@ -129,10 +130,9 @@ def read_list(path: Path | str) -> Iterator[object]:
             unpickler.memo = _Memo(again)
             yield from unpickler.items(begins)
     except Exception as error:  # damaged bytes may raise any
-        raise ValueError(
-            f"{path}: {str(error) or type(error).__name__}. Allowed: lists, "
-            "tuples, strings, numbers, OrderedDict"
-        ) from None
+        said = str(error) or type(error).__name__
+        allowed = "lists, tuples, strings, numbers, OrderedDict"
+        raise ValueError(f"{path}: {said}. Allowed: {allowed}") from None
 
 
 def read_release(folder: Path) -> Iterator[Callable[[], dict]]:
@@ -321,11 +321,11 @@ class RecordedBackend:
         columns = solutions["question"], solutions["sample_id"]
         places: dict[str, dict[int, int]] = {}  # question, sample_id: row
         for row, (question, sample_id) in enumerate(zip(*columns, strict=True)):
-            places.setdefault(_fold(question or ""), {}).setdefault(sample_id, row)
+            places.setdefault(folded(question or ""), {}).setdefault(sample_id, row)
         if repeated := len(solutions) - sum(map(len, places.values())):
             logger.warning("%d traces repeat a sample_id: the first counts", repeated)
         for index, wanted in missing.items():
-            rows = places.get(_fold(requests[index].question), {})
+            rows = places.get(folded(requests[index].question), {})
             for sample_id in sorted(wanted & rows.keys()):
                 if done := as_completion(solutions[rows[sample_id]], self.top_k):
                     yield [(index, sample_id, done)]
@@ -336,8 +336,3 @@ def _written(request: Request) -> Completion | None:
     words = [word.encode() for word in re.findall(r"\s*\S+", request.solution)]
     steps = [(word, 0.0, [(word, 0.0)]) for word in words]  # all of the probability
     return Completion.without_ids(request.solution, steps, "stop") if words else None
-
-
-def _fold(question: str) -> str:
-    """Return a question without regard to white space."""
-    return " ".join(question.split())

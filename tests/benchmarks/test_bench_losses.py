@@ -22,7 +22,7 @@ from cotspec import losses, profiles
 B, T, V, K = 8, 128, 32128, 5
 TIME_BOUND, MEMORY_BOUND = 1.25, 1.15
 REPETITIONS = 7
-OURS = ["sample_matching", *profiles.TAILS]
+OURS = ["sample_matching", *profiles.Tail.__args__]
 
 
 def make_batch():
