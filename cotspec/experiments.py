@@ -585,10 +585,9 @@ def targets_digest(table: Dataset, method: str) -> str:
     rules = table.select_columns("rule").with_format("arrow")[:]["rule"]
     found = pc.unique(pc.list_flatten(rules)).to_pylist()
     if _FOREIGN_RULES[method].intersection(found):
-        raise ValueError(
-            f"inputs.aligned[{method!r}]: its targets were made by another method. "
-            f"Allowed: by {method!r}. Give this notebook notebook 04's alignment.method"
-        )
+        said = f"inputs.aligned[{method!r}]: its targets were made by another method"
+        remedy = "Give this notebook notebook 04's alignment.method"
+        raise ValueError(f"{said}. Allowed: by {method!r}. {remedy}")
     return dataset_digest(table)
 
 

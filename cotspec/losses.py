@@ -242,7 +242,5 @@ def _check_shapes(logits: Tensor, labels: Tensor, *candidates: Tensor) -> None:
         is_right &= tensor.shape == (*labels.shape, candidates[0].shape[-1])
     if not is_right:
         shapes = [tuple(tensor.shape) for tensor in (logits, labels, *candidates)]
-        raise ValueError(
-            f"logits, labels, teacher_ids, teacher_probs: shapes {shapes}. Allowed: "
-            "(B, T, V), (B, T), (B, T, k), (B, T, k)"
-        )
+        said = f"logits, labels, teacher_ids, teacher_probs: shapes {shapes}"
+        raise ValueError(f"{said}. Allowed: (B, T, V), (B, T), (B, T, k), (B, T, k)")

@@ -152,10 +152,8 @@ def load_series(root: Path) -> list[Notebook]:
         notebook = load_notebook(path)
         name, reads = notebook.name, notebook.reads
         if missing := [one for one in reads if one not in writers]:
-            raise ValueError(
-                f"{name} reads {missing[0]!r}, which no earlier notebook writes. "
-                f"Written so far: {', '.join(sorted(writers))}"
-            )
+            said = f"{name} reads {missing[0]!r}, which no earlier notebook writes"
+            raise ValueError(f"{said}. Written so far: {', '.join(sorted(writers))}")
         if twice := writers.keys() & notebook.writes:
             said = f"{name} writes {min(twice)!r}, as an earlier notebook does"
             raise ValueError(said)
@@ -354,10 +352,9 @@ class ProfileView(SimpleNamespace):
     """The sections of a profile that a notebook declares by using them."""
 
     def __getattr__(self, name: str) -> object:
-        raise AttributeError(
-            f"profile.{name}: not used in the saved notebook. Save the notebook and "
-            f"rerun the cell that opens the stage. Sections: {profiles.SECTIONS}"
-        )
+        remedy = "Save the notebook and rerun the cell that opens the stage"
+        said = f"profile.{name}: not used in the saved notebook. {remedy}"
+        raise AttributeError(f"{said}. Sections: {profiles.SECTIONS}")
 
 
 class Stage:
@@ -381,16 +378,14 @@ class Stage:
     def read(self, name: str) -> Dataset | pd.DataFrame | dict | str | Path:
         """Return an earlier stage's artifact in the form it was written in."""
         if name not in self._inputs:
-            raise ValueError(
-                f"stage.read: {name!r} is not an input of the saved notebook "
-                f"{self.notebook.name}. Known: {', '.join(self._inputs)}"
-            )
+            said = f"not an input of the saved notebook {self.notebook.name}"
+            known = ", ".join(self._inputs)
+            raise ValueError(f"stage.read: {name!r} is {said}. Known: {known}")
         path = self.run / self._inputs[name].path
         if artifacts.checksum(path) != self._inputs[name].sha256:
-            raise ValueError(
-                f"{path}: has changed since this notebook opened its stage; another "
-                "run may be at work here. Rerun the cell that opens the stage"
-            )
+            said = f"{path}: has changed since this notebook opened its stage"
+            remedy = "Rerun the cell that opens the stage"
+            raise ValueError(f"{said}; another run may be at work here. {remedy}")
         return next(form[3] for form in FORMS if form[1] == path.suffix)(path)
 
     def write(self, name: str, value: object, *, folder: str | None = None) -> Path:
@@ -413,10 +408,9 @@ class Stage:
                 is_told = target.suffix in (".csv", ".md", ".html")
                 path = target if is_told else target.with_name(name + suffix)
                 return self._keep(name, write(path, value))
-        raise ValueError(
-            f"stage.write: {name!r} is a {type(value).__name__}. "
-            "Allowed: Dataset, DataFrame, dict, str, Path of a folder"
-        )
+        said = f"stage.write: {name!r} is a {type(value).__name__}"
+        allowed = "Dataset, DataFrame, dict, str, Path of a folder"
+        raise ValueError(f"{said}. Allowed: {allowed}")
 
     def _keep(self, name: str, path: Path) -> Path:
         """Note what was written; what the stage wrote before counts no more."""
@@ -599,10 +593,8 @@ def alone_in(run: Path) -> Iterator[None]:
             yield
     except Timeout:
         who = holder.read_text("utf-8") if holder.exists() else "another process"
-        raise ValueError(
-            f"{run}: {who} is at work here. Wait until it has ended, or set "
-            "COTSPEC_RUNS to another folder"
-        ) from None
+        remedy = "Wait until it has ended, or set COTSPEC_RUNS to another folder"
+        raise ValueError(f"{run}: {who} is at work here. {remedy}") from None
 
 
 def check_seed(seed: object) -> None:

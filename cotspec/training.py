@@ -77,9 +77,8 @@ class Run:
         self.accelerator = Accelerator(mixed_precision=precision)
         student.model.float()
         freeze(student.model, config.num_frozen_layers)
-        self.model, self.optimizer = self.accelerator.prepare(
-            student.model, make_optimizer(student.model, config)
-        )
+        optimizer = make_optimizer(student.model, config)
+        self.model, self.optimizer = self.accelerator.prepare(student.model, optimizer)
         self.settings = {
             # How many checkpoints there are does not change the weights.
             "training": vars(config) | {"num_checkpoints": None},
@@ -221,10 +220,9 @@ def take_update(
     try:
         total, norm = step_optimizer(run.accelerator, *parts, functions, **limits)
     except FloatingPointError as error:
-        raise FloatingPointError(
-            f"training: {error} at step {step} (learning rate {rate:.3g}); log and "
-            f"checkpoints up to there stay in {run.work_dir}"
-        ) from None
+        said = f"training: {error} at step {step} (learning rate {rate:.3g})"
+        kept = f"log and checkpoints up to there stay in {run.work_dir}"
+        raise FloatingPointError(f"{said}; {kept}") from None
     num_examples = sum(len(rows) for _, rows in group)
     values = step, group[0][0], total / world, rate, norm, num_examples, num_targets
     return dict(zip(METRICS, values, strict=True))
@@ -377,6 +375,8 @@ def make_optimizer(model: torch.nn.Module, config: TrainingConfig) -> Optimizer:
 def load_checkpoint(student: Student, path: Path) -> Student:
     """Give the student a checkpoint's weights; return it, in evaluation mode.
 
+    No second copy of the weights is made: who needs both takes `models.copy_of` before.
+
     Raises
     ------
     ValueError
@@ -465,10 +465,9 @@ def resume(run: Run) -> int:
         found = artifacts.read_json(folder / STATE)["settings"]
         for name, value in run.settings.items():
             if found.get(name) != value:
-                raise ValueError(
-                    f"work_dir: {folder} is of another run: its {name} is "
-                    f"{found.get(name)!r}, this run's {value!r}. Allowed: a new folder"
-                )
+                where = f"work_dir: {folder} is of another run"
+                said = f"its {name} is {found.get(name)!r}, this run's {value!r}"
+                raise ValueError(f"{where}: {said}. Allowed: a new folder")
         # Optimiser, weights, and nothing random: dropout follows from the micro-batch.
         run.accelerator.load_state(str(folder / RESUME))
         logger.info("resuming after step %d from %s", step, folder)

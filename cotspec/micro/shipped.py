@@ -132,9 +132,8 @@ def load_student(student: str, start: str, *, seed: int = 0) -> ModelAndTokenize
     """
     allowed = [one for one in MICRO_STARTS if name_of(student, one, seed) in names()]
     if start not in allowed:
-        raise ValueError(
-            f"student.start: {start!r} of {student!r}. Allowed: {', '.join(allowed)}"
-        )
+        said = f"student.start: {start!r} of {student!r}"
+        raise ValueError(f"{said}. Allowed: {', '.join(allowed)}")
     return load(name_of(student, start, seed))
 
 

@@ -95,9 +95,8 @@ class Condition:
     ) -> np.ndarray:
         """Draw the statuses of `count` runs like this one with a true effect."""
         if self.squares is not None:
-            drawn = statistics.simulate_differences(
-                effect, self.squares, count=count, generator=generator
-            )
+            options = {"count": count, "generator": generator}
+            drawn = statistics.simulate_differences(effect, self.squares, **options)
             return self.statuses(drawn[:, 1], drawn[:, 2])
         df = max(1, self.num_seeds - 1)
         quantile = stats.t.ppf(0.975, df)

@@ -167,10 +167,8 @@ def smooth_growth(run: Measured) -> Finding:
         label = f"bend, {name} start, within 10 points"
         bend = condition(label, zero, kink, smallest=claims.MAX_KINK, **WITHIN)
         conditions += [slope, bend]
-        words.append(
-            f"{name} start after: {100 * slope.estimate:+.1f} points per doubling, "
-            f"bend {100 * bend.estimate:+.1f}"
-        )
+        rise = f"{100 * slope.estimate:+.1f} points per doubling"
+        words.append(f"{name} start after: {rise}, bend {100 * bend.estimate:+.1f}")
     for model, group in pairing.by_size(tuned):
         conditions.append(_change(f"lift, {model}", group, PAPER_LIFT))
     return _finding(words, conditions)
