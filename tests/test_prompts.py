@@ -145,8 +145,9 @@ def test_whole_demonstrations_are_dropped_until_the_prompt_fits(room, num_kept):
 
 def test_a_question_longer_than_the_window_is_none_and_an_error_in_training():
     assert fit("why " * 20, "zero_shot_answer_only", [], max_input_tokens=10) is None
-    with pytest.raises(ValueError, match="max_input_tokens: 5.*'toy/train/0' needs"):
-        build(kept_traces(), max_input_tokens=5)
+    kept = kept_traces().map(lambda row: {"question": row["question"] + " why" * 64})
+    with pytest.raises(ValueError, match="max_input_tokens: 64.*'toy/train/0' needs"):
+        build(kept, max_input_tokens=64)
 
 
 def test_fitting_many_prompts_equals_fitting_each():
@@ -196,8 +197,8 @@ def test_dropped_solutions_are_not_trained_on():
 
 
 def test_training_examples_fit_the_window():
-    examples = build(kept_traces(), max_input_tokens=40)
-    assert max(map(num_words, examples["inputs"])) <= 40
+    examples = build(kept_traces(), max_input_tokens=64)
+    assert max(map(num_words, examples["inputs"])) <= 64
     shown = {row["data_format"]: row["num_demonstrations"] for row in examples}
     assert shown["in_context_chain_of_thought"] < shown["in_context_answer_only"]
 
