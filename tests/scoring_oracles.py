@@ -13,7 +13,7 @@ from pathlib import Path
 
 from math_verify import parse, verify
 
-from cotspec import answers, tasks
+from cotspec import answers
 from cotspec.answers import parse_number, score_math
 
 EXPLAINED = Path(__file__).with_name("disagreements_real.csv")
@@ -134,16 +134,3 @@ def explained(scorer):
     with EXPLAINED.open(newline="", encoding="utf-8") as file:
         rows = [tuple(row.values()) for row in csv.DictReader(file)]
     return {tuple(key): int(count) for *key, count in rows if key[0] == scorer}
-
-
-def published_golds(data_dir):
-    """Name of a set to its golds; of ASDiv those that its task says can be scored."""
-    solutions = gsm8k_solutions(data_dir)
-    multiarith = json.loads((data_dir / "multiarith" / "MultiArith.json").read_text())
-    svamp = json.loads((data_dir / "svamp" / "SVAMP.json").read_text())
-    return {
-        "gsm8k": [solution.rsplit("####", 1)[1].strip() for solution in solutions],
-        "multiarith": [str(problem["lSolutions"][0]) for problem in multiarith],
-        "svamp": [str(problem["Answer"]) for problem in svamp],
-        "asdiv": list(tasks.load("asdiv")["answer"]),
-    }
