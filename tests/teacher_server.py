@@ -1,11 +1,11 @@
 """A small OpenAI-compatible server on 127.0.0.1 that can misbehave.
 
-``python tests/teacher_server.py`` prints its port, serves, and exits when its standard
-input closes or after `LIFETIME` seconds, whichever is first. A reply depends on prompt,
-seed and choice index alone; a fault is drawn at random per request.
+``python tests/teacher_server.py RATE`` prints its port, serves with this share of
+faults, and exits when its standard input closes or after `LIFETIME` seconds, whichever
+is first. A reply depends on prompt, seed and choice index alone; a fault is drawn at
+random per request.
 """
 
-import argparse
 import json
 import os
 import random
@@ -18,8 +18,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 LIFETIME = 600  # seconds
-FAULTS = ("429", "500", "hang", "drop", "torn", "no_logprobs", "duplicate", "short")
-FAULTS += ("other_index",)
+FAULTS = "429 500 hang drop torn no_logprobs duplicate short other_index".split()
 WORDS = " If we add 3 and 4 cats is = + 7 then so many legs".split(" ")[1:]
 
 
@@ -27,9 +26,8 @@ def tokens_of(prompt: str, seed: int, index: int, num_tokens: int) -> list[str]:
     """A few words and an answer sentence, always the same for the same key."""
     rng = random.Random(f"{prompt}|{seed}|{index}")
     words = [" " + rng.choice(WORDS) for _ in range(rng.randrange(8, 20))]
-    return [*words, ".", " The", " answer", " is", f" {rng.randrange(99)}", "."][
-        :num_tokens
-    ]
+    words += [".", " The", " answer", " is", f" {rng.randrange(99)}", "."]
+    return words[:num_tokens]
 
 
 def logprobs_of(tokens: list[str], k: int, is_chat: bool) -> dict:
@@ -67,11 +65,11 @@ def choices_for(body: dict, fault: str) -> list[dict]:
         choices = [c | {"index": c["index"] + len(choices)} for c in choices]
     if fault == "short":
         choices = choices[:-1] or choices
-    return choices
+    return choices[:1] if fault == "ignores_n" else choices
 
 
 class FaultServer(ThreadingHTTPServer):
-    """Serves until closed; `log` counts requests and faults, `bodies` keeps some."""
+    """Serves until closed; `log` counts requests and faults."""
 
     daemon_threads, request_queue_size = True, 512
 
@@ -81,7 +79,7 @@ class FaultServer(ThreadingHTTPServer):
         self.fault_rate, self.faults, self.always = fault_rate, faults, always
         self.said, self.retry_after = "no", "0.2"  # by a 429
         self.log: Counter = Counter()
-        self.headers, self.bodies = [], []
+        self.headers = None  # of the latest request
         self.rng, self.lock = random.Random(0), threading.Lock()
         self.in_flight = self.most_in_flight = 0
 
@@ -91,9 +89,7 @@ class FaultServer(ThreadingHTTPServer):
             self.in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self.in_flight)
             self.log["requests"] += 1
-            if len(self.bodies) < 100:
-                self.headers.append(headers)
-                self.bodies.append(body)
+            self.headers = headers
             fault = self.always
             # The probe is short: faults are for the run.
             is_probe = body["max_tokens"] <= 8
@@ -138,10 +134,7 @@ class Handler(BaseHTTPRequestHandler):
             said = f"{self.server.said}, {self.headers.get('Authorization', '')}"
             content = {"error": said}
         else:
-            choices = choices_for(body, fault)
-            if self.server.always == "ignores_n":
-                choices = choices[:1]
-            content = {"choices": choices}
+            content = {"choices": choices_for(body, fault)}
         content = json.dumps(content).encode()
         if fault == "torn":
             content = content[: len(content) // 2]
@@ -167,7 +160,7 @@ def running(*args, **kwargs):
 @contextmanager
 def process(fault_rate: float):
     """Serve in a process of its own; yield its URL and its log, filled at the end."""
-    command = [sys.executable, __file__, "--fault-rate", str(fault_rate)]
+    command = [sys.executable, __file__, str(fault_rate)]
     pipes, log = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}, {}
     with subprocess.Popen(command, **pipes, text=True) as server:
         try:
@@ -177,12 +170,10 @@ def process(fault_rate: float):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--fault-rate", type=float, default=0.0)
     lifetime = threading.Timer(LIFETIME, os._exit, [1])
     lifetime.daemon = True
     lifetime.start()
-    with running(parser.parse_args().fault_rate) as server:
+    with running(float(sys.argv[1])) as server:
         print(server.server_port, flush=True)
         sys.stdin.read()
         print(json.dumps(server.log), flush=True)

@@ -8,13 +8,12 @@ import json
 import os
 import subprocess
 import sys
-import threading
 
 import hub_server
 import pytest
 import teacher_server
 import torch
-from transformers import T5ForConditionalGeneration, T5Tokenizer
+from transformers import T5ForConditionalGeneration
 
 from cotspec import models
 
@@ -34,9 +33,8 @@ SMALLEST = {
 }
 
 
-def random_student(folder, data_dir) -> None:
+def random_student(folder, tokenizer) -> None:
     """Write a tiny T5 with the real vocabulary as its repository holds it."""
-    tokenizer = T5Tokenizer.from_pretrained(data_dir / "t5")
     torch.manual_seed(0)
     config = models.flan_t5_config("google/flan-t5-small")
     config.update({"d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2})
@@ -61,19 +59,18 @@ def a_teacher_that_knows(data_dir):
 
 
 @pytest.mark.slow
-def test_from_hub_and_server_to_the_report(data_dir, tmp_path, monkeypatch):
+def test_from_hub_and_server_to_the_report(data_dir, t5, tmp_path, monkeypatch):
     hub = tmp_path / "hub"
     hub_server.data_sets(data_dir, hub)
     for name in ("flan-t5-small", "t5-v1_1-small"):
-        random_student(hub / "models" / "google" / name, data_dir)
+        random_student(hub / "models" / "google" / name, t5)
     tokens_of = a_teacher_that_knows(data_dir)
     monkeypatch.setattr(teacher_server, "tokens_of", tokens_of)
-    server = teacher_server.FaultServer(0.1, ("429", "500", "torn"))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    sets = SMALLEST | {"teacher.model": "davinci", "teacher.base_urls": server.url}
-    command = [sys.executable, "-m", "cotspec.run", "--profile", "flan-t5-small"]
-    command += [word for n, v in sets.items() for word in ("--set", f"{n}={v}")]
-    with hub_server.serving(hub) as address:
+    faulty = teacher_server.running(0.1, ("429", "500", "torn"))
+    with hub_server.serving(hub) as address, faulty as server:
+        sets = SMALLEST | {"teacher.model": "davinci", "teacher.base_urls": server.url}
+        command = [sys.executable, "-m", "cotspec.run", "--profile", "flan-t5-small"]
+        command += [word for n, v in sets.items() for word in ("--set", f"{n}={v}")]
         own = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache")}
         own |= {"COTSPEC_RUNS": str(tmp_path / "runs")}
         kept = {k: v for k, v in os.environ.items() if k != "COTSPEC_DATA"}

@@ -161,7 +161,7 @@ def test_the_key_is_sent_and_appears_nowhere_else(caplog, capfd):
     with running(0.3) as server, caplog.at_level(logging.DEBUG):
         source = backend(server)
         draw(source)
-    assert server.headers[0]["Authorization"] == f"Bearer {KEY}"
+    assert server.headers["Authorization"] == f"Bearer {KEY}"
     captured = capfd.readouterr()
     for text in (repr(source), caplog.text, captured.out, captured.err):
         assert KEY not in text
