@@ -11,6 +11,7 @@ from cotspec.alignment import align_all
 from cotspec.alignment import table as targets
 
 TEXT = "Natalia sold 48/2 = 24 clips. The answer is 24."
+KEPT = Dataset.from_dict({"problem_id": ["a", "b"], "sample_id": [3, 4]})
 
 
 @pytest.fixture
@@ -20,8 +21,7 @@ def traces(gpt2):
 
 
 def test_the_table_has_one_row_per_aligned_trace(t5, traces):
-    kept = Dataset.from_dict({"problem_id": ["a", "b"], "sample_id": [3, 4]})
-    table = targets.targets_table(kept, align_all(traces, t5))
+    table = targets.targets_table(KEPT, align_all(traces, t5))
     assert table["problem_id"][:] == ["a"] and table["sample_id"][:] == [3]
     assert t5.decode(table[0]["student_ids"]) == TEXT
 
@@ -33,9 +33,8 @@ def test_traces_with_fewer_alternatives_are_padded_to_the_tables_k(t5, traces):
         topk_bytes=tuple(row[:1] for row in trace.topk_bytes),
         topk_logprobs=trace.topk_logprobs[:, :1],
     )
-    kept = Dataset.from_dict({"problem_id": ["a", "b"], "sample_id": [0, 1]})
     found = align_all([trace, fewer], t5)
-    table = targets.targets_table(kept, found)
+    table = targets.targets_table(KEPT, found)
     for row, target in zip(table, found.targets, strict=True):
         k = target.topk_ids.shape[1]
         assert np.array_equal(np.array(row["topk_ids"])[:, :k], target.topk_ids)
@@ -44,9 +43,8 @@ def test_traces_with_fewer_alternatives_are_padded_to_the_tables_k(t5, traces):
 
 
 def test_nothing_aligned_is_an_error_that_counts_reasons(t5, traces):
-    kept = Dataset.from_dict({"problem_id": ["b"], "sample_id": [4]})
     with pytest.raises(ValueError, match="0 of 1 solutions.*'empty': 1"):
-        targets.targets_table(kept, align_all(traces[1:], t5))
+        targets.targets_table(KEPT.select([1]), align_all(traces[1:], t5))
 
 
 def test_shares_add_up_to_one_per_method(t5, traces):

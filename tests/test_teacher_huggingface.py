@@ -67,20 +67,28 @@ PROBLEMS = problems(QUESTIONS)
 REQUESTS = teacher.build_requests(PROBLEMS, DEMONSTRATIONS)
 
 
+def plain_logprobs(source: Teacher, prompt: str, token_ids: list[int]):
+    """Of one whole forward pass: shape (T', V), and those of the tokens, shape (T')."""
+    prompt_ids = source.tokenizer(prompt)["input_ids"]
+    with torch.inference_mode():
+        logits = source.model(torch.tensor([prompt_ids + token_ids])).logits[0]
+    logprobs = logits[len(prompt_ids) - 1 : -1].float().log_softmax(-1)
+    return logprobs, logprobs[range(len(token_ids)), token_ids]
+
+
 def assert_as_computed(source: Teacher, prompt: str, row: dict) -> None:
     """Compare with one whole forward pass."""
-    expected = plain_logprobs(source, prompt, row["token_ids"])
-    chosen = expected[range(len(expected)), row["token_ids"]]
+    expected, chosen = plain_logprobs(source, prompt, row["token_ids"])
     within = {"atol": 1e-3, "rtol": 2**-11}  # half a unit of float16
     found = {"token_logprobs": chosen, "topk_logprobs": expected.topk(5).values}
     for name, value in found.items():
         torch.testing.assert_close(torch.tensor(row[name]), value, **within)
 
 
-def draw(backend, **changes):
+def draw(backend, asked=PROBLEMS, **changes):
     options = {"num_samples": 3, "temperature": 1.0, "seed": 5} | changes
     options = {"demonstrations": DEMONSTRATIONS} | options
-    return teacher.sample(PROBLEMS, backend, **options)
+    return teacher.sample(asked, backend, **options)
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +106,10 @@ def traces(backend):
     return draw(backend)
 
 
-def plain_logprobs(source: Teacher, prompt: str, token_ids: list[int]):
-    """Log-probabilities of one whole forward pass, shape (T', V)."""
-    prompt_ids = source.tokenizer(prompt)["input_ids"]
-    with torch.inference_mode():
-        logits = source.model(torch.tensor([prompt_ids + token_ids])).logits[0]
-    return logits[len(prompt_ids) - 1 : -1].float().log_softmax(-1)
+def without_model(backend: HuggingFaceBackend) -> HuggingFaceBackend:
+    """The same by name; to sample anything is an error."""
+    empty = dataclasses.replace(backend.teacher, model=None)
+    return dataclasses.replace(backend, teacher=empty)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -182,8 +188,7 @@ def test_a_finished_run_asks_neither_the_model_nor_the_samples(
 ):
     draw(backend, store=tmp_path)
     states = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    broken = dataclasses.replace(backend.teacher, model=None)
-    broken = dataclasses.replace(backend, teacher=broken)
+    broken = without_model(backend)
     with monkeypatch.context() as patched:
         patched.setattr(teacher, "SampleStore", None)  # no sample is looked at
         again = draw(broken, store=tmp_path)
@@ -196,10 +201,9 @@ def test_a_finished_run_asks_neither_the_model_nor_the_samples(
 
 def test_a_changed_answer_reaches_the_traces_of_samples_drawn_before(llama, tmp_path):
     backend = HuggingFaceBackend(llama, 5, max_new_tokens=4)
-    options = {"num_samples": 1, "temperature": 1.0, "seed": 5, "store": tmp_path}
-    teacher.sample(PROBLEMS, backend, **options)
+    draw(backend, store=tmp_path)
     corrected = PROBLEMS.map(lambda row: {"answer": "corrected"})
-    traces = teacher.sample(corrected, backend, **options)
+    traces = draw(without_model(backend), corrected, store=tmp_path)
     assert set(traces["answer"]) == {"corrected"}
 
 
@@ -241,9 +245,8 @@ def test_more_alternatives_than_tokens_are_refused(llama):
 def test_a_question_beyond_the_window_is_named_before_anything_is_sampled(llama):
     window = llama.model.config.max_position_embeddings
     table = problems((*QUESTIONS, "Why? " * window))
-    backend = HuggingFaceBackend(llama)
     with pytest.raises(ValueError, match=rf"'p/4': .* reads {window}\."):
-        teacher.sample(table, backend, num_samples=1, temperature=1.0, seed=0)
+        draw(HuggingFaceBackend(llama), table)
 
 
 def test_auto_loads_the_model_in_that_precision_and_names_it(
@@ -269,8 +272,8 @@ def test_bfloat16_samples_have_logprobs_near_those_of_a_forward_pass(llama):
     traces = draw(HuggingFaceBackend(source, 5, max_new_tokens=12))
     distances = []
     for index, row in enumerate(traces):
-        expected = plain_logprobs(source, REQUESTS[index // 3].prompt, row["token_ids"])
-        chosen = expected[range(len(expected)), row["token_ids"]]
+        prompt, token_ids = REQUESTS[index // 3].prompt, row["token_ids"]
+        _, chosen = plain_logprobs(source, prompt, token_ids)
         distances += (torch.tensor(row["token_logprobs"]) - chosen).abs().tolist()
     assert len(distances) > 50
     assert sum(distances) / len(distances) < 0.05
@@ -291,10 +294,7 @@ def test_a_study_spreads_its_questions_and_samples_at_each_temperature(llama, tm
     table = studies.compare_temperatures(study)
     different = table[table["measure"] == "different texts"].set_index("temperature")
     assert different["value"].tolist() == [pytest.approx(1 / 3), 1.0]
-    # A second call samples nothing.
-    broken = dataclasses.replace(llama, model=None)
-    broken = dataclasses.replace(backend, teacher=broken)
-    again = teacher.sample_study(PROBLEMS, broken, CONFIG, **options)
+    again = teacher.sample_study(PROBLEMS, without_model(backend), CONFIG, **options)
     assert again.to_dict() == study.to_dict()
 
 

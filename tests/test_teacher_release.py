@@ -124,14 +124,8 @@ def test_half_a_character_keeps_the_space_before_it():
 
 @pytest.mark.parametrize("probability", [2.0, float("nan"), -0.1])
 def test_a_solution_with_an_impossible_probability_is_left_out(probability):
-    assert (
-        as_completion(lambda: read_solution([[("a", 0.5), ("a", probability)]]), 5)
-        is None
-    )
-    assert (
-        as_completion(lambda: read_solution([[("a", probability), ("a", 0.5)]]), 5)
-        is None
-    )
+    for step in ([("a", 0.5), ("a", probability)], [("a", probability), ("a", 0.5)]):
+        assert as_completion(lambda step=step: read_solution([step]), 5) is None
 
 
 def draw(folder, questions, num_samples=1):
