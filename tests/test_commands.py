@@ -2,16 +2,15 @@
 
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 from safetensors.torch import save_model
 from test_training import encode, make_aligned, make_examples, run_on_two_processes
 
 from cotspec import artifacts, commands, models, profiles, selection, stages, training
 from cotspec.evaluation import PREDICTION_FEATURES
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 OVERRIDES = {
     "data.num_train": 1,
     "data.num_validation": 2,

@@ -4,13 +4,12 @@ import ast
 import json
 import re
 import shutil
-from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
 from cotspec import grids, profiles, run, stages
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 SERIES = stages.load_series(REPOSITORY)
 # Notebooks after which an exercise of another one is looked at.
 THROUGH = {"04": "04,05", "05": "05,06"}

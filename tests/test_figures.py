@@ -3,13 +3,13 @@
 import json
 import math
 import re
-from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import REPOSITORY
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -43,7 +43,7 @@ METRICS = pd.DataFrame(
 
 def committed(name):
     """The data of a figure of the default profile."""
-    path = Path(__file__).parents[1] / "figures" / f"{name}.csv"
+    path = REPOSITORY / "figures" / f"{name}.csv"
     return pd.read_csv(path, keep_default_na=False, na_values=["nan"])
 
 
@@ -157,8 +157,7 @@ def test_a_long_alignment_wraps_where_no_token_and_no_given_pair_is_cut():
     rows += [("student", "abab", i, i + 4, "starts_together") for i in halves]
     (axes,) = tokens.token_alignment(spans(*rows)).axes
     assert len(axes.lines) == 100  # no pair was torn apart
-    right = max(p.get_x() + p.get_width() for p in axes.patches)
-    assert right <= style.FULL_WIDTH
+    assert all(p.get_x() + p.get_width() <= style.FULL_WIDTH for p in axes.patches)
     places = [("word", 4 * i, 4 * i + 4) for i in range(40)]
     long = [("teacher", *place, "") for place in places]
     long += [("student", *place, "not_one_to_one") for place in places]

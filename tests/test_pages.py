@@ -6,12 +6,12 @@ import json
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
+from conftest import REPOSITORY
 from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from test_stages import PARAMETERS
@@ -21,7 +21,6 @@ from cotspec.figures import style
 from cotspec.report.claims import CLAIMS
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-REPOSITORY = Path(__file__).parents[1]
 LONG = "reasoning_" * 30
 MATH = (
     r"The loss is $\sum_i p_i \log\frac{p_i}{q_i}$, or $p'_i | q_*$ and $q_*$."
@@ -218,6 +217,5 @@ def test_in_a_browser_no_text_is_scrolled_sideways(run, name, width):
 @pytest.mark.skipif(not BROWSER, reason="no chromium here: printing was not checked")
 def test_prints(run, tmp_path):
     target = tmp_path / "page.pdf"
-    page = run / "html" / "00_first.html"
-    browser(f"--print-to-pdf={target}", page.as_uri())
+    browser(f"--print-to-pdf={target}", (run / "html/00_first.html").as_uri())
     assert target.read_bytes().startswith(b"%PDF")

@@ -4,16 +4,12 @@ import copy
 import dataclasses
 import pickle
 import traceback
+from operator import attrgetter
 
 import pytest
 
 from cotspec import profiles, tasks
 from cotspec.micro import shipped
-
-
-def value_of(profile, dotted):
-    section, name = dotted.split(".")
-    return getattr(getattr(profile, section), name)
 
 
 @pytest.mark.parametrize("name", profiles.PROFILES)
@@ -31,8 +27,7 @@ def test_a_named_profile_resolves_to_itself_and_passes_its_own_checks(name):
 def test_shipped_students_and_micro_tasks_are_those_that_a_profile_may_name():
     sizes = tuple(f"micro-{size}" for size in shipped.MICRO_SIZES)
     assert sizes == profiles.MICRO_STUDENTS
-    allowed = {*profiles.MICRO_MATH, *profiles.MICRO_GENERIC}
-    assert allowed == set(tasks.MICRO_TASKS)
+    assert {*profiles.MICRO_MATH, *profiles.MICRO_GENERIC} == set(tasks.MICRO_TASKS)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +65,7 @@ def test_shipped_students_and_micro_tasks_are_those_that_a_profile_may_name():
     ],
 )
 def test_text_and_python_values_become_the_fields_type(dotted, given, value):
-    found = value_of(profiles.resolve("smoke", {dotted: given}), dotted)
+    found = attrgetter(dotted)(profiles.resolve("smoke", {dotted: given}))
     assert (found, type(found)) == (value, type(value))
 
 

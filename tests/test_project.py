@@ -3,16 +3,15 @@
 import ast
 import re
 from importlib import metadata
-from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
+from conftest import REPOSITORY
 from packaging.specifiers import SpecifierSet
 
 from cotspec import profiles, report, selection, stages
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "cotspec"
 
 # DESIGN: imports go only downwards. A package's modules share its layer unless named.
@@ -64,6 +63,8 @@ def pins(lines):
 
 
 LOCK = (REPOSITORY / "requirements.lock").read_text()
+README = (REPOSITORY / "README.md").read_text("utf-8")
+FIGURES = REPOSITORY / "figures"
 
 
 def test_environment_yml_has_the_locks_pins():
@@ -117,16 +118,15 @@ PLACES = [
 
 
 def test_readme_and_first_page_have_the_accuracies_of_the_committed_figures():
-    readme = (REPOSITORY / "README.md").read_text("utf-8")
     page = (REPOSITORY / "notebooks/00_overview.ipynb").read_text("utf-8")
-    table = pd.read_csv(REPOSITORY / "figures/main_table.csv")
+    table = pd.read_csv(FIGURES / "main_table.csv")
     table = table[table["start"].ne("raw")].sort_values("size")
     for task, mode in PLACES:
         rows = table[table["task"].eq(task) & table["prompt_mode"].eq(mode)]
         before, after = (100 * rows[side] for side in ("before", "after"))
         four = "{:.1f}, {:.1f}, {:.1f} and {:.1f}%"
         said = f"from {four.format(*before)} to {four.format(*after)}"
-        assert said in readme, task
+        assert said in README, task
         [base] = rows.index[rows["model"].eq("micro-base")]
         assert f"| {before[base]:.1f} | {after[base]:.1f} |" in page, task
     data = profiles.PROFILES["micro"].data
@@ -137,7 +137,7 @@ def test_readme_and_first_page_have_the_accuracies_of_the_committed_figures():
 
 def test_lesson_01_has_what_more_samples_add_cold_and_hot():
     page = (REPOSITORY / "notebooks/01_teacher_sampling.ipynb").read_text("utf-8")
-    curves = pd.read_csv(REPOSITORY / "figures/01_temperature.csv")
+    curves = pd.read_csv(FIGURES / "01_temperature.csv")
     of = curves.pivot(index="temperature", columns="measure", values="value")
     gap = 100 * (of["any of 8"] - of["one sample"])
     assert f"({gap[0.2]:.0f} points at 0.2, {gap[1.0]:.0f} at 1 under `micro`)" in page
@@ -147,7 +147,7 @@ def test_lesson_01_has_what_more_samples_add_cold_and_hot():
 
 def test_lesson_03_has_what_a_format_left_out_costs():
     page = (REPOSITORY / "notebooks/03_data_formats.ipynb").read_text("utf-8")
-    claims = pd.read_csv(REPOSITORY / "figures/claims.csv", index_col="claim")
+    claims = pd.read_csv(FIGURES / "claims.csv", index_col="claim")
     found = re.findall(r"asked in context (\S+)% → (\S+%)", claims.loc["C6", "ours"])
     (start, in_context), (_, zero_shot) = found
     said = f"from {start} to {zero_shot} after zero-shot data alone, to {in_context}"
@@ -155,27 +155,26 @@ def test_lesson_03_has_what_a_format_left_out_costs():
 
 
 def test_the_readme_has_verdicts_and_power_of_the_committed_report():
-    said = (REPOSITORY / "README.md").read_text("utf-8")
-    claims = pd.read_csv(REPOSITORY / "figures/claims.csv")
+    claims = pd.read_csv(FIGURES / "claims.csv")
     for verdict, rows in claims.groupby("verdict"):
-        listed = re.search(rf"\*\*{verdict.capitalize()}\*\*:(.*?\.) [*\[]", said)[1]
+        listed = re.search(rf"\*\*{verdict.capitalize()}\*\*:(.*?\.) [*\[]", README)[1]
         assert set(re.findall(r"\bC\d", listed)) == set(rows["claim"])
-    report = (REPOSITORY / "figures/REPORT.md").read_text("utf-8")
+    report = (FIGURES / "REPORT.md").read_text("utf-8")
     power = re.findall(r"\| (C\d) \| the paper's \| (\d+%) ", report)
     assert len(power) == len(claims)
     for claim, share in power:
-        assert re.search(rf"\b{share}( of runs)? for {claim}\b", said), (claim, share)
+        assert re.search(rf"\b{share}( of runs)? for {claim}\b", README), (claim, share)
 
 
 def test_the_readme_has_the_gains_without_twins_and_the_distances_to_the_teacher():
-    said = (REPOSITORY / "README.md").read_text("utf-8").replace("−", "-")
-    gains = pd.read_csv(REPOSITORY / "figures/11_without_twins.csv")
+    said = README.replace("−", "-")
+    gains = pd.read_csv(FIGURES / "11_without_twins.csv")
     first, *others = gains.itertuples(index=False)
     shown = f"it gains {first.gain:+.1f} [{first.ci_low:+.1f}, {first.ci_high:+.1f}]"
     assert shown in said
     others = [f"{row.gain:+.1f}" for row in others]
     assert f"the others {', '.join(others[:-1])} and {others[-1]}" in said
-    inside = pd.read_csv(REPOSITORY / "figures/09_trained_students.csv")
+    inside = pd.read_csv(FIGURES / "09_trained_students.csv")
     distances = inside.set_index("who")["KL from the teacher"]
     soft, hard = distances[["distribution matching", "sample matching"]]
     assert f"is {soft:.3f} nats from it, one of sample matching {hard:.3f}" in said

@@ -1,12 +1,10 @@
 """Which problems a run uses: drawn once with a seed, roles kept apart."""
 
-from pathlib import Path
-
 import pytest
+from conftest import REPOSITORY
 
 from cotspec import profiles, selection, stages, tasks
 
-REPOSITORY = Path(__file__).parents[1]
 DATA = profiles.resolve("smoke").data
 
 
