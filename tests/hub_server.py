@@ -9,6 +9,7 @@ the paper's sets as their repositories hold them.
 
 import hashlib
 import json
+import os
 import sys
 import threading
 import xml.etree.ElementTree as ElementTree
@@ -85,12 +86,14 @@ def _entry(folder: Path, path: Path) -> dict:
 
 @contextmanager
 def serving(folder: Path):
-    """Serve a folder; give the address."""
+    """Serve a folder; give a process's environment that has no other source of data."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.folder = folder
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    kept = {k: v for k, v in os.environ.items() if k != "COTSPEC_DATA"}
+    address = f"http://127.0.0.1:{server.server_address[1]}"
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield kept | {"HF_ENDPOINT": address, "HF_HOME": str(folder / "cache")}
     finally:
         server.shutdown()
 
@@ -140,6 +143,6 @@ def data_sets(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    with serving(Path(sys.argv[1])) as address:
-        print(address, flush=True)
+    with serving(Path(sys.argv[1])) as environment:
+        print(environment["HF_ENDPOINT"], flush=True)
         threading.Event().wait()

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 LIFETIME = 600  # seconds
 FAULTS = "429 500 hang drop torn no_logprobs duplicate short other_index".split()
@@ -159,14 +160,17 @@ def running(*args, **kwargs):
 
 @contextmanager
 def process(fault_rate: float):
-    """Serve in a process of its own; yield its URL and its log, filled at the end."""
+    """Serve in a process of its own; yield its `url` and its `log`, full at the end."""
     command = [sys.executable, __file__, str(fault_rate)]
-    pipes, log = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}, {}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, **pipes, text=True) as server:
+        url = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
+        known = SimpleNamespace(url=url, log={})
         try:
-            yield f"http://127.0.0.1:{int(server.stdout.readline())}/v1", log
+            yield known
         finally:
-            log |= json.loads(server.communicate("", timeout=30)[0].splitlines()[-1])
+            printed, _ = server.communicate("", timeout=30)
+            known.log |= json.loads(printed.splitlines()[-1])
 
 
 def main() -> None:

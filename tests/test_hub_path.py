@@ -5,7 +5,6 @@ students random. It shows that the path holds from end to end, and no accuracy.
 """
 
 import json
-import os
 import subprocess
 import sys
 
@@ -67,14 +66,12 @@ def test_from_hub_and_server_to_the_report(data_dir, t5, tmp_path, monkeypatch):
     tokens_of = a_teacher_that_knows(data_dir)
     monkeypatch.setattr(teacher_server, "tokens_of", tokens_of)
     faulty = teacher_server.running(0.1, ("429", "500", "torn"))
-    with hub_server.serving(hub) as address, faulty as server:
+    with hub_server.serving(hub) as environment, faulty as server:
         sets = SMALLEST | {"teacher.model": "davinci", "teacher.base_urls": server.url}
         command = [sys.executable, "-m", "cotspec.run", "--profile", "flan-t5-small"]
         command += [word for n, v in sets.items() for word in ("--set", f"{n}={v}")]
-        own = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache")}
-        own |= {"COTSPEC_RUNS": str(tmp_path / "runs")}
-        kept = {k: v for k, v in os.environ.items() if k != "COTSPEC_DATA"}
-        done = subprocess.run(command, env=kept | own, capture_output=True, text=True)
+        environment |= {"COTSPEC_RUNS": str(tmp_path / "runs")}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "12 stages ran, nothing failed" in done.stdout
     report = (tmp_path / "runs/flan-t5-small/report/REPORT.md").read_text("utf-8")

@@ -10,12 +10,11 @@ import pytest
 import teacher_server
 from datasets import Dataset
 from test_teacher_huggingface import DEMONSTRATIONS, tiny_teacher
+from test_teacher_openai import backend as backend_of
 from test_teacher_store import problems
 
 from cotspec import teacher
-from cotspec.profiles import TeacherConfig
 from cotspec.teacher.huggingface import HuggingFaceBackend
-from cotspec.teacher.openai import OpenAIBackend
 
 NUM_KILLS = 20
 
@@ -70,9 +69,6 @@ def test_a_local_model(tmp_path):
 
 
 def test_a_server_with_faults(tmp_path):
-    options = {"samples_per_request": 1, "max_in_flight": 4, "model": "fake"}
-    with teacher_server.process(0.1) as (url, _):
-        config = TeacherConfig(backend="openai", base_urls=(url,), **options)
-        backend = OpenAIBackend(config)
-        backend.timeout, backend.backoff = 0.5, 0.01
-        kill_and_resume(backend, 20, 8, tmp_path)
+    options = {"samples_per_request": 1, "max_in_flight": 4, "timeout": 0.5}
+    with teacher_server.process(0.1) as server:
+        kill_and_resume(backend_of(server, **options), 20, 8, tmp_path)

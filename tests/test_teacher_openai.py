@@ -30,9 +30,8 @@ def backend(server, *others, **changes) -> openai.OpenAIBackend:
     client |= {name: changes.pop(name) for name in client if name in changes}
     limits = {"max_in_flight": 8, "samples_per_request": 3, "max_new_tokens": 64}
     options = {"base_urls": [one.url for one in (server, *others)]} | limits | changes
-    made = openai.OpenAIBackend(
-        TeacherConfig(backend="openai", model="fake", **options)
-    )
+    config = TeacherConfig(backend="openai", model="fake", **options)
+    made = openai.OpenAIBackend(config)
     vars(made).update(client)
     return made
 

@@ -27,10 +27,6 @@ pytestmark = pytest.mark.server
 PROBLEMS = problems(["What is 4 + 1?", "What is 9 - 4?"])
 
 
-def backend(url: str, **options) -> OpenAIBackend:
-    return OpenAIBackend(TeacherConfig(backend="openai", base_urls=(url,), **options))
-
-
 @contextmanager
 def serving(command: list[str], seconds: float = 120):
     """Start a server on a free port of 127.0.0.1, wait for it, stop it."""
@@ -70,7 +66,8 @@ def llama_cpp():
 @pytest.mark.parametrize("api", ["completions", "chat"])
 def test_llama_cpp_gives_tokens_that_join_with_their_top_five(llama_cpp, api):
     limits = {"max_in_flight": 2, "max_new_tokens": 24}
-    source = backend(llama_cpp, model="smollm2", api=api, **limits)
+    server = {"base_urls": (llama_cpp,), "model": "smollm2", "api": api}
+    source = OpenAIBackend(TeacherConfig(backend="openai", **server, **limits))
     options = {"num_samples": 2, "temperature": 0.5, "seed": 0}
     options["demonstrations"] = DEMONSTRATIONS
     traces = teacher.sample(PROBLEMS, source, **options)

@@ -12,6 +12,7 @@ import psutil
 import pytest
 import teacher_server
 import torch
+from test_teacher_openai import backend as backend_of
 from test_teacher_store import problems
 from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -20,7 +21,6 @@ from cotspec.alignment.student import vocabulary_bytes
 from cotspec.profiles import TeacherConfig
 from cotspec.prompts import find_end
 from cotspec.teacher.huggingface import HuggingFaceBackend
-from cotspec.teacher.openai import OpenAIBackend
 
 NUM_SAMPLES = 8
 NUM_QUESTIONS = int(os.environ.get("COTSPEC_BENCH_QUESTIONS", "8"))
@@ -100,12 +100,10 @@ def test_bench_ten_thousand_requests_with_faults(benchmark, tmp_path):
                     marks.append((len(store.offsets), time.process_time(), memory))
             return list(store.offsets)
 
-    limits = {"model": "fake", "samples_per_request": 1, "max_new_tokens": 64}
-    with teacher_server.process(0.1) as (url, log):
-        config = TeacherConfig(backend="openai", base_urls=(url,), **limits)
-        backend = OpenAIBackend(config)
-        backend.timeout, backend.backoff = 1.0, 0.01
-        store = benchmark.pedantic(run, (backend,), rounds=1)
+    limits = {"samples_per_request": 1, "max_in_flight": 16, "timeout": 1.0}
+    with teacher_server.process(0.1) as server:
+        store = benchmark.pedantic(run, (backend_of(server, **limits),), rounds=1)
+    log = server.log
     faults = sum(count for name, count in log.items() if name != "requests")
     count, seconds, memory = np.diff(marks, axis=0).T
     count *= log["requests"] / NUM_REQUESTS  # one for each sample, and the repeated
