@@ -162,7 +162,6 @@ def test_a_checkpoint_of_another_tokenizer_is_refused_before_decoding(
         (["--profile", "micro"], "./run_all.sh --profile micro --only 00,05,02"),
         (["--checkpoint", "7"], "--checkpoint '7'. Allowed: last, start, 3"),
         (["--set", "evaluation.x=1"], "'evaluation.x': unknown field"),
-        (["--set", "evaluation.precision"], "write it as section.field=value"),
         (["--set", "student.model=micro-base"], "weights do not fit student"),
         (["--seed", "-1"], "SEED: -1. Allowed: whole"),
         (["--checkpoint", "3", "train"], "--checkpoint '3'. Allowed: with evaluate"),

@@ -45,13 +45,16 @@ MEASUREMENTS = [
 CELL_FIELDS = {"model": "m", "start": "instruction_tuned", "seed": 0}
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def saved(student, folder):
     """A student's folder, loaded like any other model."""
-    folder, student = tmp_path_factory.mktemp("models") / "tiny", tiny_student()
     student.model.save_pretrained(folder)
     student.tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return saved(tiny_student(), tmp_path_factory.mktemp("models") / "tiny")
 
 
 def aligned_by(method, mass=0.9):
@@ -111,9 +114,8 @@ def states(cells, store, settings=SETTINGS, measurements=MEASUREMENTS, **inputs)
     return plan["state"].repeat(plan["trainings"]).tolist()
 
 
-def changed(settings, section, **changes):
-    config = replace(settings[section], **changes)
-    return settings | {section: config}
+def changed(section, **changes):
+    return SETTINGS | {section: replace(SETTINGS[section], **changes)}
 
 
 def contents(store):
@@ -212,8 +214,7 @@ def test_predictions_have_a_row_per_cell_step_and_problem(predictions):
 def test_the_store_keeps_weights_and_no_optimiser_state(predictions, store):
     names = {path.name for path in store.rglob("*") if path.is_file()}
     assert "optimizer.safetensors" not in names
-    kept = {"model.safetensors", "state.json", "metrics.csv", "cell.json"}
-    assert kept <= names
+    assert {"model.safetensors", "state.json", "metrics.csv", "cell.json"} <= names
     assert not list(store.rglob("training"))
 
 
@@ -242,8 +243,7 @@ def test_next_tokens_are_the_teachers_candidates_with_a_students_probabilities(
     table = next_tokens.next_token_probs(grid, cells, num_updates=1)
     assert set(table.index.unique("seed")) == {0, 1}
     assert list(table) == ["the teacher", "distribution matching"]
-    sums = table.groupby(["seed", "place"]).sum()
-    np.testing.assert_allclose(sums, 1, atol=1e-6)
+    np.testing.assert_allclose(table.groupby(["seed", "place"]).sum(), 1, atol=1e-6)
     place = table.loc[(1, 3)]  # the fourth of its solution's ten places
     np.testing.assert_allclose(place["the teacher"], [0.9, 0.05, 0.05], atol=1e-6)
     texts, tokens = (place.index.get_level_values(n) for n in ("text", "token"))
@@ -252,8 +252,7 @@ def test_next_tokens_are_the_teachers_candidates_with_a_students_probabilities(
     assert len(ids) == 3 and tokens[-1] == next_tokens.OTHERS
     rows = INPUTS["examples"].to_list()
     row = next(r for r in rows if f"{r['targets']} ".startswith(f"{texts[0]} "))
-    question = row["inputs"]
-    asked = student.tokenizer(question, return_tensors="pt").input_ids
+    asked = student.tokenizer(row["inputs"], return_tensors="pt").input_ids
     first = student.tokenizer.convert_tokens_to_ids(tokens[0])
     labels = torch.tensor([[*ids, first]])
     with torch.inference_mode():
@@ -322,12 +321,10 @@ def test_a_tweak_of_one_cell_trains_only_this_cell(cells, predictions, copied):
 
 
 def test_what_cannot_change_a_result_computes_nothing(cells, store, predictions):
-    settings = changed(SETTINGS, "evaluation", confidence=0.9)
-    settings = settings | {"num_workers": 2}
+    settings = changed("evaluation", confidence=0.9) | {"num_workers": 2}
     assert states(cells, store, settings) == ["finished"] * 2
-    for others in ({"models": ("other",)}, {"starts": ("raw",)}):
-        other = {"prompt_modes": ("zero_shot_answer_only",)} | others
-        extra = replace(MEASUREMENTS[1], **other)
+    other = replace(MEASUREMENTS[1], prompt_modes=("zero_shot_answer_only",))
+    for extra in (replace(other, models=("other",)), replace(other, starts=("raw",))):
         measurements = [*MEASUREMENTS, extra]
         assert states(cells, store, measurements=measurements) == ["finished"] * 2
 
@@ -345,7 +342,7 @@ def test_what_cannot_change_a_result_computes_nothing(cells, store, predictions)
 def test_what_changes_a_result_is_stale(
     cells, store, predictions, section, change, state
 ):
-    settings = changed(SETTINGS, section, **change)
+    settings = changed(section, **change)
     assert states(cells, store, settings) == [state] * 2
     digests = [grid_of(store, s).settings_digest for s in (SETTINGS, settings)]
     assert digests[0] != digests[1]  # a report must not mix them
@@ -358,9 +355,7 @@ def test_other_data_or_other_weights_are_stale(cells, store, predictions, tmp_pa
     assert states(cells, store, aligned=other) == ["to train"] * 2
     student = tiny_student()
     student.model.shared.weight.data[3] += 1
-    student.model.save_pretrained(tmp_path / "tiny")
-    student.tokenizer.save_pretrained(tmp_path / "tiny")
-    moved = [replace(c, model=str(tmp_path / "tiny")) for c in cells]
+    moved = [replace(c, model=saved(student, tmp_path / "tiny")) for c in cells]
     assert states(moved, store) == ["to train"] * 2
 
 

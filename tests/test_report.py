@@ -336,8 +336,7 @@ def test_tables_2_and_3_have_the_papers_numbers_and_ours(run, main):
     two = tables.table2(PUBLISHED, main, "gsm8k")
     assert two.iloc[0].tolist()[1:] == ["3B", "13.5 → 23.8", "0.73 → 20.6"]
     assert "here (test)" in set(two["where"])
-    choices = curves.abilities_of_choices(run.abilities, DATA)
-    three = tables.table3(PUBLISHED, choices)
+    three = tables.table3(PUBLISHED, curves.abilities_of_choices(run.abilities, DATA))
     row = three[(three["model"] == "FlanT5 3B") & (three["chosen by"] == "M-A-S dev")]
     assert row.iloc[0, 3:5].tolist() == [21.2, 35.0]
     ours = three[three["where"] == "here"].set_index("chosen by")

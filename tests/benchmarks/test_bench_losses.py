@@ -47,13 +47,10 @@ def one_step(name, batch):
 
 
 @pytest.fixture(params=(1, 2), ids=("1-thread", "2-threads"))
-def num_threads(request):
+def num_threads(request, one_thread):  # which sets back what was before
     if request.param > os.cpu_count():
         pytest.skip("one core only")
-    before = torch.get_num_threads()
     torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def resident_bytes():
