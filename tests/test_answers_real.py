@@ -40,8 +40,7 @@ def test_a_cause_explains_only_what_its_edit_repairs():
     completion = "She pays 1,000 + 1,000 = 2,000"
     cause = scoring_oracles.explain("reference", "own", completion, "2000")
     assert cause == "its pattern reads the last group of 2,000, 000"
-    unexplained = scoring_oracles.explain("reference", "own", "so -5", "5")
-    assert unexplained is None
+    assert scoring_oracles.explain("reference", "own", "so -5", "5") is None
 
 
 # --- lm-eval itself ------------------------------------------------------------------

@@ -63,8 +63,7 @@ def test_from_hub_and_server_to_the_report(data_dir, t5, tmp_path, monkeypatch):
     hub_server.data_sets(data_dir, hub)
     for name in ("flan-t5-small", "t5-v1_1-small"):
         random_student(hub / "models" / "google" / name, t5)
-    tokens_of = a_teacher_that_knows(data_dir)
-    monkeypatch.setattr(teacher_server, "tokens_of", tokens_of)
+    monkeypatch.setattr(teacher_server, "tokens_of", a_teacher_that_knows(data_dir))
     faulty = teacher_server.running(0.1, ("429", "500", "torn"))
     with hub_server.serving(hub) as environment, faulty as server:
         sets = SMALLEST | {"teacher.model": "davinci", "teacher.base_urls": server.url}

@@ -196,8 +196,7 @@ def test_sample_matching_is_the_mean_over_unmasked_tokens_of_the_whole_batch():
     logits = LOG_Q.expand(2, 2, 4)
     labels = torch.tensor([[0, 3], [1, -100]])
     by_hand = -(math.log(0.5) + math.log(0.1) + math.log(0.2)) / 3
-    loss = losses.sample_matching(logits, labels)
-    assert loss.item() == pytest.approx(by_hand)
+    assert losses.sample_matching(logits, labels).item() == pytest.approx(by_hand)
 
 
 def test_a_batch_without_targets_costs_nothing(batch):
@@ -226,8 +225,7 @@ def test_empty_slots_change_nothing_even_where_token_0_is_a_candidate():
 
 def test_the_tail_keeps_its_precision_when_the_student_is_almost_certain():
     logits = torch.tensor([40.0, 0.0, 0.0, 0.0], requires_grad=True)
-    batch = one_position({0: 0.9}, logits)
-    loss = losses.distribution_matching(**batch)
+    loss = losses.distribution_matching(**one_position({0: 0.9}, logits))
     loss.backward()
     rest = math.log(3) - 40  # log of the student's tail; 1 - q is 0 in float32
     by_hand = 0.9 * math.log(0.9) + 0.1 * (math.log(0.1) - rest)

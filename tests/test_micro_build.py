@@ -54,10 +54,8 @@ def test_teacher_labels_are_the_solutions_and_the_end(problems):
     for _ in range(20):
         ids, labels = corpus.teacher(rng)
         assert len(ids) == len(labels) and labels[-1] == tokenizer.eos_token_id
-        learned = [token for token in labels[:-1] if token != -100]
-        text = tokenizer.decode(learned)
-        blocks = text.count("The answer is")
-        assert blocks == tokenizer.decode(ids).count("Q: ")
+        text = tokenizer.decode([token for token in labels[:-1] if token != -100])
+        assert text.count("The answer is") == tokenizer.decode(ids).count("Q: ")
         assert "Q:" not in text and "Let's" not in text
 
 

@@ -18,8 +18,7 @@ def test_numbers_up_to_99_are_single_pieces_the_teachers_after_a_space():
 
 
 def test_both_round_trip_the_world_and_every_letter():
-    letters = f"{ascii_lowercase} {ascii_uppercase}"
-    for text in (*TEXTS, letters):
+    for text in (*TEXTS, f"{ascii_lowercase} {ascii_uppercase}"):
         ids = STUDENT(text)["input_ids"]
         assert STUDENT.decode(ids, skip_special_tokens=True) == text
         assert TEACHER.decode(TEACHER(text)["input_ids"]) == text

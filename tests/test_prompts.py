@@ -190,8 +190,7 @@ def test_examples_depend_on_the_seed_alone():
 
 def test_dropped_solutions_are_not_trained_on():
     rows = kept_traces(num_questions=3, samples_each=2).to_list()
-    reasons = {0: "", 1: "wrong"}
-    kept = [row | {"drop_reason": reasons[row["sample_id"]]} for row in rows]
+    kept = [row | {"drop_reason": ["", "wrong"][row["sample_id"]]} for row in rows]
     examples = build(Dataset.from_list(kept), data_formats=DATA_FORMATS[2:3])
     assert examples["sample_id"] == [0, 0, 0]
 

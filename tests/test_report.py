@@ -150,8 +150,7 @@ def test_c1_has_five_verdicts(run, before, after, n, verdict):
     (one,) = found.conditions
     assert one.smallest == pytest.approx(0.0445)
     assert found.verdict == verdict, one
-    too_few = "50 problems; the rule needs 100" if n == 50 else ""
-    assert found.reason == too_few
+    assert found.reason == ("50 problems; the rule needs 100" if n == 50 else "")
 
 
 def test_a_claim_needs_all_its_conditions():

@@ -179,8 +179,7 @@ def test_a_resumed_run_redoes_whole_batches_and_equals_an_unbroken_one(
     (tmp_path / "traces.arrow").unlink()
     samples = tmp_path / "samples.jsonl"
     samples.write_bytes(samples.read_bytes()[: samples.stat().st_size // 2])
-    resumed = draw(backend, store=tmp_path)
-    assert resumed.to_dict() == traces.to_dict()
+    assert draw(backend, store=tmp_path).to_dict() == traces.to_dict()
 
 
 def test_a_finished_run_asks_neither_the_model_nor_the_samples(
@@ -195,8 +194,7 @@ def test_a_finished_run_asks_neither_the_model_nor_the_samples(
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == states
     assert again.to_dict() == traces.to_dict()
     (tmp_path / "traces.arrow").unlink()
-    rebuilt = draw(broken, store=tmp_path)
-    assert rebuilt.data.table.equals(again.data.table)
+    assert draw(broken, store=tmp_path).data.table.equals(again.data.table)
 
 
 def test_a_changed_answer_reaches_the_traces_of_samples_drawn_before(llama, tmp_path):

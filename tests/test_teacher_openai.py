@@ -38,8 +38,7 @@ def backend(server, *others, **changes) -> openai.OpenAIBackend:
 
 def draw(source, count: int = 6, **changes):
     options = {"num_samples": 5, "temperature": 0.5, "seed": 1} | changes
-    asked = problems(f"{i}?" for i in range(count))
-    return teacher.sample(asked, source, **options)
+    return teacher.sample(problems(f"{i}?" for i in range(count)), source, **options)
 
 
 ALL = [(f"p/{i}", sample_id) for i in range(6) for sample_id in range(5)]

@@ -29,8 +29,7 @@ def rows(num_questions: int = 3, num_samples: int = 2) -> list[dict]:
 @pytest.fixture
 def recorded(tmp_path):
     """A file as notebook 01 writes it."""
-    path = tmp_path / "traces.parquet"
-    return artifacts.write_dataset(path, as_dataset(rows()))
+    return artifacts.write_dataset(tmp_path / "traces.parquet", as_dataset(rows()))
 
 
 def draw(path, **changes) -> Dataset:

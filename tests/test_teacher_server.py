@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 
 import httpx
 import numpy as np
@@ -27,17 +26,24 @@ pytestmark = pytest.mark.server
 PROBLEMS = problems(["What is 4 + 1?", "What is 9 - 4?"])
 
 
-@contextmanager
-def serving(command: list[str], seconds: float = 120):
+@pytest.fixture(scope="module")
+def llama_cpp():
     """Start a server on a free port of 127.0.0.1, wait for it, stop it."""
+    python = os.environ.get("COTSPEC_LLAMA_PYTHON", sys.executable)
+    tried = [python, "-c", "import llama_cpp.server.app"]
+    if subprocess.run(tried, capture_output=True).returncode:
+        pytest.skip(f"{python} cannot import it; set COTSPEC_LLAMA_PYTHON")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}/v1"
-    command = [*command, "--host", "127.0.0.1", "--port", str(port)]
+    options = ["--model", os.path.join(*models.smollm2_gguf()), "--logits_all", "true"]
+    options += ["--n_ctx", "1024", "--verbose", "false"]
+    options += ["--host", "127.0.0.1", "--port", str(port)]
+    command = [python, "-m", "llama_cpp.server", *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + 120  # seconds
         while time.monotonic() < deadline and process.poll() is None:
             try:
                 httpx.get(f"{url}/models", timeout=5, trust_env=False)
@@ -49,18 +55,6 @@ def serving(command: list[str], seconds: float = 120):
     finally:
         process.terminate()
         process.wait(20)
-
-
-@pytest.fixture(scope="module")
-def llama_cpp():
-    python = os.environ.get("COTSPEC_LLAMA_PYTHON", sys.executable)
-    tried = [python, "-c", "import llama_cpp.server.app"]
-    if subprocess.run(tried, capture_output=True).returncode:
-        pytest.skip(f"{python} cannot import it; set COTSPEC_LLAMA_PYTHON")
-    options = ["--model", os.path.join(*models.smollm2_gguf()), "--logits_all", "true"]
-    options += ["--n_ctx", "1024", "--verbose", "false"]
-    with serving([python, "-m", "llama_cpp.server", *options]) as url:
-        yield url
 
 
 @pytest.mark.parametrize("api", ["completions", "chat"])

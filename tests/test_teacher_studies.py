@@ -85,8 +85,7 @@ def test_accuracy_and_diversity_of_literal_votes():
         "different texts": (2 / 3 + 1) / 2,
         "different answers": 2 / 3,
     }
-    found = table.set_index("measure")["value"].to_dict()
-    assert found == pytest.approx(expected)
+    assert table.set_index("measure")["value"].to_dict() == pytest.approx(expected)
     assert (table["ci_low"] <= table["value"]).all()
 
 
