@@ -18,9 +18,7 @@ def data_dir() -> Path:
     configured = os.environ.get("COTSPEC_DATA")
     folder = Path(configured) if configured else REPOSITORY.parent / "shared" / "data"
     if not (folder / "gsm8k" / "train.jsonl").exists():
-        pytest.skip(
-            "no real data: set COTSPEC_DATA to a folder laid out as README says"
-        )
+        pytest.skip("no real data: set COTSPEC_DATA to a folder laid out as in README")
     os.environ["COTSPEC_DATA"] = str(folder.resolve())
     return folder
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from cotspec.answers import cut_at_next_question, lm_eval_flexible_score, score_math
 
-math_verify_is_slow = pytest.param("math_verify", marks=pytest.mark.slow)
+slow_math_verify = pytest.param("math_verify", marks=pytest.mark.slow)
 
 
 def test_gsm8k_solutions_score_themselves_right(data_dir):
@@ -28,9 +28,7 @@ def test_gsm8k_solutions_score_themselves_right(data_dir):
     assert Counter(s.tier for s in scores) == {"answer_is": 4, "hashes": 8_788}
 
 
-@pytest.mark.parametrize(
-    "scorer", ["reference", "lm_eval_flexible", math_verify_is_slow]
-)
+@pytest.mark.parametrize("scorer", ["reference", "lm_eval_flexible", slow_math_verify])
 def test_every_disagreement_on_real_texts_has_a_listed_cause(data_dir, scorer):
     found = scoring_oracles.disagreements_with(scorer, data_dir)
     assert found == scoring_oracles.explained(scorer)

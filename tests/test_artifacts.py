@@ -15,9 +15,7 @@ ROWS = {
 }
 
 
-def test_a_dataset_comes_back_as_it_was_written_from_the_same_bytes(
-    tmp_path, monkeypatch
-):
+def test_a_dataset_comes_back_as_written_from_the_same_bytes(tmp_path, monkeypatch):
     whole = Dataset.from_dict(ROWS)
     for dataset in (whole, whole.select([1])):  # only the selected rows are written
         one, two = (
@@ -31,9 +29,7 @@ def test_a_dataset_comes_back_as_it_was_written_from_the_same_bytes(
     assert {p.name for p in tmp_path.iterdir()} == {"one.parquet", "two.parquet"}
 
 
-def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(
-    tmp_path, monkeypatch
-):
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatch):
     path = artifacts.write_bytes(tmp_path / "f", b"old")
 
     def full_disk(*_):

@@ -127,9 +127,7 @@ def test_a_checkpoint_gets_predictions_and_accuracies_once(runs, capsys, monkeyp
 
 
 @pytest.mark.slow
-def test_notebook_06_takes_up_the_cells_and_the_command_its_predictions(
-    runs, monkeypatch
-):
+def test_notebook_06_takes_up_cells_and_the_command_its_predictions(runs, monkeypatch):
     for wanted in ("start", "last"):
         assert commands.main([*SMOKE, "--checkpoint", wanted]) == 0
     forbid_decoding(monkeypatch)
@@ -167,9 +165,7 @@ def test_a_checkpoint_of_another_tokenizer_is_refused_before_decoding(
         (["--checkpoint", "3", "train"], "--checkpoint '3'. Allowed: with evaluate"),
     ],
 )
-def test_a_wrong_profile_or_checkpoint_is_one_sentence(
-    runs, capsys, arguments, message
-):
+def test_a_wrong_command_line_is_one_sentence(runs, capsys, arguments, message):
     command = [] if "train" in arguments else ["evaluate"]
     assert commands.main([*command, *SMOKE[1:], *arguments]) == 2
     error = capsys.readouterr().err

@@ -299,9 +299,7 @@ def test_what_is_measured_on_one_checkpoint_is_decoded_together(
     assert len(again) == len(predictions) // 2 + 3
 
 
-def test_a_second_run_trains_and_decodes_nothing(
-    cells, store, predictions, monkeypatch
-):
+def test_a_second_run_trains_or_decodes_nothing(cells, store, predictions, monkeypatch):
     assert predictions.attrs == {"cells": 2, "trained": 2, "decoded": 5}
     assert states(cells, store) == ["finished", "finished"]
     monkeypatch.setattr(experiments.training, "train", None)
@@ -397,9 +395,7 @@ PARTLY = {"examples": INPUTS["examples"].select(np.flatnonzero(IS_ZERO_SHOT))}
         ({"measurements": []}, "cells or measurements: none"),
     ),
 )
-def test_what_is_missing_is_said_before_anything_is_trained(
-    model, tmp_path, given, message
-):
+def test_what_is_missing_is_said_before_any_training(model, tmp_path, given, message):
     with pytest.raises(ValueError, match=message):
         run(**{"cells": [Cell(model, "raw", 0)], "store": tmp_path} | given)
     assert not list(tmp_path.rglob("*.parquet")) + list(tmp_path.rglob("*.csv"))

@@ -261,12 +261,10 @@ def drawn_changes(rows):
 def test_a_line_joins_before_and_after_and_says_whether_the_change_is_clear(after, way):
     gain = after - 0.1
     _, answers, *_ = drawn_changes(outcomes(after, gain - 0.05, gain + 0.05))
-    joined, before, at_end = (
-        [round(x, 2) for x in line.get_xdata()] for line in answers
-    )
+    joined, before, end = ([round(x, 2) for x in line.get_xdata()] for line in answers)
     assert joined == [0.1, after]
     assert before == [0.06, 0.14]
-    assert at_end == [round(after - 0.04, 2), round(after + 0.04, 2)]
+    assert end == [round(after - 0.04, 2), round(after + 0.04, 2)]
     assert answers[0].get_color() == style.CHANGE_STYLES[way].colour
 
 

@@ -108,10 +108,8 @@ def test_every_formula_of_the_series_is_converted():
         for cell in nbformat.read(path, as_version=4).cells:
             if cell.cell_type == "markdown":
                 page = pages._markdown(cell.source)
-                formulas = [
-                    m for m in pages._MATH.finditer(cell.source) if not m["code"]
-                ]
-                assert page.count("<math ") == len(formulas), path.name
+                found = [m for m in pages._MATH.finditer(cell.source) if not m["code"]]
+                assert page.count("<math ") == len(found), path.name
                 assert not re.search(r"\$\\|\\frac", visible(page)), path.name
                 assert not re.search(r"<mi>\\", page), path.name
     # One with an error is shown as code, and costs no page.

@@ -22,9 +22,7 @@ def test_counts_are_those_of_the_profile(problems):
     assert len(set(problems["problem_id"])) == len(problems)
 
 
-def test_real_sets_have_the_validation_problems_that_notebook_07_asks(
-    data_dir, monkeypatch
-):
+def test_real_sets_have_the_validation_problems_of_notebook_07(data_dir, monkeypatch):
     monkeypatch.setenv("COTSPEC_DATA", str(data_dir))
     data = profiles.resolve("smollm2").data
     frame = selection.select_problems(data, seed=0).to_pandas()

@@ -165,9 +165,7 @@ def test_missing_names_what_is_wrong_and_only_that(made_up, monkeypatch):
 
 
 @pytest.mark.parametrize("is_offline", [False, True])
-def test_a_hub_that_does_not_answer_is_noticed_before_its_retries(
-    monkeypatch, is_offline
-):
+def test_a_hub_that_does_not_answer_is_noticed_before_retries(monkeypatch, is_offline):
     """In offline mode the network is never touched, only the hub's cache."""
     touched = []
 
@@ -211,9 +209,7 @@ def test_the_hubs_rows_give_the_same_problems_as_the_folder(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize("name", sources.HUB)
-def test_the_hub_has_the_sets_at_their_revisions_with_the_published_counts(
-    name, monkeypatch
-):
+def test_the_hub_has_sets_at_their_revisions_with_published_counts(name, monkeypatch):
     revision = sources.HUB[name][1]
     assert len(revision) == 40 and int(revision, 16)
     if not sources.is_reachable():
@@ -289,9 +285,7 @@ def test_the_micro_world_loads_in_the_same_schema(monkeypatch):
         ("svamp", {"test": 1_000}),
     ],
 )
-def test_published_counts_and_every_math_gold_scores_itself_right(
-    data_dir, name, counts
-):
+def test_published_counts_and_every_gold_scores_itself_right(data_dir, name, counts):
     problems = tasks.load(name)
     assert Counter(problems["split"]) == counts
     assert len(problems) == len(set(problems["problem_id"]))

@@ -247,9 +247,7 @@ def test_a_question_beyond_the_window_is_named_before_anything_is_sampled(llama)
         draw(HuggingFaceBackend(llama), table)
 
 
-def test_auto_loads_the_model_in_that_precision_and_names_it(
-    monkeypatch, llama, tmp_path
-):
+def test_auto_loads_the_model_in_bfloat16_and_names_it(monkeypatch, llama, tmp_path):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     llama.model.save_pretrained(tmp_path)
     llama.tokenizer.save_pretrained(tmp_path)

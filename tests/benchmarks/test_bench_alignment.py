@@ -30,9 +30,7 @@ def traces(rationales, gpt2):
 
 
 @pytest.mark.parametrize(("num_proc", "bar"), [(1, 900), (2, 1_600)])
-def test_solutions_aligned_per_second(
-    benchmark, monkeypatch, traces, t5, num_proc, bar
-):
+def test_solutions_aligned_a_second(benchmark, monkeypatch, traces, t5, num_proc, bar):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
 
     def align():
