@@ -100,14 +100,15 @@ def needs(stale: Sequence[Notebook]) -> Needs:
         once = cell, profile.training  # whoever else wants it
         weights = _weight_bytes(cell.model)
         kept[(*once, "experiments" in notebook.sections)] = count, weights
-        # What has a checkpoint has fitted, on this card or sharded over several.
-        begun = notebook.run.glob(f"work/{notebook.name}-*/training/checkpoints/*")
-        if num_parameters(cell.model) and not any(begun):
+        if num_parameters(cell.model):
             is_tradeoff = any("ability_grid" in code for code in notebook.code)
             measured = count + 1 if is_tradeoff else 2
             decoding += measured * decoding_hours(cell.model, profile)
             training[once] = training_hours(cell, profile)
-            largest.append((card_bytes(cell.model, profile.training), cell.model))
+            # What has a checkpoint has fitted, on this card or sharded over several.
+            begun = notebook.run.glob(f"work/{notebook.name}-*/training/checkpoints/*")
+            if not any(begun):
+                largest.append((card_bytes(cell.model, profile.training), cell.model))
     # The newest checkpoint of a training that runs holds AdamW's two moments, too.
     newest = 2 * max((weights for _, weights in kept.values()), default=0)
     disk = sum(count * weights for count, weights in kept.values()) + newest

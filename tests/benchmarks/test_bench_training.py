@@ -10,7 +10,8 @@ without tokenising and saving; an epoch is their mean, times its batches. Second
 of the processor.
 
 Padding alone saves 1.56 times, measured in float32 on both sides, one core with AVX2;
-to pad nothing would save 1.6 by the count of operations. The rest is bfloat16's.
+to pad nothing would save 1.6 by the count of operations. The rest of
+the bar is bfloat16's: without it this fails.
 
     COTSPEC_DATA=... pytest tests/benchmarks/test_bench_training.py --benchmark-only -s
 """
@@ -22,7 +23,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from cotspec import batching, models, prompts, tasks, training
+from cotspec import batching, prompts, tasks, training
 from cotspec.profiles import DATA_FORMATS, FormatsConfig, LossConfig, TrainingConfig
 
 NUM_PROBLEMS = 1_000  # with few, lengths have nothing to be sorted by
@@ -106,5 +107,4 @@ def test_training_is_twice_as_fast_as_the_reference_way(
     ratio = their_seconds * len(theirs) / (our_seconds * len(ours))
     benchmark.extra_info["ratio"] = ratio
     print(f"\n{ratio:.2f} x the examples per second")
-    is_half = models.in_precision(CONFIG).precision == "bfloat16"
-    assert ratio >= (2 if is_half else 1.4)
+    assert ratio >= 2
