@@ -15,6 +15,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -442,6 +443,8 @@ def _main(arguments: argparse.Namespace, given: list[str]) -> int:
     for name in FOLDERS:  # kernels run in notebooks/
         if os.environ.get(name):
             os.environ[name] = _absolute(os.environ[name], here)
+            with suppress(FileNotFoundError):  # a loop of links, a file on the way
+                os.stat(os.environ[name])
     os.environ.pop("JUPYTER_PATH", None)  # its python3 kernel would be taken instead
     is_own = not arguments.set and arguments.seed is None
     if arguments.publish and not (is_own and arguments.profile in COMMITTED):
