@@ -13,6 +13,7 @@ from cotspec import profiles
 from cotspec.profiles import NUM_BASES, DataConfig
 from cotspec.report import claims, curves, document, findings, pairing, tables
 from cotspec.report.pairing import MATH_MODE, ZERO_SHOT_MODE, pair
+from cotspec.statistics import MeanSquares
 
 DATA = DataConfig(
     train_task="gsm8k",
@@ -264,6 +265,18 @@ def test_power_no_effect_is_seldom_reproduced_and_a_large_one_mostly(found):
     assert nothing.max() <= 0.05
     assert (nothing <= small).all() and (small <= paper + 0.05).all()
     assert paper["C6"] >= 0.7  # 10 points, 200 problems, five seeds
+
+
+def test_a_larger_run_has_the_same_spreads_and_a_surer_mean():
+    seed, problem, rest = 0.003, 0.05, 0.2  # variances of 5 seeds and 300 problems
+    squares = MeanSquares(5, 300, 300 * seed + rest, 5 * problem + rest, rest)
+    one = claims.Condition("gain", 0.1, 0.0, 0.2, 0.05, 5, squares=squares)
+    s, p, *found = one.enlarged(4, 3).squares
+    assert (s, p) == (20, 900)
+    variance = (found[0] + found[1] - found[2]) / (s * p)
+    assert variance == pytest.approx(seed / 20 + problem / 900 + rest / 18_000)
+    alone = replace(one, squares=MeanSquares(1, 5, 0, seed, 0))  # over seeds
+    assert alone.enlarged(4, 3).squares == MeanSquares(1, 20, 0, seed, 0)
 
 
 def test_several_notebooks_answers_count_once_and_must_agree():

@@ -10,13 +10,12 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from cotspec import artifacts, statistics
 
@@ -60,7 +59,8 @@ class Condition:
         The paper's effect; NaN where it is not known.
     num_problems, num_seeds : int
     squares : MeanSquares, optional
-        Behind an interval over seeds and problems; without, it is one over seeds.
+        Behind the interval; one over seeds alone counts them as problems of one seed.
+        None if there was one seed.
     unit : str
     """
 
@@ -94,16 +94,23 @@ class Condition:
         self, effect: float, count: int, generator: np.random.Generator
     ) -> np.ndarray:
         """Draw the statuses of `count` runs like this one with a true effect."""
-        if self.squares is not None:
-            options = {"count": count, "generator": generator}
-            drawn = statistics.simulate_differences(effect, self.squares, **options)
-            return self.statuses(drawn[:, 1], drawn[:, 2])
-        df = max(1, self.num_seeds - 1)
-        quantile = stats.t.ppf(0.975, df)
-        error = (self.ci_high - self.ci_low) / 2 / quantile
-        means = generator.normal(effect, error, count)
-        half = quantile * error * np.sqrt(generator.chisquare(df, count) / df)
-        return self.statuses(means - half, means + half)
+        options = {"count": count, "generator": generator}
+        drawn = statistics.simulate_differences(effect, self.squares, **options)
+        return self.statuses(drawn[:, 1], drawn[:, 2])
+
+    def enlarged(self, seeds: int, problems: int) -> "Condition":
+        """Return it as of a run with so many times the seeds and problems.
+
+        Only the mean squares change, as `simulate` reads them: each holds the spread of
+        its own kind and the rest (`statistics.MeanSquares`).
+        """
+        s, p, of_seeds, of_problems, rest = self.squares
+        if s == 1:  # over seeds alone
+            seeds, problems = 1, seeds
+        of_seeds = problems * max(0.0, of_seeds - rest) + rest
+        of_problems = seeds * max(0.0, of_problems - rest) + rest
+        larger = s * seeds, p * problems, of_seeds, of_problems, rest
+        return replace(self, squares=statistics.MeanSquares(*larger))
 
 
 @dataclass(frozen=True)
@@ -204,7 +211,9 @@ def _named(rows: list[dict], columns: str) -> pd.DataFrame:
     return table.reindex(columns=columns.split())
 
 
-def power_table(findings: Findings, *, seed: int, count: int = 2_000) -> pd.DataFrame:
+def power_table(
+    findings: Findings, *, seed: int, count: int = 2_000, times: tuple = (1, 1)
+) -> pd.DataFrame:
     """Simulate how often each rule says what in runs with this run's variances.
 
     Parameters
@@ -214,6 +223,8 @@ def power_table(findings: Findings, *, seed: int, count: int = 2_000) -> pd.Data
     seed : int
     count : int
         Runs simulated per claim and world.
+    times : tuple of int
+        How many times this run's seeds and problems they have.
 
     Returns
     -------
@@ -230,7 +241,7 @@ def power_table(findings: Findings, *, seed: int, count: int = 2_000) -> pd.Data
             continue
         for world in ("no effect", "smallest of interest", "the paper's"):
             drawn = [
-                one.simulate(_effect_in(one, world), count, generator)
+                one.enlarged(*times).simulate(_effect_in(one, world), count, generator)
                 for one in finding.conditions
             ]
             said = Counter(map(verdict_of, zip(*drawn, strict=True)))

@@ -331,10 +331,11 @@ def over_seeds(
 ) -> Condition:
     """Return a condition on a mean over seeds, or their bases, by Student's t."""
     values = pairing.independent(by_seed.to_frame().T, model).to_numpy().ravel()
-    interval = values.mean(), np.nan, np.nan  # all that one base for all seeds tells
+    change = values.mean(), np.nan, np.nan, None  # all that one base for all tells
     if len(values) > 1:
-        interval = statistics.paired_difference(np.zeros_like(values), values)[:3]
-    return Condition(label, *interval, smallest, num_seeds=len(values), unit=unit)
+        change = statistics.paired_difference(np.zeros_like(values), values)
+    known = {"num_seeds": len(values), "squares": change[3], "unit": unit}
+    return Condition(label, *change[:3], smallest, **known)
 
 
 def _finding(words: list[str], conditions: list[Condition], missing="") -> Finding:
