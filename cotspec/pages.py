@@ -84,16 +84,14 @@ def _lesson(run: Path, notebook: stages.Notebook) -> dict[str, object]:
     found = _QUESTION.search(texts["markdown"])
     question = re.sub(r"[*`]|\[(.+?)\]\(.+?\)", r"\1", found[1]) if found else ""
     drawn = (run / "figures" / f"{name}.png" for name in _FIGURE.findall(texts["code"]))
-    figure = ""
-    if main := next((path for path in drawn if path.exists()), None):
-        picture = base64.b64encode(main.read_bytes()).decode()
-        figure = _figure(picture, _caption(main))
+    main = next((path for path in drawn if path.exists()), None)
+    picture = main and base64.b64encode(main.read_bytes()).decode()
     return {
         "notebook": notebook,
         "question": question,
         "minutes": math.ceil(minutes),
         "is_finished": stages.read_marker(run, notebook.name) is not None,
-        "figure": figure,
+        "figure": main and _figure(picture, _caption(main)),
     }
 
 

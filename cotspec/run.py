@@ -29,6 +29,7 @@ MIN_FREE = 2 * GIB
 STARTED_IN = "COTSPEC_STARTED_IN"
 FOLDERS = ("COTSPEC_ROOT", "COTSPEC_RUNS", "COTSPEC_DATA")
 BACKEND = "teacher.backend"
+WINDOWS = "formats.max_input_tokens", "evaluation.max_input_tokens"
 # Profiles whose results are in the repository, and where.
 COMMITTED = {profiles.DEFAULT_PROFILE: "figures", "smollm2": "figures/smollm2"}
 MODEL_FIELDS = (
@@ -319,15 +320,18 @@ def _data(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[st
 def _models(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[str]:
     """Faults of every model: all students, not only the profile's own."""
     starts = {MODEL_FIELDS[0]: used["student.start"], MODEL_FIELDS[2]: {"raw"}}
-    frozen = max(used["training.num_frozen_layers"], default=0)
     for field in (*MODEL_FIELDS, "student.tokenizer"):
         is_remote = field == "teacher.model" and "huggingface" not in used[BACKEND]
         for name in () if is_remote else sorted(used[field] - {None}):
             try:
-                layers = _look_for(field, name, starts.get(field, ()), is_online)
-                if field in MODEL_FIELDS[:3] and frozen > layers:
-                    said = f"training.num_frozen_layers: {frozen}. Allowed for {name}:"
-                    yield f"{said} 0 to {layers} (0 with an encoder)"
+                layers, most = _look_for(field, name, starts.get(field, ()), is_online)
+                # A decoder alone writes behind its input.
+                most -= bool(layers) * max(used["evaluation.max_new_tokens"], default=0)
+                limits = [("training.num_frozen_layers", layers)]
+                limits += [(window, most) for window in WINDOWS]
+                for limit, allowed in limits if field in MODEL_FIELDS[:3] else ():
+                    if (given := max(used[limit], default=0)) > allowed:
+                        yield f"{limit}: {given}. Allowed for {name}: 0 to {allowed}"
             except ValueError as error:
                 yield str(error)
     odd = (used["student.tokenizer"] | used["student.revision"]) - {None, ""}
@@ -338,8 +342,11 @@ def _models(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[
 
 def _look_for(
     field: str, name: str, starts: Collection[str], is_online: Callable[[], bool]
-) -> int:
-    """Return a decoder's layers, 0 with an encoder; ValueError: it is not to be had."""
+) -> tuple[int, int]:
+    """Return a decoder's layers, 0 with an encoder, and its places for tokens.
+
+    ValueError: it is not to be had.
+    """
     from cotspec import models
     from cotspec.micro import shipped
 
@@ -349,15 +356,16 @@ def _look_for(
         shipped.load("teacher")
     elif name == models.SMOLLM2:
         models.smollm2_gguf()
-        return models.SMOLLM2_LAYERS
+        return models.SMOLLM2_LAYERS, sys.maxsize
     elif name.startswith(shipped.MICRO_PREFIX) and field != "teacher.model":
         for start in starts:
             shipped.load_student(name, start)
     else:
         config = models.load_config(name, field, local_files_only=not is_online())
-        has_encoder = getattr(config, "is_encoder_decoder", False)
-        return 0 if has_encoder else config.get_text_config().num_hidden_layers
-    return 0
+        text, has_encoder = config.get_text_config(), config.is_encoder_decoder
+        most = getattr(text, "max_position_embeddings", None) or sys.maxsize
+        return 0 if has_encoder else text.num_hidden_layers, most
+    return 0, sys.maxsize
 
 
 def _teacher(used: Mapping[str, set]) -> Iterator[str]:
@@ -417,9 +425,8 @@ def choose(series: list[stages.Notebook], only: str | None) -> frozenset[str]:
     for prefix in names if only is None else only.split(","):
         found = [name for name in names if name.startswith(prefix.strip())]
         if len(found) != 1:
-            said = f"--only: {prefix!r} names {len(found)} notebooks"
-            known = ", ".join(names)
-            raise ValueError(f"{said}. Allowed: {known} (or their numbers)")
+            said = f"--only: {prefix!r} names {len(found)} notebooks. Allowed:"
+            raise ValueError(f"{said} {', '.join(names)} (or their numbers)")
         chosen.update(found)
     return frozenset(chosen)
 
@@ -448,9 +455,9 @@ def _main(arguments: argparse.Namespace, given: list[str]) -> int:
     os.environ.pop("JUPYTER_PATH", None)  # its python3 kernel would be taken instead
     is_own = not arguments.set and arguments.seed is None
     if arguments.publish and not (is_own and arguments.profile in COMMITTED):
-        known = ", ".join(COMMITTED)
+        known = f"{', '.join(COMMITTED)} (their results are committed)"
         said = f"--publish: --profile {arguments.profile}. Allowed: {known}"
-        raise ValueError(f"{said} (their results are committed), no --set and --seed")
+        raise ValueError(f"{said}, no --set and --seed")
     overrides = overrides_of(arguments.profile, arguments.set, here)
     asked = arguments.profile, arguments.seed, overrides
     series = stages.load_series(artifacts.repository_root())

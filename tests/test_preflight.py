@@ -185,16 +185,16 @@ def test_a_card_that_is_too_small_is_refused_before_it_is_filled(monkeypatch, ca
 
 
 @pytest.mark.parametrize("name", ["smollm2", "local"])
-def test_more_frozen_layers_than_a_decoder_has_are_refused_before_any_work(
+def test_what_a_decoder_has_too_few_layers_or_positions_for_is_refused_before_any_work(
     tmp_path, monkeypatch, name
 ):
     monkeypatch.setattr("cotspec.models.smollm2_gguf", lambda: None)
-    config = transformers.LlamaConfig(num_hidden_layers=30)
-    config.save_pretrained(tmp_path)
+    transformers.GPT2Config(n_layer=30).save_pretrained(tmp_path)  # 1,024 positions
     student = name if name == "smollm2" else str(tmp_path)
     for count in (30, 31):
         given = {"student.model": student, "training.num_frozen_layers": count}
         given["teacher.backend"] = "recorded"  # one fault at least
-        message = problem("smoke", "01,05", given)
-        said = f"num_frozen_layers: 31. Allowed for {student}: 0 to 30"
-        assert (said in message) == (count == 31)
+        message = problem("flan-t5-small", "01,05,06", given)
+        said = f". Allowed for {student}: 0 to"
+        assert (f"num_frozen_layers: 31{said} 30" in message) == (count == 31)
+        assert (f"max_input_tokens: 1024{said} 768" in message) == (name == "local")
