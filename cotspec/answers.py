@@ -131,6 +131,8 @@ def final_number(completion: str) -> tuple[Fraction | None, str]:
         if number is not None:
             return number, tier
     *_, (number, match) = [(None, None), *_numbers(text)]
+    if match and statements and match.end() <= statements[-1].start():
+        return None, "none"  # "She has 18. The answer is unknown."
     if match is None or match.start() in {m.end() for m in _PART_OF.finditer(text)}:
         return None, "none"
     before, end = text[: match.start()], match.end()

@@ -125,8 +125,9 @@ def _advance(
         return
     row.tokens.append(token)
     row.text += vocabulary[token]
-    # What follows decides whether a period ends a sentence; at the limit, nothing.
-    row.cut = find_end(bytes(row.text) + b"\n" * is_last)
+    # What follows decides whether a period ends a sentence; at the limit, nothing. A
+    # number without one may go on there.
+    row.cut = find_end(bytes(row.text) + b" " * is_last)
     if row.cut is not None:
         row.finish_reason = "stop"
     elif is_last:

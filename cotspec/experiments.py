@@ -351,11 +351,9 @@ class Grid:
         found = [*self.examples.unique("data_format"), *self.aligned]
         needed = [*cell.data_formats, *filter(None, [cell.targets])]
         if missing := [name for name in needed if name not in found]:
-            raise ValueError(
-                f"inputs.examples, inputs.aligned: {', '.join(found)}; a cell learns "
-                f"from {', '.join(missing)}. Run notebook 03 with its "
-                "formats.data_formats, 04 with its alignment.method"
-            )
+            said = f"inputs.examples, inputs.aligned: {', '.join(found)}; a cell learns"
+            said += f" from {', '.join(missing)}. Run notebook 03 with its formats."
+            raise ValueError(f"{said}data_formats, 04 with its alignment.method")
         targets = self.aligned.get(cell.targets)
         parts = {
             "base": [cell.model, cell.start, self._base(cell).digest],

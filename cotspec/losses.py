@@ -108,7 +108,8 @@ def distribution_matching(
     # It checks itself.
     LossConfig(tail=tail, divergence=divergence, cross_entropy_weight=share)
     rows = (labels.flatten() != IGNORED).nonzero().squeeze(1)  # (N,)
-    teacher = teacher_ids, _at_least_float32(teacher_probs)
+    named = teacher_ids.masked_fill(teacher_probs <= 0, 0)  # an empty slot names none
+    teacher = named, _at_least_float32(teacher_probs)
     ids, probs = _merge_duplicates(*(part.flatten(0, -2)[rows] for part in teacher))
     is_candidate = probs > 0
     asked = logits.flatten(0, -2), rows, ids, is_candidate

@@ -71,11 +71,10 @@ class Student:
         ends, own = end_ids(self.model, self.tokenizer), self.tokenizer.eos_token_id
         # Without its files a tokenizer has its special tokens only.
         if not rows / 2 <= len(self.tokenizer) <= rows or own not in ends:
-            raise ValueError(
-                f"student {self.name!r}: model and tokenizer do not belong together: "
-                f"{rows} embeddings for {len(self.tokenizer)} entries, end token "
-                f"{sorted(ends)} for {own}. Load the tokenizer saved with the model"
-            )
+            said = f"student {self.name!r}: model and tokenizer do not belong together"
+            said += f": {rows} embeddings for {len(self.tokenizer)} entries, end token "
+            remedy = "Load the tokenizer saved with the model"
+            raise ValueError(f"{said}{sorted(ends)} for {own}. {remedy}")
 
 
 @dataclass(frozen=True)
@@ -191,10 +190,9 @@ def _reach(auto, field: str, source: str, revision: str | None = None, **options
         return found[0] if is_model else found
     except Exception as error:  # a torn file fails in many ways
         said = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:160]}"
-        raise ValueError(
-            f"{field}: cannot load {source!r} ({said}). Allowed: a folder with a whole "
-            f"model (--set {field}=/path/to/model) or, online, a name on the hub"
-        ) from error
+        allowed = f"a folder with a whole model (--set {field}=/path/to/model) or,"
+        said = f"{field}: cannot load {source!r} ({said}). Allowed: {allowed}"
+        raise ValueError(f"{said} online, a name on the hub") from error
 
 
 def load_tokenizer(source: str, revision: str | None = None) -> PreTrainedTokenizerBase:

@@ -76,7 +76,7 @@ def _located(name: str, value: object, folder: Path) -> object:
 
 
 def _absolute(path: str, folder: Path) -> str:
-    return os.path.abspath(folder / os.path.expanduser(path))
+    return os.path.abspath(folder / os.path.expanduser(str(path)))
 
 
 def stale_because(
@@ -273,34 +273,29 @@ def preflight(stale: Sequence[stages.Notebook]) -> None:
 def _room(needs: sizing.Needs, notebook: stages.Notebook) -> Iterator[str]:
     """Faults of the disk; say what a FlanT5 needs; faults of the machine's card."""
     run = notebook.run
-    existing = next(p for p in (run, *run.parents) if p.exists())
+    place = next(p for p in (run, *run.parents) if p.exists())
     begun = [p.lstat() for part in ("work", "store") for p in (run / part).rglob("*")]
     there = sum({stat.st_ino: stat.st_size for stat in begun}.values())
-    room = shutil.disk_usage(existing).free + there
+    room = shutil.disk_usage(place).free + there
     needed = needs.disk + MIN_FREE
     if room < needed:
-        yield (
-            f"disk: {room / GIB:,.1f} GiB at {existing}. Allowed: {needed / GIB:,.1f}, "
-            f"{needs.disk / GIB:,.1f} of them for checkpoints; set COTSPEC_RUNS, fewer "
-            "training.num_checkpoints or experiments.seeds"
-        )
+        said = f"disk: {room / GIB:,.1f} GiB at {place}. Allowed: {needed / GIB:,.1f}"
+        remedy = "set COTSPEC_RUNS, fewer training.num_checkpoints or experiments.seeds"
+        yield f"{said}, {needs.disk / GIB:,.1f} of them for checkpoints; {remedy}"
     if needs.card:
         import torch
 
-        _say(
-            f"needs: largest student {needs.student}, {needs.card / GIB:.0f} GiB of a "
-            f"card, {needs.disk / GIB:.0f} GiB of disk, about {needs.hours:.1f} h on "
-            f"one card of {sizing.card_of(notebook.profile).name} (computed, not "
-            "measured; without the teacher's sampling)"
-        )
+        card = sizing.card_of(notebook.profile).name
+        said = f"largest student {needs.student}, {needs.card / GIB:.0f} GiB of a card"
+        said += f", {needs.disk / GIB:.0f} GiB of disk, about {needs.hours:.1f} h on a"
+        _say(f"needs: {said} card of {card} (computed; without the teacher's sampling)")
         is_there = torch.cuda.is_available()
         card = torch.cuda.get_device_properties(0).total_memory if is_there else 2**60
         if needs.card > card:
-            yield (
-                f"card: {card / GIB:.0f} GiB. Allowed: {needs.card / GIB:.0f}; set a "
-                "smaller training.batch_tokens (with more gradient_accumulation_steps),"
-                " training.activation_checkpointing=true or optimizer=adafactor"
-            )
+            said = f"card: {card / GIB:.0f} GiB. Allowed: {needs.card / GIB:.0f}; set a"
+            remedy = "smaller training.batch_tokens (more gradient_accumulation_steps),"
+            remedy += " training.activation_checkpointing=true or optimizer=adafactor"
+            yield f"{said} {remedy}"
 
 
 def _data(used: Mapping[str, set], is_online: Callable[[], bool]) -> Iterator[str]:

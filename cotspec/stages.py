@@ -567,11 +567,10 @@ def find_artifacts(reads: Mapping[str, str], run: Path) -> dict[str, Entry]:
             found[name] = marker.artifacts[name]
     if missing := [name for name in reads if name not in found]:
         unfinished = dict.fromkeys(reads[name] for name in missing)
-        raise ValueError(
-            f"{', '.join(missing)}: {', '.join(unfinished)} has not finished in {run}. "
-            f"Run it first: ./run_all.sh --profile {run.name} --only "
-            + ",".join(stage.split("_")[0] for stage in unfinished)
-        )
+        said = f"{', '.join(unfinished)} has not finished in {run}. Run it first:"
+        command = f"./run_all.sh --profile {run.name} --only "
+        command += ",".join(stage.split("_")[0] for stage in unfinished)
+        raise ValueError(f"{', '.join(missing)}: {said} {command}")
     return found
 
 

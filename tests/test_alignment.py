@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cotspec.alignment import SOFT_RULES, Rule, TeacherTrace, align, align_all
 from cotspec.alignment.matching import equal_partners
+from cotspec.alignment.records import token_bytes
 from cotspec.alignment.student import vocabulary_bytes
 
 SENTENCES = [
@@ -293,7 +294,7 @@ LAST_TOKENS = {
         {"▁May": 0.7, "▁April": 0.2},
     ),
     "a candidate gets a mark for its space, within a word none": (
-        [MAY, {"s": 0.5, " in": 0.3, "in": 0.1}],
+        [MAY, {"s": 0.5, " in": 0.3, "in": 0.1, "[INST]": 0.05}],
         {"s": 0.5, "▁in": 0.3, "in": 0.1},
     ),
     "colliding candidates add": (
@@ -583,6 +584,12 @@ def test_bad_traces_are_dropped_and_counted_and_one_alone_is_an_error(t5):
                 align(trace, t5)
 
 
+def test_where_bytes_spell_all_the_unknown_token_is_a_control_token_too(gpt2):
+    assert gpt2.unk_token == "<|endoftext|>"
+    given = [steps({"a <|endoftext|> b": 0.5})]
+    assert align_all(given, gpt2).reasons == ["control_token"]
+
+
 def test_a_text_without_student_tokens_is_empty_and_no_text_is_no_error(t5):
     for method in ("offsets", "dtw"):
         assert align_all([steps({"\x01": 0.5})], t5, method=method).reasons == ["empty"]
@@ -644,6 +651,7 @@ def test_a_last_token_that_was_cut_is_cut_among_its_alternatives_too(t5):
 
 
 def test_partial_characters_of_token_strings_are_bytes():
+    assert token_bytes("bytes: 5") == b"bytes: 5"  # a text that only begins so
     rows = [("bytes: \\\\xc3", 0.5), ("/", 0.5)], [("bytes:\\xa9", 1.0), ("a", 0.0)]
     trace = TeacherTrace.from_token_strings(rows)
     assert trace.text == " é"

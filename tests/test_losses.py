@@ -210,8 +210,8 @@ def test_probabilities_of_colliding_candidates_add():
 def test_empty_slots_change_nothing_even_where_token_0_is_a_candidate():
     for candidates in ({0: 0.6, 2: 0.1}, {1: 0.6, 2: 0.1}):
         batch = one_position(candidates)
-        for name in ("teacher_ids", "teacher_probs"):
-            batch[name] = F.pad(batch[name], (0, 2))
+        for name, empty in (("teacher_ids", -1), ("teacher_probs", 0.0)):
+            batch[name] = F.pad(batch[name], (0, 2), value=empty)
         loss = losses.distribution_matching(**batch).item()
         assert loss == pytest.approx(loss_of(candidates), abs=1e-12)
 

@@ -27,13 +27,15 @@ def test_each_reason_and_what_was_predicted():
         ("a", "I do not know."),
         ("a", "The answer is 12", LENGTH),
         ("a", "The answer is 12", {"finish_reason": "abort"}),
+        ("a", "The answer is 12.\n\nQ: More?\nA: The answer is 3."),
+        ("a", "The answer is 12.</s> next"),
         ("a", "The answer is 12.", {"token_bytes": [b"The answer is 12!"]}),
     )
-    reasons = ["", "wrong", "no_answer", *["truncated"] * 2, "unaligned"]
+    reasons = ["", "wrong", "no_answer", *["truncated"] * 4, "unaligned"]
     assert result["drop_reason"][:] == reasons
     assert filtering.kept(result)["sample_id"][:] == [0]
-    assert result["predicted_answer"][:] == ["12", "25/2", None, "12", "12", "12"]
-    assert result["is_correct"][:] == [True, False, False, True, True, True]
+    assert result["predicted_answer"][:] == ["12", "25/2", None, *["12"] * 5]
+    assert result["is_correct"][:] == [True, False, False, *[True] * 5]
 
 
 ONE_DUPLICATE = (

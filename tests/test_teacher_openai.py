@@ -13,7 +13,7 @@ from test_teacher_store import problems
 from cotspec import teacher
 from cotspec.profiles import TeacherConfig
 from cotspec.prompts import teacher_prompt
-from cotspec.teacher import openai
+from cotspec.teacher import openai, traces
 from cotspec.teacher.traces import Completion, sample_seed
 
 KEY = "sk-not-a-real-key-1234567890"
@@ -239,6 +239,7 @@ def test_an_entry_of_chat_names_its_token_once(changes, num_alternatives):
         ("content_filter", " a.", "length"),
         (None, " a.", "length"),
         ("abort", "The answer is 18.", "stop"),
+        ("abort", "The answer is 18", "length"),  # perhaps of 180
     ],
 )
 def test_anything_but_stop_is_no_end_unless_the_answer_came(reason, text, read):
@@ -254,6 +255,8 @@ def test_anything_but_stop_is_no_end_unless_the_answer_came(reason, text, read):
         (b'{"object": "error", "message": "too long"}', openai.Busy),
         (b'{"detail": "Model not found"}', openai.Busy),
         (b'{"error": {"code": "insufficient_quota"}}', openai.ServerError),
+        (b'{"choices": null, "error": "Provider down"}', openai.Busy),
+        (b'{"choices": [{"text": "", "error": "torn"}]}', openai.Busy),
         (b"[" * 100_000, openai.InvalidReply),
         (b"null", openai.InvalidReply),
         (b'{"choices": [3]}', openai.InvalidReply),
@@ -274,6 +277,23 @@ def test_the_server_is_openais_and_a_key_over_plain_http_is_warned_of(caplog):
         assert not caplog.text
         openai.OpenAIBackend(TeacherConfig(backend="openai", base_urls=urls))
     assert "example.invalid unencrypted" in caplog.text and KEY not in caplog.text
+
+
+@pytest.mark.parametrize("key", ["sk-A\nsk-B", "sk-é"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(ValueError, match="OPENAI_API_KEY") as raised:
+        openai.OpenAIBackend(TeacherConfig(backend="openai"))
+    assert "sk-" not in str(raised.value)
+
+
+def test_another_api_s_samples_are_others():
+    asked = traces.Request("a", "?", "Q: ?"), traces.SamplingOptions(1, 0.5, 0)
+    keys = []
+    for api in ("completions", "chat"):
+        backend = openai.OpenAIBackend(TeacherConfig(backend="openai", api=api))
+        keys += traces.sample_keys(backend, *asked)
+    assert len(set(keys)) == 2
 
 
 # --- is a server fit to teach? --------------------------------------------------------

@@ -132,7 +132,7 @@ def token_bytes(token: str) -> bytes:
     >>> token_bytes(" é"), token_bytes("bytes: \\xc3")
     (b' \xc3\xa9', b' \xc3')
     """
-    if not token.startswith("bytes:"):
+    if not token.startswith("bytes:") or "\\x" not in token:
         return token.encode("utf-8", "surrogatepass")
     spelled = token.removeprefix("bytes:").replace("\\\\", "\\").encode()
     return _ESCAPED.sub(lambda found: bytes.fromhex(found[1].decode()), spelled)

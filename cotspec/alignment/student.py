@@ -22,7 +22,8 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 # Control tokens of this and of other models: as a teacher's alternative they spell
 # nothing, whatever their letters are.
 _CONTROL = re.compile(
-    rb"<\|[^<>|]*\|>|<\xef\xbd\x9c[^<>]*\xef\xbd\x9c>|</?s>|<(?:eos|bos|pad|unk|end_of_turn)>"
+    rb"<\|[^<>|]*\|>|<\xef\xbd\x9c[^<>]*\xef\xbd\x9c>|</?s>|\[/?INST\]"
+    rb"|<(?:eos|bos|pad|unk|(?:start|end)_of_turn)>"
 )
 _REMEMBERED = 2**17  # pieces of text whose first token is kept
 
@@ -101,7 +102,9 @@ class StudentTokenizer:
         self._inside = Tokenizer.from_str(json.dumps(raw))
         self._is_byte_level = "ByteLevel" in json.dumps(raw["pre_tokenizer"])
         self._special = special | set(tokenizer.all_special_ids)
-        self.control_ids = self._special - {tokenizer.unk_token_id}
+        # Bytes spell all, so there the unknown token is a control token like others.
+        unknown = {tokenizer.unk_token_id} if not self._is_byte_level else set()
+        self.control_ids = self._special - unknown
         self.spelled = vocabulary_bytes(tokenizer)
         vocabulary = tokenizer.get_vocab()
         self._byte_ids = {i for t, i in vocabulary.items() if _BYTE_TOKEN.fullmatch(t)}

@@ -67,6 +67,10 @@ STATUS_STYLES = _styles("status")
 SERIES_STYLES = tuple(_styles("series").values())
 
 
+# Decorates a chart function: our look holds while it draws, the caller's comes back.
+in_our_look = matplotlib.style.context(LOOK)
+
+
 class Chart(Figure):
     """A figure without pyplot's global state that a notebook shows as a picture.
 
@@ -74,14 +78,11 @@ class Chart(Figure):
     `_repr_png_` is the method it asks any object for.
     """
 
+    @in_our_look
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=140)
         return buffer.getvalue()
-
-
-# Decorates a chart function: our look holds while it draws, the caller's comes back.
-in_our_look = matplotlib.style.context(LOOK)
 
 
 def new_chart(height: float, width: float = FULL_WIDTH, **grid: object):

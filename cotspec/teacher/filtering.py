@@ -43,8 +43,9 @@ def filter_traces(traces: Dataset, config: FilterConfig) -> Dataset:
     earlier: dict[str, list[frozenset]] = defaultdict(list)
     verdicts = []
     for row in traces.select_columns(columns):
-        score = _score(row)
-        if row["finish_reason"] != "stop":
+        score, text = _score(row), row["completion"].replace("\r\n", "\n")
+        # One that ran on, into a next question or control tokens, did not end either.
+        if row["finish_reason"] != "stop" or answers.cut_at_next_question(text) != text:
             reason = "truncated"
         elif score.no_answer:
             reason = "no_answer"

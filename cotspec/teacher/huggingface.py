@@ -113,11 +113,10 @@ class HuggingFaceBackend:
         window = getattr(config, "max_position_embeddings", None) or math.inf
         for request, ids in zip(requests, token_ids, strict=True):
             if len(ids) + self.max_new_tokens > window:
-                raise ValueError(
-                    f"problem {request.problem_id!r}: {len(ids)} tokens of prompt and "
-                    f"{self.max_new_tokens} new ones; {self.teacher.name} reads "
-                    f"{window}. Lower teacher.num_demonstrations or .max_new_tokens"
-                )
+                said = f"problem {request.problem_id!r}: {len(ids)} tokens of prompt, "
+                said += f"{self.max_new_tokens} new; {self.teacher.name} reads {window}"
+                remedy = "Lower teacher.num_demonstrations or .max_new_tokens"
+                raise ValueError(f"{said}. {remedy}")
 
     @torch.no_grad()  # holds for one thread
     def _write(

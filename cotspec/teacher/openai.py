@@ -63,7 +63,7 @@ def failure(said: str, after: float = 0.0) -> Busy | ServerError:
     return Busy(said, after)
 
 
-_TRANSIENT = (Busy, httpx.TransportError, asyncio.TimeoutError)
+_TRANSIENT = (Busy, httpx.RequestError, asyncio.TimeoutError)
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
@@ -75,12 +75,14 @@ class OpenAIBackend:
     backoff = 0.5  # seconds before the first retry, doubled at each
 
     def __init__(self, config: TeacherConfig):
-        self.config, self.model = config, config.model
+        self.config, self.model, self.api = config, config.model, config.api
         self.max_new_tokens, self.top_k = config.max_new_tokens, config.top_k
         bases = config.base_urls or (OPENAI_URL,)
         urls = [url.rstrip("/") + PATHS[config.api] for url in bases]
         self.urls = cycle(urls)
         self.key = os.environ.get("OPENAI_API_KEY", "").strip()  # a file ends in "\n"
+        if not (self.key.isascii() and self.key.isprintable()):
+            raise ValueError("OPENAI_API_KEY. Allowed: one line of plain ASCII")
         for url in map(httpx.URL, urls):
             if self.key and url.scheme == "http" and url.host not in _NEAR:
                 said = "teacher.base_urls: the key goes to %s unencrypted"
@@ -259,10 +261,12 @@ def read_reply(content: bytes, *, top_k: int, n: int) -> dict[int, Completion]:
     try:
         reply = json.loads(content)
         given = map(reply.get, ("error", "message", "detail"))
-        if "choices" not in reply and (said := next(filter(None, given), None)):
+        if not reply.get("choices") and (said := next(filter(None, given), None)):
             raise failure(f"the server says {said}")
         found = {}
         for position, choice in enumerate(reply["choices"]):
+            if choice.get("error"):  # some put it here, beside an empty text
+                raise failure(f"the server says {choice['error']}")
             index = choice.get("index", position)
             if index in range(n) and index not in found:
                 found[int(index)] = read_choice(choice, top_k=top_k)
@@ -289,8 +293,10 @@ def read_choice(choice: Mapping, *, top_k: int) -> Completion:
     steps = [_read_entry(entry, top_k) for entry in entries]
     encoded = (text or "").encode()
     end = find_end(encoded + b"\n")
-    # Only "stop" is an end: "abort", "content_filter" and the like tear a text.
-    reason = "stop" if choice.get("finish_reason") == "stop" or end else "length"
+    # Only "stop" is an end: "abort", "content_filter" and the like tear a text, perhaps
+    # in its last number.
+    has_ended = choice.get("finish_reason") == "stop" or find_end(encoded + b" ")
+    reason = "stop" if has_ended else "length"
     pieces = [piece for piece, *_ in steps]
     if b"".join(pieces).startswith(encoded):
         encoded = encoded[:end]
@@ -365,8 +371,6 @@ def check_temperature(warm: Completion, cold: Completion) -> None:
     second = dict(zip(cold.topk_bytes[0], cold.topk_logprobs[0], strict=True))
     gaps = [abs(first[piece] - second[piece]) for piece in first.keys() & second.keys()]
     if gaps and max(gaps) > 0.2:  # nats; batching changes them by less
-        raise ServerError(
-            f"the server's log-probabilities differ by {max(gaps):.2f} nats between "
-            "temperatures 1 and 0.5; they must be those at 1 (vLLM: --logprobs-mode "
-            "raw_logprobs)"
-        )
+        said = f"differ by {max(gaps):.2f} nats between temperatures 1 and 0.5; they"
+        remedy = "must be those at 1 (vLLM: --logprobs-mode raw_logprobs)"
+        raise ServerError(f"the server's log-probabilities {said} {remedy}")

@@ -136,13 +136,15 @@ def sample_keys(
 ) -> list[str]:
     """Return the identity of each sample: 32 hexadecimal digits of a SHA-256.
 
-    It covers model, problem, prompt, temperature, limits, seed and sample index; not
+    It covers model, API, problem, prompt, temperature, limits, seed and sample; not
     the number of samples, so that a larger run finds those of a smaller one.
     """
     shared = [backend.model, request.problem_id, request.prompt, options.temperature]
     shared += [backend.max_new_tokens, backend.top_k, options.seed]
     if backend.model == WRITTEN:
         shared.append(request.solution)
+    if getattr(backend, "api", "completions") != "completions":  # keys older than that
+        shared.append(backend.api)
     # Hashed once: the prompt is long, and a question has forty samples.
     begun = hashlib.sha256(json.dumps(shared)[:-1].encode())
     keys = []
