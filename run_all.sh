@@ -127,6 +127,6 @@ unset PYTHONDONTWRITEBYTECODE PYTHONHOME
 
 case "${1:-}" in
     --test) shift; export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"; exec "$bin/python" -m pytest "$@" ;;
-    --lab) shift; exec "$bin/jupyter" lab --notebook-dir="$root/notebooks" "$@" ;;
+    --lab) shift; unset COTSPEC_STARTED_IN; exec "$bin/jupyter" lab --notebook-dir="$root/notebooks" "$@" ;;
     *) exec "$bin/python" -m cotspec.run "$@" ;;
 esac
