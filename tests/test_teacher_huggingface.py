@@ -229,6 +229,15 @@ def test_choose_inverts_the_cumulative_distribution():
     assert decoding.choose(logprobs, 0.5, uniforms).tolist() == [0, 1, 1, 2]
 
 
+def test_a_number_at_the_limit_may_be_torn():
+    for text, reason in {
+        b"The answer is 18": "length",
+        b"answer is 18.": "stop",
+    }.items():
+        decoding._advance(row := decoding.Row(), 0, [text], frozenset(), True)
+        assert row.finish_reason == reason
+
+
 def test_problem_ids_must_be_unique():
     twice = PROBLEMS.select([0, 0])
     with pytest.raises(ValueError, match="problem_id: 'p/0' occurs more than once"):
