@@ -114,7 +114,8 @@ def final_number(completion: str) -> tuple[Fraction | None, str]:
     ratio ("9*2", "5 eggs + 3", "10^6", "3:2"), that something should follow ("18 +",
     "18 eggs =", "18,"), that is one of two ("17 or 18", "17 to 18") or that is denied
     ("not 18", "I doubt that it is 18", "at least 18", "almost 18", "18?"), that belongs
-    to a name ("mp3") or is a group of another ("80 000"). "About 18" is 18, rounded.
+    to a name ("mp3") or is a group of another ("80 000"), or that stands before an
+    "answer is" which names none. "About 18" is 18, rounded.
     No tier gives a number that later words take back: an admission ("I made a mistake")
     or a contrast that names another ("However, after the tax it is 3").
     """

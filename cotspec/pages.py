@@ -91,7 +91,7 @@ def _lesson(run: Path, notebook: stages.Notebook) -> dict[str, object]:
         "question": question,
         "minutes": math.ceil(minutes),
         "is_finished": stages.read_marker(run, notebook.name) is not None,
-        "figure": main and _figure(picture, _caption(main)),
+        "figure": _figure(picture, _caption(main)) if main else "",
     }
 
 

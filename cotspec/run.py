@@ -102,7 +102,7 @@ def stale_because(
     return stages.explain(marker.key_parts, _key(notebook)) or [
         f"{name} is missing or changed"
         for name, entry in marker.artifacts.items()
-        if artifacts.identity(notebook.run / entry.path) != entry.sha256[:16]
+        if not entry.sha256.startswith(artifacts.identity(notebook.run / entry.path))
     ]
 
 

@@ -5,7 +5,6 @@ numbers come from. What needs the run's own artifacts is checked where that run 
 """
 
 import functools
-import importlib
 import json
 import re
 
@@ -16,10 +15,11 @@ import pytest
 from conftest import REPOSITORY
 
 from cotspec import artifacts
+from cotspec.report import pairing
+from cotspec.teacher import studies
 
 ENTRIES = json.loads((REPOSITORY / "tests/lesson_numbers.json").read_text("utf-8"))
 FIGURES, RUN = REPOSITORY / "figures", artifacts.run_dir("micro") / "artifacts"
-MODULES = "answers statistics teacher.studies report.pairing".split()
 SPELLED = "zero one two three four five six seven eight nine ten".split()
 NUMBER = rf"[-−]?\d[\d,]*(?:\.\d+)?|\b(?:{'|'.join(SPELLED[2:])})\b"
 
@@ -42,6 +42,12 @@ def is_published():  # a run with --seed or --set lies in the same folder
     return path.exists() and path.read_bytes() == ours.read_bytes()
 
 
+# What an expression may name.
+NAMES = {"figure": figure, "table": table, "pairing": pairing, "studies": studies}
+NAMES |= {"np": np}
+
+
+@functools.cache
 def said_in(notebook):
     cells = nbformat.read(REPOSITORY / f"notebooks/{notebook}.ipynb", 4).cells
     return "\n".join(c.source for c in cells if c.cell_type == "markdown")
@@ -54,10 +60,7 @@ def test_a_number_in_prose_is_the_runs(entry):
     assert said_in(entry["notebook"]).count(entry["words"]) == 1
     if entry["needs"] == "run" and not is_published():
         pytest.skip("needs the run of the committed figures, in runs/micro")
-    modules = [importlib.import_module(f"cotspec.{name}") for name in MODULES]
-    names = {one.__name__.rpartition(".")[2]: one for one in modules}
-    tools = {"figure": figure, "table": table, "pd": pd, "np": np, "re": re}
-    values = eval(entry["value"], tools | names)
+    values = eval(entry["value"], NAMES)
     numbers = re.findall(NUMBER, entry["words"])
     for number, value in zip(numbers, values, strict=True):
         number = str(SPELLED.index(number)) if number in SPELLED else number

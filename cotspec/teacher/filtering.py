@@ -36,8 +36,8 @@ def filter_traces(traces: Dataset, config: FilterConfig) -> Dataset:
 
     Notes
     -----
-    PAPER: every right solution is kept. HERE: the same, less those that did not end;
-    duplicates and a cap are options.
+    PAPER: every right solution is kept. HERE: the same, less those that did not end,
+    or ran on behind their end; duplicates and a cap are options.
     """
     columns = [c for c in traces.column_names if not c.startswith(("topk", "token_l"))]
     earlier: dict[str, list[frozenset]] = defaultdict(list)

@@ -10,8 +10,8 @@ without tokenising and saving; an epoch is their mean, times its batches. Second
 of the processor.
 
 Padding alone saves 1.56 times, measured in float32 on both sides, one core with AVX2;
-to pad nothing would save 1.6 by the count of operations. The rest of
-the bar is bfloat16's: without it this fails.
+to pad nothing would save 1.6 by the count of operations. The rest of the bar is
+bfloat16's: without it this fails.
 
     COTSPEC_DATA=... pytest tests/benchmarks/test_bench_training.py --benchmark-only -s
 """
