@@ -138,6 +138,8 @@ class Grid:
         With ``split`` and ``task``.
     demonstrations : Dataset
         From `selection.select_demonstrations`.
+    evaluated : Path, optional
+        What notebook 06 decoded, a folder for each student: it is not decoded again.
     """
 
     folder: Path
@@ -150,6 +152,7 @@ class Grid:
     aligned: Mapping[str, Dataset]
     problems: Dataset
     demonstrations: Dataset
+    evaluated: Path | None = None
     _bases: dict = field(default_factory=dict, init=False, repr=False)
     _encoded: dict = field(default_factory=dict, init=False, repr=False)
 
@@ -351,9 +354,8 @@ class Grid:
         found = [*self.examples.unique("data_format"), *self.aligned]
         needed = [*cell.data_formats, *filter(None, [cell.targets])]
         if missing := [name for name in needed if name not in found]:
-            said = f"inputs.examples, inputs.aligned: {', '.join(found)}; a cell learns"
-            said += f" from {', '.join(missing)}. Run notebook 03 with its formats."
-            raise ValueError(f"{said}data_formats, 04 with its alignment.method")
+            said = f"inputs.examples, inputs.aligned: {found}. Allowed: with {missing}"
+            raise ValueError(f"{said} (03: formats.data_formats, 04: alignment.method)")
         targets = self.aligned.get(cell.targets)
         parts = {
             "base": [cell.model, cell.start, self._base(cell).digest],
@@ -422,17 +424,12 @@ def open_grid(stage: stages.Stage, **other_alignments: Dataset) -> Grid:
         Targets beside those of the profile's method, by the method's name.
     """
     profile = stage.profile
-    aligned = {profile.alignment.method: stage.read("aligned")}
     sections = profile.formats, profile.training, profile.evaluation
-    return Grid(
-        stage.store("experiments"),
-        *sections,
-        profile.experiments.num_workers,
-        examples=stage.read("examples"),
-        aligned=aligned | other_alignments,
-        problems=stage.read("problems"),
-        demonstrations=stage.read("demonstrations"),
-    )
+    inputs = {n: stage.read(n) for n in ("examples", "problems", "demonstrations")}
+    aligned = {profile.alignment.method: stage.read("aligned")} | other_alignments
+    inputs |= {"aligned": aligned, "evaluated": stage.run / "evaluation" / "parts"}
+    workers = profile.experiments.num_workers
+    return Grid(stage.store("experiments"), *sections, workers, **inputs)
 
 
 # --- processes ------------------------------------------------------------------------
@@ -556,8 +553,13 @@ def _export(job: Job, work_dir: Path) -> None:
 def _decode(job: Job, grid: Grid) -> None:
     """Decode all that is missing of a checkpoint: a file for each unit."""
     student = grid.trained(job.cell, job.step)
+    work_dir, weights = job.folder / "predictions", models.student_digest(student)
+    for path in job.files.values() if grid.evaluated else ():
+        own = grid.evaluated / weights / path.relative_to(work_dir)
+        if own.exists() and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            artifacts.link_or_copy(own, path)
     student.model.to(models.device())
-    work_dir = job.folder / "predictions"
     options = {"checkpoint": f"step-{job.step}", "work_dir": work_dir}
     asked: dict[str, dict] = defaultdict(lambda: defaultdict(list))
     for unit in job.units:
@@ -584,8 +586,7 @@ def targets_digest(table: Dataset, method: str) -> str:
     found = pc.unique(pc.list_flatten(rules)).to_pylist()
     if _FOREIGN_RULES[method].intersection(found):
         said = f"inputs.aligned[{method!r}]: its targets were made by another method"
-        remedy = "Give this notebook notebook 04's alignment.method"
-        raise ValueError(f"{said}. Allowed: by {method!r}. {remedy}")
+        raise ValueError(f"{said}. Allowed: by {method!r}, 04's alignment.method")
     return dataset_digest(table)
 
 

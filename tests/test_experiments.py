@@ -370,11 +370,19 @@ def test_sample_matching_depends_on_no_target_distribution(model, tmp_path):
     assert num_trainings("distribution_matching") == 3
 
 
-def test_a_file_that_is_gone_is_decoded_again(cells, store, predictions, copied):
-    folder = grid_of(copied)._folder(cells[0])
-    next(folder.glob("predictions/step-4/*.parquet")).unlink()
+@pytest.mark.parametrize("is_evaluated", (False, True))
+def test_a_file_that_is_gone_is_taken_from_notebook_06_or_decoded_again(
+    cells, store, predictions, copied, tmp_path, monkeypatch, is_evaluated
+):
+    grid = grid_of(copied, evaluated=tmp_path)
+    folder = grid._folder(cells[0]) / "predictions" / "step-4"
+    if is_evaluated:
+        weights = models.student_digest(grid.trained(cells[0]))
+        shutil.copytree(folder, tmp_path / weights / "step-4")
+        monkeypatch.setattr(experiments.evaluation, "decode", None)
+    next(folder.glob("*.parquet")).unlink()
     assert sorted(states(cells, copied)) == ["finished", "to decode"]
-    again = run(cells, copied)
+    again = grid.run(cells, MEASUREMENTS)
     assert again.attrs == {"cells": 2, "trained": 0, "decoded": 1}
     pd.testing.assert_frame_equal(again, predictions)
     assert contents(copied) == contents(store)
@@ -389,8 +397,8 @@ PARTLY = {"examples": INPUTS["examples"].select(np.flatnonzero(IS_ZERO_SHOT))}
     ("given", "message"),
     (
         ({"measurements": UNKNOWN}, "no test problems of task 'gsm8k'"),
-        ({"aligned": {"dtw": aligned_by("dtw")}}, ", dtw; .* from offsets. Run"),
-        (PARTLY, "from in_context_chain.*, in_context_answer.*notebook 03"),
+        ({"aligned": {"dtw": aligned_by("dtw")}}, r"'dtw'\].*with \['offsets'\] "),
+        (PARTLY, "with .*in_context_chain.*, .in_context_answer.*03: formats"),
         ({"cells": []}, "cells or measurements: none"),
         ({"measurements": []}, "cells or measurements: none"),
     ),
