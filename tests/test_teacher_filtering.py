@@ -38,23 +38,13 @@ def test_each_reason_and_what_was_predicted():
     assert result["is_correct"][:] == [True, False, False, *[True] * 5]
 
 
-ONE_DUPLICATE = (
-    ("a", "7 + 5 = 12. The answer is 12."),
-    ("a", "7+5 = 12.  the answer is 12."),
-    ("b", "7 + 5 = 12. The answer is 12."),
-    ("a", "5 + 7 = 12. The answer is 12."),
-)
-TWINS = (
-    ("a", "He buys 7 and 5 so 12. The answer is 12."),
-    ("a", "She buys 7 and 5 so 12. The answer is 12."),
-)
+SUMS = "7 + 5 = 12. The", "7+5 = 12.  the", "7 + 5 = 12. The", "5 + 7 = 12. The"
+ONE_DUPLICATE = [
+    (q, f"{text} answer is 12.") for q, text in zip("aaba", SUMS, strict=True)
+]
+TWINS = [("a", f"{who} buys 7 and 5 so 12. The answer is 12.") for who in ("He", "She")]
 NEAR = {"drop_duplicates": True, "duplicate_similarity": 0.7}
-CAPPED = (
-    ("a", "The answer is 3."),
-    ("a", "7 + 5. The answer is 12."),
-    ("a", "6 + 6. The answer is 12."),
-    ("b", "The answer is 12."),
-)
+CAPPED = [(p[0], f"The answer is {p[1:]}.") for p in ("a3", "a12", "a12", "b12")]
 
 
 @pytest.mark.parametrize(

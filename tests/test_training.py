@@ -435,16 +435,11 @@ def run_on_two_processes(*command, **environment):
     """``accelerate launch`` starts two CPU processes only if told "multi_gpu"."""
     environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     environment |= {"ACCELERATE_USE_CPU": "true"}
-    launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2".split()
-    launcher += ["--num_machines", "1", "--mixed_precision", "no"]
-    launcher += ["--dynamo_backend", "no", "--main_process_port", "0"]
-    done = subprocess.run(
-        [sys.executable, *launcher, *command],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    launcher = "-m accelerate.commands.launch --multi_gpu --mixed_precision no "
+    launcher += "--num_processes 2 --dynamo_backend no --main_process_port 0"
+    options = {"env": os.environ | environment, "capture_output": True, "text": True}
+    command = [sys.executable, *launcher.split(), *command]
+    done = subprocess.run(command, timeout=300, **options)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
