@@ -425,7 +425,8 @@ def open_grid(stage: stages.Stage, **other_alignments: Dataset) -> Grid:
     """
     profile = stage.profile
     sections = profile.formats, profile.training, profile.evaluation
-    inputs = {n: stage.read(n) for n in ("examples", "problems", "demonstrations")}
+    inputs = {"examples": stage.read("examples"), "problems": stage.read("problems")}
+    inputs |= {"demonstrations": stage.read("demonstrations")}
     aligned = {profile.alignment.method: stage.read("aligned")} | other_alignments
     inputs |= {"aligned": aligned, "evaluated": stage.run / "evaluation" / "parts"}
     workers = profile.experiments.num_workers
