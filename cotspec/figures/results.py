@@ -162,7 +162,7 @@ def curve_panels(
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     first = panels[0, 0]
-    low, high = min(0, float(curves["low"].min())), float(curves["high"].max())
+    low, high = min(0, curves["low"].min()), max(chance or 0, curves["high"].max())
     first.set(ylabel=ylabel, ylim=(1.08 * low, 1.08 * high + 1e-3))
     first.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     if ylabel == "accuracy":

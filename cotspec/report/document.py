@@ -129,10 +129,10 @@ def ledger_columns(claims: pd.DataFrame) -> pd.DataFrame:
 def _effect(row) -> str:
     if pd.isna(row.effect):
         return ""
-    # In the claim's direction a fall is positive.
+    # In the claim's direction a fall is positive, and nothing is not -0.0.
     label = re.sub(":? falls$", " should fall", row.condition)
     sign = 1 if label == row.condition else -1
-    numbers = sign * row.effect, *sorted([sign * row.ci_low, sign * row.ci_high])
+    numbers = sign * row.effect + 0, *sorted([sign * row.ci_low, sign * row.ci_high])
     if row.unit == "points":
         return f"{label}: {percent(*numbers, signed=True)} points"
     return "{}: {:+.3f} [{:+.3f}, {:+.3f}] {}".format(label, *numbers, row.unit)
