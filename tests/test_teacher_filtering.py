@@ -67,12 +67,8 @@ def test_redundant_solutions(solutions, config, reasons):
 
 
 def test_the_funnel_counts_every_solution_once():
-    result = marked(
-        ("a", "The answer is 12."),
-        ("a", "The answer is 3."),
-        ("b", "The answer is 4."),
-        ("b", "Hm.", LENGTH),
-    )
+    solutions = [(p[0], f"The answer is {p[1:]}.") for p in ("a12", "a3", "b4")]
+    result = marked(*solutions, ("b", "Hm.", LENGTH))
     table = filtering.funnel(result).set_index("stage")
     reasons = dict.fromkeys(filtering.DROP_REASONS, 0) | {"truncated": 1, "wrong": 2}
     counts = {"sampled": 4} | reasons | {"kept": 1}

@@ -29,7 +29,6 @@ from cotspec.t5 import new_t5
 NUM_PROBLEMS, NUM_TIMED = 1_000, 6
 # The reference's micro-batches for 250M, in the order of DATA_FORMATS.
 REFERENCE_SIZES = dict(zip(DATA_FORMATS, (25, 35, 40, 60), strict=True))
-FORMATS = FormatsConfig()
 CONFIG = TrainingConfig(learning_rate=1e-4, max_steps=NUM_TIMED)
 
 
@@ -42,7 +41,7 @@ def encoded(data_dir, t5):
         row | {"sample_id": 0, "completion": solution, "drop_reason": ""}
         for row, solution in zip(problems, solutions, strict=True)
     ]
-    given = Dataset.from_list(kept), problems, FORMATS
+    given = Dataset.from_list(kept), problems, FormatsConfig()
     examples = prompts.build_examples(*given, seed=0, tokenizer=t5)
     rows = []
     for row in examples.filter(lambda row: row["sample_id"] >= 0):
@@ -51,7 +50,7 @@ def encoded(data_dir, t5):
         probs = [[0.6, 0.2, 0.1, 0.04, 0.02]] * len(ids)
         columns = {"student_ids": ids, "topk_ids": near, "topk_probs": probs}
         rows.append({"problem_id": row["problem_id"], "sample_id": 0} | columns)
-    aligned, limit = Dataset.from_list(rows), FORMATS.max_input_tokens
+    aligned, limit = Dataset.from_list(rows), FormatsConfig().max_input_tokens
     return batching.encode(examples, t5, aligned=aligned, max_input_tokens=limit)
 
 
@@ -69,13 +68,19 @@ def reference_batches(encoded):
         yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
 
-def dense_divergence(logits, batch):
-    """Fu et al., train_distill_simple.py: a whole vocabulary's, divided and logged."""
-    teacher = torch.zeros_like(logits)
-    teacher.scatter_(-1, batch["teacher_ids"], batch["teacher_probs"])
-    losses = teacher * torch.log(teacher / (logits.softmax(-1) + 1e-10) + 1e-10)
-    mask = batch["labels"] != batching.IGNORED
-    return (losses.sum(-1) * mask).sum() / mask.sum()
+def dense_gradient(logits, *targets):
+    """Fu et al., train_distill_simple.py: a whole vocabulary's, divided and logged.
+
+    Four rows at a time, or it would not fit here: all at once take over 20 GiB.
+    """
+    gradients = []
+    parts = (each.split(4) for each in (logits, *targets))
+    for rows, labels, *few in zip(*parts, strict=True):
+        teacher = torch.zeros_like(rows.requires_grad_()).scatter_(-1, *few)
+        losses = teacher * torch.log(teacher / (rows.softmax(-1) + 1e-10) + 1e-10)
+        (losses.sum(-1) * (labels != batching.IGNORED)).sum().backward()
+        gradients.append(rows.grad / (targets[0] != batching.IGNORED).sum())
+    return torch.cat(gradients)
 
 
 def train_the_reference_way(encoded, batches):
@@ -87,10 +92,11 @@ def train_the_reference_way(encoded, batches):
         given = batch["input_ids"], batch["attention_mask"]
         shifted = model.prepare_decoder_input_ids_from_labels(batch["labels"])
         logits = model(*given, shifted).logits
-        is_dense = (encoded.teacher_row[rows] >= 0).any()
-        pair = logits.flatten(0, 1), batch["labels"].flatten()
-        loss = dense_divergence(logits, batch) if is_dense else F.cross_entropy(*pair)
-        loss.backward()
+        targets = [batch[n] for n in ("labels", "teacher_ids", "teacher_probs")]
+        if (encoded.teacher_row[rows] >= 0).any():
+            logits.backward(dense_gradient(logits.detach(), *targets))
+        else:
+            F.cross_entropy(logits.flatten(0, 1), targets[0].flatten()).backward()
         optimizer.step()
         optimizer.zero_grad()
 
