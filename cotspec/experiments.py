@@ -552,7 +552,7 @@ def _export(job: Job, work_dir: Path) -> None:
 
 
 def _decode(job: Job, grid: Grid) -> None:
-    """Decode all that is missing of a checkpoint: a file for each unit."""
+    """Decode what neither the store nor notebook 06 has: a file for each unit."""
     student = grid.trained(job.cell, job.step)
     work_dir, weights = job.folder / "predictions", models.student_digest(student)
     for path in job.files.values() if grid.evaluated else ():

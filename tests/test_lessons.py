@@ -43,8 +43,7 @@ def is_published():  # a run with --seed or --set lies in the same folder
 
 
 # What an expression may name.
-NAMES = {"figure": figure, "table": table, "pairing": pairing, "studies": studies}
-NAMES |= {"np": np}
+NAMES = dict(figure=figure, table=table, pairing=pairing, studies=studies, np=np)
 
 
 @functools.cache

@@ -129,11 +129,13 @@ def test_a_world_in_which_the_paper_is_right_reproduces_every_claim(found):
     withheld = claims.claims_table(found, scale="here", withheld="machinery only")
     assert set(withheld["verdict"]) == {"not testable here"}
     assert withheld["ours"].str.contains("machinery only").all()
-    # In the claim's direction, which is down; nothing has no sign of its own.
+    # A rise of 10 points is one, though the claim's direction is down.
     numbers = ["condition", "effect", "ci_low", "ci_high", "unit"]
-    ledger.loc[0, numbers] = "x: falls", 0.0, -0.2, 0.1, "points"
+    ledger.loc[0, numbers] = "x: falls", -0.1, -0.2, -0.05, "points"
+    ledger.loc[1, numbers] = "x: falls", 0.0, -0.2, 0.1, "points"  # nor is 0 "-0.0"
     weakest = document.ledger_columns(ledger)["under test: the weakest condition"]
-    assert weakest[0] == "x should fall: +0.0 [-10.0, +20.0] points"
+    assert weakest[0] == "x should fall: +10.0 [+5.0, +20.0] points"
+    assert weakest[1] == "x should fall: +0.0 [-10.0, +20.0] points"
 
 
 @pytest.mark.parametrize(
